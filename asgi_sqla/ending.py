@@ -1,0 +1,124 @@
+"""How a unit of work ends: the only room that commits, rolls back or closes a session.
+
+Lives here: the order of events, written once as generators of steps for sync and async code alike;
+nothing is swallowed, and no step is left out because one before it failed.
+Must not know: where a step runs, or what a unit is beside its sessions.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from sqlalchemy.orm import Session
+
+from asgi_sqla.errors import SessionInUseError, UnitOfWorkDoomedError
+from asgi_sqla.guard import OWN_SCOPE, GuardedSession
+from asgi_sqla.steps import Steps, Work
+
+logger = logging.getLogger("asgi_sqla")
+
+
+class Ending(NamedTuple):
+    """What is known when a unit is to end: its sessions, the verdict, and what speaks against a commit."""
+
+    unit: object
+    works: tuple[Work, ...]
+    commit: bool
+    doom: BaseException | None
+
+    def settle(self) -> Steps:
+        """Commit every open transaction in the order of first use, or roll every one back."""
+        active = [work for work in self.works if work.session.in_transaction()]
+        committed: list[Work] = []
+        failure: Exception | None = None
+        if self.commit:
+            try:
+                self._object(active)
+                for work in active:
+                    yield _commit, work
+                    committed.append(work)
+            except Exception as exc:
+                failure = exc
+        for work in active[len(committed) :]:
+            try:
+                yield _roll_back, work
+            except Exception:
+                logger.exception("%s: ROLLBACK failed on %r", self.unit, work.source)
+        if failure is not None:
+            if committed:
+                failure.add_note(self._partial(committed, active))
+            raise failure
+
+    def close(self, cause: BaseException | None) -> Steps:
+        """Settle, then close every session for good, whatever happened before."""
+        failure: Exception | None = None
+        try:
+            yield from self.settle()
+        except Exception as exc:
+            failure = exc
+        for work in self.works:
+            if work.session.in_transaction():
+                yield _end, work
+            else:
+                _end(work.session)
+        if self._in_use(self.works) and not isinstance(failure, SessionInUseError):
+            logger.error("%s", self._still_in_use())
+            if cause is not None:
+                cause.add_note(self._still_in_use())
+        if failure is not None:
+            raise failure
+
+    def _object(self, active: list[Work]) -> None:
+        """Raise if the unit must not commit."""
+        if self.doom is not None:
+            raise UnitOfWorkDoomedError(
+                f"{self.unit} was to commit, but a scope that had joined it ended with an exception: {self.doom!r}"
+            ) from self.doom
+        if self._in_use(active):
+            raise SessionInUseError(self._still_in_use())
+
+    def _in_use(self, works: tuple[Work, ...] | list[Work]) -> bool:
+        return any(work.session.guard_in_use for work in works)
+
+    def _still_in_use(self) -> str:
+        return (
+            f"{self.unit}: a task or thread was still using a session of it at its end, so its work is rolled back "
+            "when that call returns; wait for what you start (asyncio.TaskGroup does), or have it open its own: "
+            f"{OWN_SCOPE}"
+        )
+
+    def _partial(self, committed: list[Work], active: list[Work]) -> str:
+        done = ", ".join(repr(work.source) for work in committed)
+        lost = ", ".join(repr(work.source) for work in active[len(committed) :])
+        return f"{self.unit}: COMMIT failed; these had been committed: {done}; these are rolled back: {lost}"
+
+
+def _commit(session: Session) -> None:
+    session.commit()
+
+
+def _roll_back(session: Session) -> None:
+    """Roll back; a connection on which that fails is in doubt, and leaves the pool."""
+    try:
+        session.rollback()
+    except SessionInUseError:  # whoever uses it ends it
+        raise
+    except BaseException:
+        session.invalidate()
+        raise
+
+
+def _end(session: GuardedSession) -> None:
+    """Close for good now, or have it done by whoever is in a call, when that returns."""
+    session.guard_end(_close)
+
+
+def _close(session: Session) -> None:
+    try:
+        if session.in_transaction():
+            _roll_back(session)
+    except Exception:
+        logger.exception("ROLLBACK failed on a session whose unit of work has ended")
+    finally:
+        session.close()

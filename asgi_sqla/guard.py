@@ -1,0 +1,180 @@
+"""Knows whether a session is in use now, and keeps a second user out until it is not.
+
+Lives here: the subclass that every session of ours is, of SQLAlchemy's ``Session`` or the user's
+own class. It asks "in use now?", never "whose?": frameworks run parts of one request in several
+tasks and threads, and a rollback beside a running statement poisons an asyncpg connection for good.
+Must not know: units, engines, or why a session ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from threading import Lock, get_ident
+from typing import Any, TypeAlias, cast
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, SessionTransaction
+
+from asgi_sqla.errors import SessionInUseError, UnitOfWorkEndedError, WrongEventLoopError
+
+User: TypeAlias = "asyncio.Task[Any] | int"
+"""Who makes a call: a task, or in a plain thread its identifier."""
+
+OWN_SCOPE = "async with session_scope() as session: ..."
+
+CALLS = (
+    ("begin_nested", "bulk_insert_mappings", "bulk_save_objects", "bulk_update_mappings", "close")
+    + ("commit", "connection", "delete", "delete_all", "execute", "flush", "get", "get_one")
+    + ("invalidate", "merge", "merge_all", "prepare", "refresh", "rollback", "scalar", "scalars")
+)
+"""The methods of ``Session`` that may talk to the database."""
+
+
+def current_user() -> User:
+    """Return the running task, or the thread where there is none."""
+    try:
+        return asyncio.current_task() or get_ident()
+    except RuntimeError:
+        return get_ident()
+
+
+def ended(unit: object) -> UnitOfWorkEndedError:
+    """Return the error for whoever comes after ``unit`` has ended."""
+    return UnitOfWorkEndedError(
+        f"{unit} has ended, and its sessions with it; a task, thread or callback that outlives its "
+        f"request opens its own unit of work: {OWN_SCOPE}"
+    )
+
+
+class GuardedSession(Session):
+    """A session that lets one task or thread in at a time, and nobody after its end."""
+
+    guard_unit: object = None
+    guard_users: set[User] | None = None
+    """Everybody who used the session, if the unit wants to know."""
+    _guard_loop: asyncio.AbstractEventLoop | None = None
+    _guard_user: User | None = None
+    _guard_end: Callable[[Session], None] | None = None
+    _guard_over = False
+    _guard_failed: SessionTransaction | None = None
+
+    def guard(self, unit: object, loop: asyncio.AbstractEventLoop | None, users: set[User] | None) -> None:
+        """Begin to guard. ``unit`` is named in errors; ``loop`` is the only one to let in, None for threads."""
+        self.guard_unit = unit
+        self.guard_users = users
+        self._guard_loop = loop
+        self._guard_lock = Lock()
+
+    @property
+    def guard_in_use(self) -> bool:
+        """Whether a call on the session is running now."""
+        return self._guard_lock.locked() and not self._guard_over
+
+    def guard_end(self, end: Callable[[Session], None]) -> bool:
+        """Call ``end(self)`` as the last use of the session; return whether that was done now.
+
+        When a call is running, whoever runs it does it on leaving: never under its user.
+        """
+        self._guard_end = end
+        return self._guard_end_if_idle()
+
+    def _guard_end_if_idle(self) -> bool:
+        # Whoever ends it keeps the lock for ever, so there is no second one.
+        if self._guard_end is None or not self._guard_lock.acquire(blocking=False):
+            return False
+        self._guard_user = self._guard_me()
+        self._guard_end(self)
+        self._guard_user = None
+        self._guard_over = True
+        return True
+
+    def _guard_me(self) -> User | None:
+        return get_ident() if self._guard_loop is None else asyncio.current_task()
+
+    def _guard_enter(self) -> bool:
+        """Let the caller in; return False if it is in already, further up its own stack."""
+        user = self._guard_checked_user()
+        if user == self._guard_user:
+            return False
+        if self._guard_end is not None:
+            raise ended(self.guard_unit)
+        if not self._guard_lock.acquire(blocking=False):
+            raise SessionInUseError(
+                f"a session of {self.guard_unit} is in use by {self._guard_user}; a session serves one "
+                f"task or thread at a time, so each opens its own: {OWN_SCOPE}"
+            )
+        self._guard_user = user
+        if self.guard_users is not None:
+            self.guard_users.add(current_user())
+        return True
+
+    def _guard_checked_user(self) -> User | None:
+        try:
+            user = self._guard_me()
+        except RuntimeError:
+            user = None
+        loop = self._guard_loop
+        if loop is not None and (user is None or cast("asyncio.Task[Any]", user).get_loop() is not loop):
+            raise WrongEventLoopError(
+                f"an AsyncSession of {self.guard_unit} was used outside the event loop it was made on; "
+                f"there, open a unit of work: {OWN_SCOPE}"
+            )
+        return user
+
+    def _guard_leave(self) -> None:
+        self._guard_user = None
+        self._guard_lock.release()
+        self._guard_end_if_idle()
+
+    def _guard_note_failure(self) -> None:
+        self._guard_failed = self.get_nested_transaction() or self.get_transaction()
+
+    def commit(self) -> None:
+        """Commit, as ``Session.commit()`` does, but never a transaction the server has given up.
+
+        PostgreSQL answers the COMMIT of a transaction in which a statement failed with ROLLBACK, and
+        no driver calls that an error. So after a failed statement the transaction is asked first.
+        """
+        if self._guard_failed is not None and self._guard_failed is self.get_transaction():
+            self.execute(text("SELECT 1"))
+        super().commit()
+
+
+def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
+    method: Callable[..., Any] = getattr(base, name)
+
+    @functools.wraps(method)
+    def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
+        outermost = self._guard_enter()
+        try:
+            return method(self, *args, **kwargs)
+        except DBAPIError:
+            self._guard_note_failure()
+            raise
+        finally:
+            if outermost:
+                self._guard_leave()
+
+    return call
+
+
+_classes: dict[type[Session], type[GuardedSession]] = {}
+
+
+def guarded(session_class: type[Session]) -> type[GuardedSession]:
+    """Return the guarded subclass of ``session_class``; the same one each time."""
+    if session_class not in _classes:
+        _classes[session_class] = _make_guarded(session_class)
+    return _classes[session_class]
+
+
+def _make_guarded(session_class: type[Session]) -> type[GuardedSession]:
+    base = cast("type[GuardedSession]", type(session_class.__name__, (GuardedSession, session_class), {}))
+    # The user's own methods too: SQLModel's exec() calls Session.execute() past every subclass.
+    own = session_class.__mro__[: session_class.__mro__.index(Session)]
+    names = {name for cls in own for name, value in vars(cls).items() if callable(value) and name[0] != "_"}
+    calls = {name: _guarded(name, base) for name in names.union(CALLS) if hasattr(base, name)}
+    return cast("type[GuardedSession]", type(f"Guarded{session_class.__name__}", (base,), calls))

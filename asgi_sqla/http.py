@@ -1,0 +1,70 @@
+"""One HTTP request as a unit of work: its transaction ends before its response starts.
+
+Lives here: the path of a request, on which nothing is made or awaited that it does not need.
+Must not know: how sessions are ended, or what any framework or server is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
+
+from asgi_sqla.exchange import KEY, Answered, Exchange, Rules
+from asgi_sqla.unit import UnitOfWork, enter, leave
+
+if TYPE_CHECKING:
+    from asgiref.typing import ASGIReceiveCallable, ASGISendCallable
+
+
+class Request(Exchange, UnitOfWork):
+    """The unit of work of one HTTP request, and its exchange: one object, for it is made each time."""
+
+    def __init__(self, rules: Rules, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        self._rules = rules
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        try:
+            self.loop = asyncio.get_running_loop()
+        except RuntimeError:  # trio, where only sync sessions live
+            return
+
+    @property
+    def name(self) -> str:
+        """Its method and path."""
+        return f"{self._scope.get('method')} {self._scope.get('path')}"
+
+    @property
+    def _unit(self) -> UnitOfWork:
+        return self
+
+    async def run(self) -> None:
+        """Run the application in this unit."""
+        raised: BaseException | None = None
+        token = enter(self)
+        self._scope[KEY] = self
+        try:
+            try:
+                await self._rules.app(self._scope, self._receive, self.send)
+            except GeneratorExit:  # the event loop is gone: nothing can be awaited any more
+                raise
+            except BaseException as exc:
+                raised = exc
+            if raised is not None or self._works or self._failure is not None:
+                await self._finish(raised)
+        finally:
+            self._ended = True
+            leave(token)
+            self._scope.pop(KEY, None)  # or the scope and its unit would keep each other alive
+
+    def send(self, message: Any) -> Awaitable[None]:
+        """Settle before the response starts; forward everything else as it is."""
+        if self._failure is not None:
+            raise Answered
+        if message["type"] == "http.response.start":
+            if self._works:
+                return self._settle_and_send(message)
+            self._started = True
+        forwarded: Awaitable[None] = self._send(message)
+        return forwarded

@@ -1,0 +1,87 @@
+"""The lifespan: databases checked before the application starts, engines disposed after it has stopped.
+
+Lives here: what is added to the lifespan protocol, also for an application that does not speak it.
+Must not know: units of work. None is opened here, for what start-up code starts would inherit it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from asgi_sqla.database import Database
+
+if TYPE_CHECKING:
+    from asgiref.typing import ASGI3Application, ASGIReceiveCallable, ASGISendCallable
+
+logger = logging.getLogger("asgi_sqla")
+
+
+class Lifespan:
+    """One lifespan of an application and of the engines behind it."""
+
+    def __init__(
+        self,
+        databases: Sequence[Database],
+        scope: Any,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+    ) -> None:
+        self._databases = databases
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._asked = False
+        self._disposed = False
+
+    async def run(self, app: ASGI3Application, check: bool) -> None:
+        """Pass the lifespan to ``app``, or live it in the place of one that does not speak it."""
+        if check and (failure := await self._first_failure()) is not None:
+            await self._receive()
+            await self._send_event("lifespan.startup.failed", message=failure)
+            return
+        try:
+            await app(self._scope, self.receive, self.send)
+        except Exception as exc:
+            if self._asked:
+                raise
+            logger.debug("the application does not speak lifespan: %r", exc)
+        if not self._asked:
+            await self._live()
+
+    async def receive(self) -> Any:
+        """Hand the event on, and remember that the application listens."""
+        self._asked = True
+        return await self._receive()
+
+    async def send(self, message: Any) -> None:
+        """Dispose the engines once the application has shut down, and only then say so."""
+        if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+            await self._dispose()
+        await self._send(message)
+
+    async def _live(self) -> None:
+        await self._receive()
+        await self._send_event("lifespan.startup.complete")
+        await self._receive()
+        await self._dispose()
+        await self._send_event("lifespan.shutdown.complete")
+
+    async def _first_failure(self) -> str | None:
+        for database in self._databases:
+            try:
+                await database.check()
+            except Exception as exc:
+                logger.error("%r cannot be used at start-up", database, exc_info=exc)
+                return f"{database!r} cannot be used: {type(exc).__name__}: {exc}"
+        return None
+
+    async def _dispose(self) -> None:
+        for database in self._databases:
+            if database.configured:
+                await database.async_dispose()
+
+    async def _send_event(self, kind: str, **fields: Any) -> None:
+        event: Any = {"type": kind, **fields}
+        await self._send(event)

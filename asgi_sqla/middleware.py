@@ -1,0 +1,96 @@
+"""``SQLAlchemyMiddleware``: frozen configuration around an ASGI application.
+
+Lives here: what a user configures, checked at once, and which part of ASGI goes where.
+Must not know: how a request, a conversation or a lifespan goes on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from asgi_sqla.answers import Answers, ErrorResponses
+from asgi_sqla.database import Database, db
+from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.exchange import KEY, Rules
+from asgi_sqla.http import Request
+from asgi_sqla.lifespan import Lifespan
+from asgi_sqla.verdict import CommitOn, below_400, verdict_of
+from asgi_sqla.websocket import Conversation
+
+if TYPE_CHECKING:
+    from asgiref.typing import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
+    from sqlalchemy.engine import URL
+
+
+class SQLAlchemyMiddleware:
+    """Gives every request of an ASGI 3 application one unit of work, ended before its response starts.
+
+    ``database`` is a ``Database`` or a sequence of them: those it checks at start-up and disposes at
+    shutdown, for a unit serves any. Left out, it is the global ``db``, which ``url`` configures.
+    ``commit_on`` says which responses commit: a container of statuses, or a callable of the ASGI
+    scope and the start message that returns a bool; below 400 if left out. ``error_responses`` maps
+    exception classes to a status from 400 to 599, or to an ASGI application, for the answer to a
+    failed COMMIT and to an exception that reaches this middleware; otherwise a failed COMMIT is
+    answered 500 and raised on. ``check_on_startup`` connects to every database first.
+
+    Raises ConfigurationError when an argument is wrong, at once.
+    """
+
+    def __init__(
+        self,
+        app: ASGI3Application,
+        database: Database | Sequence[Database] | None = None,
+        *,
+        url: str | URL | None = None,
+        commit_on: CommitOn = below_400,
+        error_responses: ErrorResponses | None = None,
+        check_on_startup: bool = False,
+    ) -> None:
+        _check_application(app)
+        self._databases = _databases(database, url)
+        self._check_on_startup = check_on_startup
+        self._rules = Rules(app, verdict_of(commit_on), Answers(error_responses))
+        self._app = app
+
+    def __repr__(self) -> str:
+        return f"SQLAlchemyMiddleware({self._app!r}, {self._databases!r})"
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Serve one ASGI connection."""
+        kind = scope["type"]
+        if kind == "http" and KEY not in scope:
+            await Request(self._rules, scope, receive, send).run()
+        elif kind == "websocket" and KEY not in scope:
+            await Conversation(self._rules, scope, receive, send).run()
+        elif kind == "lifespan":
+            await Lifespan(self._databases, scope, receive, send).run(self._app, self._check_on_startup)
+        else:
+            await self._app(scope, receive, send)
+
+
+def _check_application(app: Any) -> None:
+    try:
+        inspect.signature(app).bind("scope", "receive", "send")
+    except TypeError:
+        raise ConfigurationError(
+            f"app={app!r} is no ASGI 3 application, a callable of (scope, receive, send); "
+            "write SQLAlchemyMiddleware(app, database), the application first"
+        ) from None
+    except ValueError:
+        return  # a callable, but one that does not tell its parameters
+
+
+def _databases(database: Database | Sequence[Database] | None, url: str | URL | None) -> tuple[Database, ...]:
+    if url is not None:
+        if database is not None:
+            raise ConfigurationError(f"url={url!r} and database={database!r}: url= is for the global db; pass one")
+        db.configure(url)
+    if database is None:
+        return (db,)
+    databases = (database,) if isinstance(database, Database) else tuple(database)
+    for one in databases:
+        if not isinstance(one, Database):
+            raise ConfigurationError(f"database={one!r} is no Database; write SQLAlchemyMiddleware(app, Database(url))")
+    return databases

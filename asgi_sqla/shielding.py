@@ -1,0 +1,48 @@
+"""Lets work that has begun run to its end, whoever cancels its caller.
+
+Lives here: the one combination that holds against both kinds of cancellation.
+Must not know: what the work is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from anyio import CancelScope
+
+T = TypeVar("T")
+logger = logging.getLogger("asgi_sqla")
+
+
+async def to_completion(work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work`` until it is done; only then let a cancellation of the caller through.
+
+    anyio's shield alone does not stop a plain ``task.cancel()``; a task of its own alone is woken
+    without pause under a cancelled anyio scope. The CancelledError raised is the one received: anyio
+    does not know any other as its own. A failure of ``work`` that it would hide is logged.
+    """
+    with CancelScope(shield=True):
+        try:
+            task = asyncio.create_task(work)
+        except RuntimeError:  # trio knows no task.cancel(), so the shield is enough
+            return await work
+        cancelled = await _wait(task)
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        logger.error("failed while its caller was being cancelled", exc_info=failure)
+    raise cancelled
+
+
+async def _wait(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
+    """Wait until ``task`` is done, and return the last cancellation that came meanwhile."""
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    return cancelled

@@ -1,0 +1,66 @@
+"""SQLite as an application needs it: foreign keys, WAL, a busy timeout, transactions that begin.
+
+Lives here: what is set on the SQLite engines we make ourselves.
+Must not know: who uses them; and it never touches an engine that was handed in.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from itertools import count
+from typing import Any, Literal, TypeAlias
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine
+
+from asgi_sqla.errors import ConfigurationError
+
+TransactionMode: TypeAlias = Literal["deferred", "immediate"]
+BUSY_TIMEOUT = 5.0
+"""Seconds a statement waits for another connection's lock before ``database is locked``."""
+
+_memories = count(1)
+
+
+def is_memory(url: URL) -> bool:
+    """Whether ``url`` names a database that is in no file."""
+    return url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+
+
+def shared_memory(url: URL) -> tuple[URL, sqlite3.Connection]:
+    """Return the URL of a new in-memory database, and the connection that keeps it alive.
+
+    Every connection of the process to that URL sees the one database, each in a transaction of its
+    own: SQLite's ``memdb`` file system locks it as it would a file. (A plain ``:memory:`` is another
+    database in every thread, and one shared connection lets a rollback undo everybody's work.)
+    """
+    if sqlite3.sqlite_version_info < (3, 36):
+        raise ConfigurationError(
+            f"url={url!r}: an in-memory database shared by all sessions needs SQLite 3.36 or newer, "
+            f"this Python has {sqlite3.sqlite_version}; name a file instead"
+        )
+    name = f"file:/asgi_sqla_{next(_memories)}"
+    anchor = sqlite3.connect(f"{name}?vfs=memdb", uri=True, check_same_thread=False)
+    return url.set(database=name, query={"vfs": "memdb", "uri": "true"}), anchor
+
+
+def prepare(engine: Engine, mode: TransactionMode) -> None:
+    """Give every connection of ``engine`` our settings and every transaction a real BEGIN."""
+    wal = not {"memdb", "ro", "1"}.intersection(str(engine.url.query.get(key)) for key in ("vfs", "mode", "immutable"))
+
+    def on_connect(connection: Any, _record: object) -> None:
+        # None keeps the driver from beginning, late and only for some statements, by itself.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA foreign_keys=ON")
+        if wal:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.close()
+
+    statement = f"BEGIN {mode.upper()}"
+
+    def on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(statement)
+
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "begin", on_begin)

@@ -1,0 +1,99 @@
+"""A websocket conversation: each message is a request, and an idle socket holds nothing.
+
+Lives here: when the unit of a message ends, and whether that can be told at all.
+Must not know: how sessions are ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from asgi_sqla.exchange import KEY, Answered, Exchange, Rules
+from asgi_sqla.guard import current_user
+from asgi_sqla.unit import UnitOfWork, enter, leave
+
+if TYPE_CHECKING:
+    from asgiref.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable
+
+
+class Message(UnitOfWork):
+    """The unit of work of one message, or of what comes before the first."""
+
+    def __init__(self, path: str, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._path = path
+        self.loop = loop
+        self.users = set()
+
+    @property
+    def name(self) -> str:
+        """The path of its websocket."""
+        return f"WEBSOCKET {self._path}"
+
+
+class Conversation(Exchange):
+    """One websocket: a unit after the other."""
+
+    _started = True
+
+    def __init__(self, rules: Rules, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        self._rules = rules
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        try:
+            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:  # trio, where only sync sessions live
+            self._loop = None
+        self._message = self._next()
+
+    @property
+    def _unit(self) -> UnitOfWork:
+        return self._message
+
+    async def run(self) -> None:
+        """Run the application, each message in a unit of its own."""
+        raised: BaseException | None = None
+        token = enter(self._message)
+        try:
+            try:
+                await self._rules.app(self._scope, self.receive, self.send)
+            except GeneratorExit:  # the event loop is gone: nothing can be awaited any more
+                raise
+            except BaseException as exc:
+                raised = exc
+            await self._finish(raised)
+        finally:
+            leave(token)
+            self._scope.pop(KEY, None)
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """End the unit of the message before, if that can be told from this call, and await the next.
+
+        It can when nobody but this task has used the unit's sessions: then what it did is done. Where
+        another task reads ahead, the call says nothing about the work in hand, and the unit goes on.
+        """
+        message = self._message
+        if message.used and message.users == {current_user()} and self._loop is not None:
+            try:
+                await message.close(commit=True)
+            finally:
+                self._message = self._next()
+                enter(self._message)
+        event: ASGIReceiveEvent = await self._receive()
+        return event
+
+    async def send(self, message: Any) -> None:
+        """Forward; a denial response is judged by its status, before it starts."""
+        if self._failure is not None:
+            raise Answered
+        if message["type"] == "websocket.http.response.start":
+            self._started = False
+            await self._settle_and_send(message)
+        else:
+            await self._send(message)
+
+    def _next(self) -> Message:
+        message = Message(self._scope.get("path", ""), self._loop)
+        self._scope[KEY] = message
+        return message

@@ -1,0 +1,108 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox>=2025.2.9"]
+# ///
+"""The one door to the tools: ``nox -l`` lists what it opens."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = "CI" in os.environ
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+OLDEST = PYTHONS[0]
+INSTALLED = {"PYTHONSAFEPATH": "1"}
+"""Keeps the checkout off the path, so that the tests import the wheel."""
+
+
+def build_wheel(session: nox.Session) -> str:
+    """Build the wheel once per run, and return its path."""
+    folder = Path(session.cache_dir) / "wheel"
+    if not getattr(build_wheel, "done", False):
+        shutil.rmtree(folder, ignore_errors=True)
+        session.install("build")
+        session.run("python", "-m", "build", "--wheel", "--outdir", str(folder), silent=True)
+        build_wheel.done = True  # type: ignore[attr-defined]  # once per run of nox
+    (wheel,) = folder.glob("*.whl")
+    return str(wheel)
+
+
+def group(name: str) -> list[str]:
+    """Return a dependency group without the package itself, which is installed as a wheel."""
+    wanted = nox.project.dependency_groups(PROJECT, name)
+    return [requirement for requirement in wanted if not requirement.startswith("asgi-sqla")]
+
+
+def install_wheel(session: nox.Session, *extras: str) -> None:
+    """Install the wheel with ``extras``, and what the tests need."""
+    session.install(f"{build_wheel(session)}[{','.join(extras)}]", *group("test"))
+
+
+def run_pytest(session: nox.Session, *arguments: str) -> None:
+    """Run pytest on the installed wheel."""
+    session.run("pytest", *arguments, *session.posargs, env=INSTALLED)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests, on SQLite and on the PostgreSQL of a wheel."""
+    install_wheel(session, "demo", "postgresql", "sqlite")
+    run_pytest(session, "-n", "2")
+
+
+@nox.session(python=OLDEST)
+def floors(session: nox.Session) -> None:
+    """Run the tests with exactly the oldest runtime dependencies we name."""
+    install_wheel(session, "demo", "postgresql", "sqlite")
+    pins = [re.sub(r">=", "==", requirement) for requirement in PROJECT["project"]["dependencies"]]
+    session.install(*pins)
+    run_pytest(session, "-n", "2")
+
+
+@nox.session(python=OLDEST)
+def lint(session: nox.Session) -> None:
+    """Check the style and the form of everything."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python=OLDEST)
+def types(session: nox.Session) -> None:
+    """Check the types, twice over, and that the published ones are complete."""
+    install_wheel(session, "demo", "postgresql", "sqlite")
+    session.install(*group("types"), "nox")
+    session.run("mypy")
+    session.run("pyright")
+    session.run("pyright", "--verifytypes", "asgi_sqla", "--ignoreexternal")
+
+
+@nox.session(python=OLDEST)
+def build(session: nox.Session) -> None:
+    """Build what is published, and check that the index would render it."""
+    session.install(*group("build"))
+    shutil.rmtree("dist", ignore_errors=True)
+    session.run("python", "-m", "build")
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
+
+
+@nox.session(python=OLDEST)
+def demo(session: nox.Session) -> None:
+    """Run the tour: a real server, a real client, every promise checked."""
+    session.install(f"{build_wheel(session)}[demo]")
+    session.run("python", "-P", "-m", "asgi_sqla.demo", *session.posargs)
+
+
+if __name__ == "__main__":
+    nox.main()

@@ -1,0 +1,45 @@
+"""Fixtures for every test: a database of each kind, and a witness of what is in it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from support.databases import Backend, backend_names, make_backend, sqlite_backend
+
+from asgi_sqla import Database
+
+
+@pytest.fixture(params=backend_names())
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    """Return each database under test in turn, empty."""
+    backend = make_backend(request.param, tmp_path)
+    yield backend
+    backend.witness.dispose()
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Backend]:
+    """Return an empty SQLite file."""
+    backend = sqlite_backend(tmp_path)
+    yield backend
+    backend.witness.dispose()
+
+
+@pytest.fixture
+async def database(backend: Backend) -> AsyncIterator[Database]:
+    """Return a ``Database`` on the backend, and check after the test that no connection is out."""
+    database = Database(backend.url)
+    yield database
+    gc.collect()
+    out = connections_out(database)
+    await database.async_dispose()
+    assert out == 0
+
+
+def connections_out(database: Database) -> int:
+    """Return how many connections of both pools are checked out."""
+    pools = [database.engine.pool, database.async_engine.pool]
+    return sum(pool.checkedout() for pool in pools)  # type: ignore[attr-defined]  # both are queue pools

@@ -1,0 +1,120 @@
+"""HTTP: what is committed, when, and what the client is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+from support.asgi import Call, respond
+from support.databases import NO_OWNER, Backend, Item
+
+from asgi_sqla import Database, SQLAlchemyMiddleware, current_unit
+
+KINDS = ["sync", "async"]
+
+
+async def write(database: Database, kind: str, **fields: Any) -> None:
+    """Insert an item through the session of ``kind``."""
+    if kind == "sync":
+        database.session.add(Item(**fields))
+        database.session.flush()
+    else:
+        database.async_session.add(Item(**fields))
+        await database.async_session.flush()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("status", "kept"), [(200, True), (201, True), (303, True), (400, False), (500, False)])
+async def test_the_status_decides(database: Database, backend: Backend, kind: str, status: int, kept: bool) -> None:
+    """Below 400 commits, everything else rolls back."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await write(database, kind, name="a")
+        await respond(send, status)
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+
+    assert call.raised is None
+    assert call.status == status
+    assert backend.names() == (["a"] if kept else [])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_commit_comes_before_the_response_start(database: Database, backend: Backend, kind: str) -> None:
+    """When the client sees the status, another connection sees the row."""
+    seen: list[list[str]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await write(database, kind, name="a")
+        await respond(send, 201)
+
+    call = Call(SQLAlchemyMiddleware(app, database))
+
+    async def on_start(_message: Any) -> None:
+        seen.append(backend.names())
+
+    call.on_start = on_start
+    await call()
+
+    assert seen == [["a"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_failed_commit_is_answered_500_and_raised(database: Database, backend: Backend, kind: str) -> None:
+    """The client gets one response, the server the driver's own exception, and nothing else runs."""
+    after: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await write(database, kind, name="a", owner_id=NO_OWNER)
+        await respond(send, 201)
+        after.append("background task")
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+
+    assert isinstance(call.raised, IntegrityError)
+    assert call.starts == [500]
+    assert call.body == b"Internal Server Error"
+    assert after == []
+    assert backend.names() == []
+
+
+async def test_a_mapped_failure_is_answered_as_mapped(database: Database, backend: Backend) -> None:
+    """A status in error_responses is the answer, and nothing is raised."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await write(database, "async", name="a", owner_id=NO_OWNER)
+        await respond(send, 201)
+
+    call = await Call(SQLAlchemyMiddleware(app, database, error_responses={IntegrityError: 409}))()
+
+    assert call.raised is None
+    assert call.starts == [409]
+
+
+async def test_rollback_only(database: Database, backend: Backend) -> None:
+    """A dry run answers as always and keeps nothing."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await write(database, "async", name="a")
+        current_unit().rollback_only()
+        await respond(send, 201)
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+
+    assert (call.raised, call.status, backend.names()) == (None, 201, [])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_raised_error_goes_through(database: Database, backend: Backend, kind: str) -> None:
+    """The same exception object leaves the middleware, and nothing is kept."""
+    error = ValueError("no")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await write(database, kind, name="a")
+        raise error
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+
+    assert call.raised is error
+    assert (call.starts, backend.names()) == ([], [])
