@@ -24,17 +24,22 @@ async def to_completion(work: Coroutine[Any, Any, T]) -> T:
     without pause under a cancelled anyio scope. The CancelledError raised is the one received: anyio
     does not know any other as its own. A failure of ``work`` that it would hide is logged.
     """
-    with CancelScope(shield=True):
-        try:
-            task = asyncio.create_task(work)
-        except RuntimeError:  # trio knows no task.cancel(), so the shield is enough
-            return await work
-        cancelled = await _wait(task)
+    try:
+        task = asyncio.create_task(work)
+    except RuntimeError:  # trio knows no task.cancel(), so the shield is enough
+        return await _shielded(work)
+    cancelled = await _shielded(_wait(task))
     if cancelled is None:
         return task.result()
     if not task.cancelled() and (failure := task.exception()) is not None:
         logger.error("failed while its caller was being cancelled", exc_info=failure)
     raise cancelled
+
+
+async def _shielded(work: Coroutine[Any, Any, T]) -> T:
+    with CancelScope(shield=True):
+        return await work
+    raise AssertionError  # a scope that nobody cancels swallows nothing
 
 
 async def _wait(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
