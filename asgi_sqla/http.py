@@ -60,11 +60,12 @@ class Request(Exchange, UnitOfWork):
 
     def send(self, message: Any) -> Awaitable[None]:
         """Settle before the response starts; forward everything else as it is."""
-        if self._failure is not None:
-            raise Answered
-        if message["type"] == "http.response.start":
-            if self._works:
-                return self._settle_and_send(message)
-            self._started = True
+        if not self._started:
+            if self._failure is not None:
+                raise Answered
+            if message["type"] == "http.response.start":
+                if self._works:
+                    return self._settle_and_send(message)
+                self._started = True
         forwarded: Awaitable[None] = self._send(message)
         return forwarded
