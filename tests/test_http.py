@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import IntegrityError
 from support.asgi import Call, respond
 from support.databases import NO_OWNER, Backend, Item
 
@@ -72,7 +71,7 @@ async def test_a_failed_commit_is_answered_500_and_raised(database: Database, ba
 
     call = await Call(SQLAlchemyMiddleware(app, database))()
 
-    assert isinstance(call.raised, IntegrityError)
+    assert isinstance(call.raised, backend.commit_error)
     assert call.starts == [500]
     assert call.body == b"Internal Server Error"
     assert after == []
@@ -86,7 +85,7 @@ async def test_a_mapped_failure_is_answered_as_mapped(database: Database, backen
         await write(database, "async", name="a", owner_id=NO_OWNER)
         await respond(send, 201)
 
-    call = await Call(SQLAlchemyMiddleware(app, database, error_responses={IntegrityError: 409}))()
+    call = await Call(SQLAlchemyMiddleware(app, database, error_responses={backend.commit_error: 409}))()
 
     assert call.raised is None
     assert call.starts == [409]

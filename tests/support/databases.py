@@ -1,4 +1,4 @@
-"""Real databases for the tests: SQLite files, and the PostgreSQL that comes in a wheel."""
+"""Real databases for the tests: SQLite files, the PostgreSQL that comes in a wheel, and a MariaDB that is there."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, MetaData, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, MetaData, String, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool
-from sqlalchemy.schema import ForeignKey
+from sqlalchemy.schema import ForeignKey, ForeignKeyConstraint
+
+from support.services import mariadb_url, missing
 
 
 class Base(DeclarativeBase):
@@ -35,12 +39,19 @@ class Item(Base):
 
     __tablename__ = "item"
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
     owner_id: Mapped[int | None] = mapped_column(ForeignKey("owner.id", deferrable=True, initially="DEFERRED"))
 
 
 NO_OWNER = 404
-"""An ``owner_id`` that fails at COMMIT, where constraints may be deferred."""
+"""An ``owner_id`` that fails at COMMIT, with ``Backend.commit_error``."""
+
+MARIADB_DRIVERS = ("asyncmy", "aiomysql", "pymysql", "mysqldb")
+
+
+@compiles(ForeignKeyConstraint, "mysql", "mariadb")
+def no_constraint(*_: Any, **__: Any) -> None:
+    """Leave out what MariaDB would check at once; ``check_owners`` stands in for it at COMMIT."""
 
 
 @functools.cache
@@ -79,6 +90,15 @@ class Backend:
     def is_postgresql(self) -> bool:
         return self.witness.dialect.name == "postgresql"
 
+    @property
+    def is_mariadb(self) -> bool:
+        return self.name in MARIADB_DRIVERS
+
+    @property
+    def commit_error(self) -> type[DBAPIError]:
+        """What the COMMIT of an item with ``NO_OWNER`` raises; on MariaDB, that of a lost connection."""
+        return OperationalError if self.is_mariadb else IntegrityError
+
     def names(self) -> list[str]:
         """Return the names of the committed items, as another connection sees them."""
         with self.witness.connect() as connection:
@@ -86,6 +106,8 @@ class Backend:
 
     def backends(self, state: str = "%") -> int:
         """Return how many connections the server knows beside the witness, in ``state``."""
+        if self.is_mariadb:
+            return len(mariadb_connections(self.witness, state))
         query = text(
             "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' "
             "AND datname = current_database() AND pid <> pg_backend_pid() AND coalesce(state, '') LIKE :state"
@@ -95,6 +117,8 @@ class Backend:
 
     def terminate(self) -> int:
         """Terminate every connection beside the witness; return how many there were."""
+        if self.is_mariadb:
+            return sum(mariadb_kill(self.witness, each) for each in mariadb_connections(self.witness))
         query = text(
             "SELECT count(pg_terminate_backend(pid, 2000)) FROM pg_stat_activity "
             "WHERE backend_type = 'client backend' AND datname = current_database() AND pid <> pg_backend_pid()"
@@ -120,11 +144,82 @@ def postgresql_backend(name: str, driver: str) -> Backend:
     return Backend(name, url.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False), witness)
 
 
+@functools.cache
+def mariadb_witness() -> Engine:
+    """Return an engine, by pymysql, of a new database that only this process uses; it is dropped with it."""
+    url = mariadb_url()
+    if url is None:
+        missing("no MariaDB: set ASGI_SQLA_TEST_MARIADB_URL, or start one on 127.0.0.1:3306")
+    server = create_engine(url.set(drivername=f"{url.get_backend_name()}+pymysql"), poolclass=NullPool)
+    name = f"asgi_sqla_test_{os.getpid()}"
+    with server.connect() as connection:
+        connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
+        connection.execute(text(f"CREATE DATABASE {name} CHARACTER SET utf8mb4"))
+    witness = create_engine(server.url.set(database=name), poolclass=NullPool)
+    Base.metadata.create_all(witness)
+    event.listen(Engine, "commit", check_owners)
+    atexit.register(drop_mariadb, witness)
+    return witness
+
+
+def drop_mariadb(witness: Engine) -> None:
+    """Drop the database, whoever still uses it."""
+    for each in mariadb_connections(witness):
+        mariadb_kill(witness, each)
+    with witness.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {witness.url.database}"))
+
+
+def mariadb_backend(driver: str) -> Backend:
+    """Return this process's MariaDB database, its tables empty, under ``driver``."""
+    witness = mariadb_witness()
+    empty(witness)
+    url = witness.url.set(drivername=f"{witness.url.get_backend_name()}+{driver}")
+    return Backend(driver, url.render_as_string(hide_password=False), witness)
+
+
+def check_owners(connection: Connection) -> None:
+    """Kill the connection of an item with ``NO_OWNER`` before its COMMIT, for MariaDB defers no constraint."""
+    if (
+        connection.dialect.name not in ("mysql", "mariadb")
+        or connection.engine.url.database != mariadb_witness().url.database
+    ):
+        return
+    query = f"SELECT connection_id() FROM item WHERE owner_id = {NO_OWNER}"
+    identifier = connection.exec_driver_sql(query).scalar()
+    if identifier is not None:
+        mariadb_kill(mariadb_witness(), identifier)
+
+
+def mariadb_connections(witness: Engine, state: str = "%") -> list[int]:
+    """Return what connections to the database there are beside the witness, in a state that PostgreSQL's name says."""
+    query = text(
+        "SELECT id, CASE WHEN command <> 'Sleep' THEN 'active' WHEN trx_id IS NULL THEN 'idle' "
+        "ELSE 'idle in transaction' END AS state "
+        "FROM information_schema.processlist LEFT JOIN information_schema.innodb_trx ON trx_mysql_thread_id = id "
+        "WHERE db = database() AND id <> connection_id() HAVING state LIKE :state"
+    )
+    with witness.connect() as connection:
+        return list(connection.execute(query, {"state": state}).scalars())
+
+
+def mariadb_kill(witness: Engine, identifier: int) -> bool:
+    """Kill a connection, and return whether there was one."""
+    with witness.connect() as connection:
+        try:
+            connection.execute(text(f"KILL {identifier}"))
+        except DBAPIError:
+            return False
+    return True
+
+
 def empty(witness: Engine) -> None:
     """Delete every row of every table."""
     with witness.begin() as connection:
         if witness.dialect.name == "postgresql":
             connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+        elif witness.dialect.name in ("mysql", "mariadb"):
+            connection.execute(text("SET SESSION innodb_lock_wait_timeout = 5"))
         for table in reversed(Base.metadata.sorted_tables):
             connection.execute(table.delete())
 
@@ -133,6 +228,8 @@ def make_backend(name: str, folder: Path) -> Backend:
     """Return the backend a test parameter names."""
     if name == "sqlite":
         return sqlite_backend(folder)
+    if name in MARIADB_DRIVERS:
+        return mariadb_backend(name)
     return postgresql_backend(name, name)
 
 
