@@ -71,6 +71,14 @@ def floors(session: nox.Session) -> None:
 
 
 @nox.session(python=OLDEST)
+def matrix(session: nox.Session) -> None:
+    """Run every framework, server, driver and worker for real, and print the matrix."""
+    install_wheel(session, "demo", "postgresql", "sqlite")
+    session.install(*group("matrix"))
+    run_pytest(session, "-n", "2", "--dist", "loadgroup", "tests/matrix")
+
+
+@nox.session(python=OLDEST)
 def lint(session: nox.Session) -> None:
     """Check the style and the form of everything."""
     session.install(*group("lint"))

@@ -1,0 +1,1 @@
+"""The matrix: every framework, server, driver and worker people use, each for real."""
