@@ -63,7 +63,8 @@ ERROR_RESPONSES: ErrorResponses = MappingProxyType(
     }
 )
 """Ready for ``error_responses=``: 409 for a broken constraint; 503 with ``Retry-After`` when the pool
-has no connection to give, or the database refuses, drops or gives up one."""
+has no connection to give, or the database refuses, drops or gives up one. (A connection that was lost
+counts as an OperationalError here, whatever its driver raised.)"""
 
 
 def _checked(given: Any) -> dict[type[BaseException], ASGI3Application]:
@@ -118,7 +119,11 @@ class Answers:
         return True
 
     def _find(self, failure: BaseException) -> ASGI3Application | None:
-        return next((self._mapping[cls] for cls in type(failure).__mro__ if cls in self._mapping), None)
+        classes = type(failure).__mro__
+        if isinstance(failure, exc.DBAPIError) and failure.connection_invalidated:
+            # A lost connection is an InterfaceError to one driver and an OperationalError to the next.
+            classes = (*classes[: classes.index(exc.DBAPIError)], *exc.OperationalError.__mro__)
+        return next((self._mapping[cls] for cls in classes if cls in self._mapping), None)
 
 
 class _ErrorsOnly:
