@@ -8,7 +8,7 @@ Must not know: units, sessions, when an answer is due.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asgi_sqla")
 
-ErrorResponses: TypeAlias = "Mapping[type[BaseException], int | ASGI3Application]"
+ErrorResponses: TypeAlias = Mapping[type[BaseException], int | Callable[[Any, Any, Any], Awaitable[None]]]
 
 
 class Answer:

@@ -18,6 +18,7 @@ from sqlalchemy.sql import text
 from asgi_sqla.engines import Engines
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.guard import GuardedSession, guarded
+from asgi_sqla.sessions import Manner
 from asgi_sqla.sqlite import TransactionMode
 from asgi_sqla.unit import current_unit
 
@@ -140,17 +141,19 @@ class Database:
         """
         return current_unit().async_session(self)
 
-    def make_session(self, **options: Any) -> GuardedSession:
+    def make_session(self, manner: Manner, options: Mapping[str, Any]) -> GuardedSession:
         """Return a new ``Session`` for a unit of work; yours is ``session``."""
-        engines = self._ready()
-        return self._sync_class(bind=engines.sync(), **{**self._options, **options})
+        engine = self._ready().sync()
+        if manner.isolation_level is not None:
+            engine = engine.execution_options(isolation_level=manner.isolation_level)
+        return self._sync_class(bind=engine, **{**self._options, **options})
 
-    def make_async_session(self, **options: Any) -> AsyncSession:
+    def make_async_session(self, manner: Manner, options: Mapping[str, Any]) -> AsyncSession:
         """Return a new ``AsyncSession`` for a unit of work; yours is ``async_session``."""
-        engines = self._ready()
-        return self._async_class(
-            bind=engines.asynchronous(), sync_session_class=self._sync_class, **{**self._options, **options}
-        )
+        engine = self._ready().asynchronous()
+        if manner.isolation_level is not None:
+            engine = engine.execution_options(isolation_level=manner.isolation_level)
+        return self._async_class(bind=engine, sync_session_class=self._sync_class, **{**self._options, **options})
 
     def dispose(self) -> None:
         """Close the idle connections of the sync engine, if it was made here. It may be used again."""

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import AsyncGenerator, Mapping
 from importlib.util import find_spec
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, Engine
@@ -24,6 +24,9 @@ from sqlalchemy.pool import QueuePool
 from asgi_sqla import sqlite
 from asgi_sqla.errors import ConfigurationError, MissingDriverError, WrongEventLoopError
 from asgi_sqla.urls import Target, parse, translate
+
+Role: TypeAlias = Literal["write", "read", "snapshot"]
+"""What an engine is for: anything; reading in autocommit; reading in a transaction, isolated as asked."""
 
 _all: weakref.WeakSet[Engines] = weakref.WeakSet()
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from threading import Lock, get_ident
 from typing import Any, TypeAlias, cast
 
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -53,6 +53,10 @@ class GuardedSession(Session):
     """A session that lets one task or thread in at a time, and nobody after its end."""
 
     guard_unit: object = None
+    guard_error: Exception | None = None
+    """The last error of the database that a call ran into."""
+    guard_committed = False
+    """Whether a transaction of the session is in the database for good."""
     guard_users: set[User] | None = None
     """Everybody who used the session, if the unit wants to know."""
     _guard_loop: asyncio.AbstractEventLoop | None = None
@@ -129,7 +133,8 @@ class GuardedSession(Session):
         self._guard_lock.release()
         self._guard_end_if_idle()
 
-    def _guard_note_failure(self) -> None:
+    def _guard_note_failure(self, failure: Exception) -> None:
+        self.guard_error = failure
         self._guard_failed = self.get_nested_transaction() or self.get_transaction()
 
     def commit(self) -> None:
@@ -151,14 +156,19 @@ def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
         outermost = self._guard_enter()
         try:
             return method(self, *args, **kwargs)
-        except DBAPIError:
-            self._guard_note_failure()
+        except DBAPIError as exc:
+            self._guard_note_failure(exc)
             raise
         finally:
             if outermost:
                 self._guard_leave()
 
     return call
+
+
+@event.listens_for(GuardedSession, "after_commit")
+def _note_commit(session: Session) -> None:
+    cast("GuardedSession", session).guard_committed = True
 
 
 _classes: dict[type[Session], type[GuardedSession]] = {}

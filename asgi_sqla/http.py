@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
+from asgi_sqla.context import enter, leave
 from asgi_sqla.exchange import KEY, Answered, Exchange, Rules
-from asgi_sqla.unit import UnitOfWork, enter, leave
+from asgi_sqla.unit import UnitOfWork
 
 if TYPE_CHECKING:
     from asgiref.typing import ASGIReceiveCallable, ASGISendCallable
@@ -51,7 +52,7 @@ class Request(Exchange, UnitOfWork):
                 raise
             except BaseException as exc:
                 raised = exc
-            if raised is not None or self._works or self._failure is not None:
+            if raised is not None or self._used or self._failure is not None:
                 await self._finish(raised)
         finally:
             self._ended = True
@@ -64,7 +65,7 @@ class Request(Exchange, UnitOfWork):
             if self._failure is not None:
                 raise Answered
             if message["type"] == "http.response.start":
-                if self._works:
+                if self._used:
                     return self._settle_and_send(message)
                 self._started = True
         forwarded: Awaitable[None] = self._send(message)

@@ -7,8 +7,8 @@ Must not know: how a request, a conversation or a lifespan goes on.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asgi_sqla.answers import Answers, ErrorResponses
 from asgi_sqla.database import Database, db
@@ -20,8 +20,10 @@ from asgi_sqla.verdict import CommitOn, below_400, verdict_of
 from asgi_sqla.websocket import Conversation
 
 if TYPE_CHECKING:
-    from asgiref.typing import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
     from sqlalchemy.engine import URL
+
+Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+"""Any ASGI 3 application. asgiref's own type would refuse Starlette's, which has other mappings in it."""
 
 
 class SQLAlchemyMiddleware:
@@ -40,7 +42,7 @@ class SQLAlchemyMiddleware:
 
     def __init__(
         self,
-        app: ASGI3Application,
+        app: Application,
         database: Database | Sequence[Database] | None = None,
         *,
         url: str | URL | None = None,
@@ -57,7 +59,7 @@ class SQLAlchemyMiddleware:
     def __repr__(self) -> str:
         return f"SQLAlchemyMiddleware({self._app!r}, {self._databases!r})"
 
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one ASGI connection."""
         kind = scope["type"]
         if kind == "http" and KEY not in scope:

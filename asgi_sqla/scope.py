@@ -17,9 +17,10 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, cast
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
+from asgi_sqla.context import Unit, enter, leave
 from asgi_sqla.database import Database, db
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.unit import UnitOfWork, enter, inherited_unit, leave
+from asgi_sqla.unit import Job, UnitOfWork, inherited_unit
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -59,19 +60,6 @@ def session_scope(
     return SessionScope(database or db, propagation, dict(session_options or {}))
 
 
-class Job(UnitOfWork):
-    """The unit of work of one scope."""
-
-    def __init__(self, name: str, loop: asyncio.AbstractEventLoop | None) -> None:
-        self._name = name
-        self.loop = loop
-
-    @property
-    def name(self) -> str:
-        """The decorated function, or plainly ``session_scope()``."""
-        return self._name
-
-
 class SessionScope:
     """What ``session_scope()`` returns: for ``with``, ``async with``, or as a decorator."""
 
@@ -85,7 +73,7 @@ class SessionScope:
         self._options = options
         self._name = name
         self._unit: UnitOfWork | None = None
-        self._token: Token[UnitOfWork | None] | None = None
+        self._token: Token[Unit | None] | None = None
         self._savepoint: SessionTransaction | AsyncSessionTransaction | None = None
 
     def __enter__(self) -> Session:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from typing import Any, Protocol, TypeAlias
+from typing import TypeAlias
 
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,24 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from asgi_sqla.guard import GuardedSession
 
 
-class Source(Protocol):
-    """Where sessions come from: a ``Database``, which lives above."""
-
-    def make_session(self, **options: Any) -> GuardedSession:
-        """Return a new ``Session``."""
-        ...
-
-    def make_async_session(self, **options: Any) -> AsyncSession:
-        """Return a new ``AsyncSession`` around a guarded one."""
-        ...
-
-
 class Work:
     """One session of a unit: its sync core, and the ``AsyncSession`` around that, if it has one."""
 
     __slots__ = ("async_session", "session", "source")
 
-    def __init__(self, source: Source, session: GuardedSession, async_session: AsyncSession | None) -> None:
+    def __init__(self, source: object, session: GuardedSession, async_session: AsyncSession | None) -> None:
         self.source = source
         self.session = session
         self.async_session = async_session

@@ -1,31 +1,33 @@
 """The unit of work: all that one request, one socket message or one job does to its databases.
 
-Lives here: ``UnitOfWork``, and the one ContextVar that holds the current one.
+Lives here: ``UnitOfWork``, what it gives out, and when its end and its callbacks happen.
 Must not know: ASGI, HTTP statuses, how a database is configured.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Mapping
-from contextlib import suppress
-from contextvars import ContextVar, Token
+import logging
+from collections.abc import Callable, Mapping
 from threading import Lock
-from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
+from sqlalchemy import event
+from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
+from asgi_sqla.callbacks import Callback, Callbacks, Moment, check_callback
+from asgi_sqla.context import current, enter, inherited, leave
 from asgi_sqla.ending import Ending
-from asgi_sqla.errors import NoUnitOfWorkError, WrongEventLoopError
-from asgi_sqla.guard import OWN_SCOPE, GuardedSession, User, current_user, ended
+from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.guard import GuardedSession, ended
+from asgi_sqla.sessions import NONE, Manner, Sessions, Source
 from asgi_sqla.shielding import to_completion
-from asgi_sqla.steps import Source, Steps, Work, walk, walk_async
+from asgi_sqla.steps import Steps, walk, walk_async
 
+logger = logging.getLogger("asgi_sqla")
 _making = Lock()
-_current: ContextVar[UnitOfWork | None] = ContextVar("asgi_sqla_unit", default=None)
 
 
 class UnitOfWork:
@@ -37,11 +39,17 @@ class UnitOfWork:
     """
 
     # Defaults of the class, so that a unit nobody uses costs next to nothing to make.
+    attempt = 1
+    """How many times this request or function has been begun, itself counted."""
     loop: asyncio.AbstractEventLoop | None = None
     """The event loop its AsyncSessions live on; None where there is none."""
-    users: set[User] | None = None
-    """Everybody who used its sessions, kept only where someone needs to know."""
-    _works: Mapping[tuple[Source, bool], Work] = MappingProxyType({})
+    isolation_level: str | None = None
+    """The isolation level of its transactions, None for the engine's own."""
+    sessions: Sessions = NONE
+    """Its sessions, for the rooms that end it."""
+    _callbacks: Callbacks | None = None
+    _begin_hooks: tuple[Callable[[Connection], object], ...] = ()
+    _used = False
     _ended = False
     _rollback_only = False
     _doom: BaseException | None = None
@@ -51,13 +59,18 @@ class UnitOfWork:
         """What it is called in errors and logs."""
         return "without a name"
 
+    @property
+    def read_only(self) -> bool:
+        """Whether it only reads: in autocommit, refusing writes."""
+        return False
+
     def __repr__(self) -> str:
         return f"<UnitOfWork {self.name} {'ended' if self._ended else 'open'}>"
 
     @property
     def used(self) -> bool:
-        """Whether any session was made."""
-        return bool(self._works)
+        """Whether any session was made, or any callback registered."""
+        return self._used
 
     @property
     def ended(self) -> bool:
@@ -68,111 +81,177 @@ class UnitOfWork:
         """Have the unit roll back whatever the response status, as for a dry run. It is no error."""
         self._rollback_only = True
 
+    def on_commit(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None:
+        """Call ``callback(*args, **kwargs)`` once every database of the unit has committed.
+
+        Callbacks are called in order, before the response leaves, each in a scope of its own, so that
+        it may use the database. A plain function runs where it was registered, on the event loop or
+        in a worker thread; what an async one returns is awaited. One registered inside a savepoint
+        that is rolled back is dropped. An exception is logged, and the next one called.
+
+        Raises ConfigurationError for an async callback in a unit that has no event loop.
+        """
+        self._add_callback("commit", callback, args, kwargs)
+
+    def on_rollback(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None:
+        """Call ``callback(*args, **kwargs)`` once the unit, or the savepoint it is in, was rolled back.
+
+        All else is as for ``on_commit``.
+        """
+        self._add_callback("rollback", callback, args, kwargs)
+
+    def on_begin(self, hook: Callable[[Connection], object]) -> None:
+        """Call ``hook(connection)`` at the begin of every transaction of the unit, as for ``SET LOCAL``.
+
+        ``connection`` is a sync ``Connection``, under an ``AsyncSession`` too. It is called again after
+        a commit the application made in the middle.
+
+        Raises ConfigurationError once a transaction has begun, for that one would go without.
+        """
+        if self.sessions.in_transaction or (self.read_only and self.sessions is not NONE):
+            raise ConfigurationError(
+                f"hook={hook!r} comes too late for a transaction of {self}; register it before the first query"
+            )
+        self._begin_hooks = (*self._begin_hooks, hook)
+
     def doom(self, cause: BaseException) -> None:
         """Make it an error to commit this unit, because ``cause`` left a scope that had joined it."""
         self._doom = self._doom or cause
 
     def session(self, source: Source, **options: Any) -> Session:
         """Return this unit's ``Session`` of ``source``, made on first use with ``options``."""
-        work = self._works.get((source, False))
-        if work is None:
-            work = self._add(source, source.make_session(**options), None)
-        elif self.users is not None:
-            self.users.add(current_user())
-        return work.session
+        return self._open_sessions().sync(source, self._manner(), options)
 
     def async_session(self, source: Source, **options: Any) -> AsyncSession:
         """Return this unit's ``AsyncSession`` of ``source``, made on first use with ``options``.
 
         Raises WrongEventLoopError on any event loop but the unit's own.
         """
-        self._check_loop()
-        work = self._works.get((source, True))
-        if work is None:
-            made = source.make_async_session(**options)
-            assert isinstance(made.sync_session, GuardedSession)
-            work = self._add(source, made.sync_session, made)
-        elif self.users is not None:
-            self.users.add(current_user())
-        assert work.async_session is not None
-        return work.async_session
-
-    def _add(self, source: Source, session: GuardedSession, async_session: AsyncSession | None) -> Work:
-        if self._ended:
-            raise ended(self)
-        asynchronous = async_session is not None
-        session.guard(self, self.loop if asynchronous else None, self.users)
-        if self.users is not None:
-            self.users.add(current_user())
-        with _making:  # of two threads that come first at once, both get the one session
-            work = self._works.get((source, asynchronous), Work(source, session, async_session))
-            self._works = {**self._works, (source, asynchronous): work}
-        return work
-
-    def _check_loop(self) -> None:
-        if self.loop is None:
-            raise WrongEventLoopError(
-                f"{self} has no asyncio event loop to use an AsyncSession on; use the sync session in it, "
-                f"or open a unit of work in async code: {OWN_SCOPE}"
-            )
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is not self.loop:
-            where = "in a thread without an event loop" if running is None else "on another event loop"
-            raise WrongEventLoopError(
-                f"an AsyncSession of {self} was asked for {where}; use the sync session there, "
-                f"or open a unit of work: {OWN_SCOPE}"
-            )
+        return self._open_sessions().asynchronous(source, self._manner(), options)
 
     async def settle(self, commit: bool) -> None:
         """Commit, or roll back, every open transaction; the sessions stay usable.
 
         All commit in the order of first use. If one cannot, it and those after it are rolled back
-        and its exception is raised, with a note of what had been committed. A cancellation waits.
+        and its exception is raised, with a note of what had been committed. Callbacks are called. A
+        cancellation waits.
         """
-        if self._doom is not None or self._active():
-            await to_completion(walk_async(self._ending(commit).settle()))
+        if self._has_work():
+            await to_completion(self._end(self._ending(commit).settle(), commit))
 
     async def close(self, commit: bool, cause: BaseException | None = None) -> None:
         """Settle, then close every session for good. ``cause`` is the exception the unit ends with."""
-        if self._doom is not None or self._active():
-            await to_completion(walk_async(self._closing(commit, cause)))
+        steps = self._closing(commit, cause)
+        if self._has_work():
+            await to_completion(self._end(steps, commit))
         else:
-            walk(self._closing(commit, cause))
+            walk(steps)
 
     def close_now(self, commit: bool, cause: BaseException | None = None) -> None:
         """Do what ``close`` does, in this thread; for a unit without an event loop."""
-        walk(self._closing(commit, cause))
+        committed = False
+        try:
+            walk(self._closing(commit, cause))
+            committed = commit and not self._rollback_only
+        finally:
+            for callback in self._due(committed):
+                Job(f"{callback} of {self.name}", None).run(callback)
 
-    def _active(self) -> bool:
-        return any(work.session.in_transaction() for work in self._works.values())
+    async def _end(self, steps: Steps, commit: bool) -> None:
+        committed = False
+        try:
+            await walk_async(steps)
+            committed = commit and not self._rollback_only
+        finally:
+            for callback in self._due(committed):
+                await Job(f"{callback} of {self.name}", self.loop).run_async(callback)
+
+    def _has_work(self) -> bool:
+        return self._doom is not None or self._callbacks is not None or self.sessions.in_transaction
 
     def _ending(self, commit: bool) -> Ending:
-        return Ending(self, tuple(self._works.values()), commit and not self._rollback_only, self._doom)
+        return Ending(self, self.sessions.works, commit and not self._rollback_only, self._doom)
 
     def _closing(self, commit: bool, cause: BaseException | None) -> Steps:
         ending = self._ending(commit)
         self._ended = True
         return ending.close(cause)
 
+    def _due(self, committed: bool) -> list[Callback]:
+        return [] if self._callbacks is None else self._callbacks.take(committed=committed)
 
-def enter(unit: UnitOfWork) -> Token[UnitOfWork | None]:
-    """Make ``unit`` the current one; the token undoes it in ``leave``."""
-    return _current.set(unit)
+    def _add_callback(
+        self, moment: Moment, function: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> None:
+        check_callback(function, loop=self.loop, unit=self)
+        if self._ended:
+            raise ended(self)
+        self._used = True
+        self._callbacks = self._callbacks or Callbacks()
+        self._callbacks.add(moment, function, args, kwargs, self.sessions.begun())
+
+    def _open_sessions(self) -> Sessions:
+        if self._ended:
+            raise ended(self)
+        self._used = True
+        if self.sessions is NONE:
+            with _making:  # of two threads that come first at once, both get the same
+                self.sessions = Sessions(self, self.loop) if self.sessions is NONE else self.sessions
+        return self.sessions
+
+    def _manner(self) -> Manner:
+        if not self.read_only:
+            return Manner("write", self.isolation_level)
+        autocommit = self.isolation_level is None and not self._begin_hooks
+        return Manner("read" if autocommit else "snapshot", self.isolation_level)
 
 
-def leave(token: Token[UnitOfWork | None]) -> None:
-    """Undo ``enter``. In another context than the one entered there is nothing to undo."""
-    with suppress(ValueError):
-        _current.reset(token)
+class Job(UnitOfWork):
+    """A unit of work outside a request: one ``session_scope()``, or one callback."""
+
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop | None, *, read_only: bool = False) -> None:
+        self._name = name
+        self._read_only = read_only
+        self.loop = loop
+
+    @property
+    def name(self) -> str:
+        """The decorated function, the callback, or plainly ``session_scope()``."""
+        return self._name
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it only reads."""
+        return self._read_only
+
+    def run(self, callback: Callback) -> None:
+        """Call ``callback`` in this unit; a failure is logged, for what it follows is done."""
+        token = enter(self)
+        try:
+            callback.call_now()
+            self.close_now(commit=True)
+        except Exception as exc:
+            logger.exception("%s failed", self.name)
+            self.close_now(commit=False, cause=exc)
+        finally:
+            leave(token)
+
+    async def run_async(self, callback: Callback) -> None:
+        """Call ``callback`` in this unit; a failure is logged, for what it follows is done."""
+        token = enter(self)
+        try:
+            await callback.call()
+            await self.close(commit=True)
+        except Exception as exc:
+            logger.exception("%s failed", self.name)
+            await self.close(commit=False, cause=exc)
+        finally:
+            leave(token)
 
 
 def inherited_unit() -> UnitOfWork | None:
     """Return the open unit of this context, if there is one."""
-    unit = _current.get()
-    return None if unit is None or unit.ended else unit
+    return cast("UnitOfWork | None", inherited())
 
 
 def current_unit() -> UnitOfWork:
@@ -180,21 +259,34 @@ def current_unit() -> UnitOfWork:
 
     Raises NoUnitOfWorkError outside any, and UnitOfWorkEndedError where only an ended one is known.
     """
-    unit = _current.get()
-    if unit is None:
-        raise NoUnitOfWorkError(
-            "no unit of work here; wrap the application in SQLAlchemyMiddleware(app, database), or outside "
-            f"a request open one: with session_scope() as session: ..., {OWN_SCOPE}"
-        )
-    if unit.ended:
-        raise ended(unit)
-    return unit
+    return cast("UnitOfWork", current())
 
 
-def _forget_after_fork() -> None:
-    # The parent's unit holds the parent's connections.
-    _current.set(None)
+def on_commit(callback: Callable[..., object], *args: object, **kwargs: object) -> None:
+    """Do what ``current_unit().on_commit()`` does; outside any unit of work, call ``callback`` at once.
+
+    There, an async one raises ConfigurationError: await it instead.
+    """
+    unit = inherited_unit()
+    if unit is not None:
+        unit.on_commit(callback, *args, **kwargs)
+        return
+    check_callback(callback, loop=None, unit="code outside any unit of work")
+    callback(*args, **kwargs)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
+def _begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    unit = cast("GuardedSession", session).guard_unit
+    if isinstance(unit, UnitOfWork) and not transaction.nested:
+        for hook in unit._begin_hooks:
+            hook(connection)
+
+
+def _undo_callbacks(session: Session, rolled_back: SessionTransaction) -> None:
+    unit = cast("GuardedSession", session).guard_unit
+    if isinstance(unit, UnitOfWork) and unit._callbacks is not None:
+        unit._callbacks.undo(rolled_back)
+
+
+event.listen(GuardedSession, "after_begin", _begin)
+event.listen(GuardedSession, "after_soft_rollback", _undo_callbacks)

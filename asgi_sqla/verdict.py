@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from asgi_sqla.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from asgiref.typing import ASGISendEvent, Scope
+    from asgiref.typing import Scope
 
-Verdict: TypeAlias = "Callable[[Scope, ASGISendEvent], bool]"
-CommitOn: TypeAlias = "Container[int] | Verdict"
+Verdict: TypeAlias = Callable[[Any, Any], bool]
+"""A function of the ASGI scope and of the ``http.response.start`` message."""
+CommitOn: TypeAlias = Container[int] | Verdict
 
 STATUSES = range(100, 600)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from asgi_sqla.context import enter, leave
 from asgi_sqla.exchange import KEY, Answered, Exchange, Rules
 from asgi_sqla.guard import current_user
-from asgi_sqla.unit import UnitOfWork, enter, leave
+from asgi_sqla.sessions import Sessions
+from asgi_sqla.unit import UnitOfWork
 
 if TYPE_CHECKING:
     from asgiref.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable
@@ -23,7 +25,8 @@ class Message(UnitOfWork):
     def __init__(self, path: str, loop: asyncio.AbstractEventLoop | None) -> None:
         self._path = path
         self.loop = loop
-        self.users = set()
+        self.sessions = Sessions(self, loop)
+        self.sessions.users = set()
 
     @property
     def name(self) -> str:
@@ -74,7 +77,7 @@ class Conversation(Exchange):
         another task reads ahead, the call says nothing about the work in hand, and the unit goes on.
         """
         message = self._message
-        if message.used and message.users == {current_user()} and self._loop is not None:
+        if message.used and message.sessions.users == {current_user()} and self._loop is not None:
             try:
                 await message.close(commit=True)
             finally:

@@ -1,0 +1,119 @@
+"""Callbacks of a unit of work: what is called after its commit, or after its rollback.
+
+Lives here: which callbacks are due, with savepoints taken into account, and how one is called.
+Must not know: when a unit ends, or in which scope a callback runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, NamedTuple, TypeAlias
+
+from anyio import CapacityLimiter, to_thread
+from sqlalchemy.orm import SessionTransaction
+
+from asgi_sqla.errors import ConfigurationError
+
+Moment: TypeAlias = Literal["commit", "rollback"]
+
+
+class Callback(NamedTuple):
+    """One callable with its arguments, and where and under which transactions it was registered."""
+
+    moment: Moment
+    function: Callable[..., object]
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+    begun: tuple[SessionTransaction, ...]
+    on_loop: bool
+
+    def __str__(self) -> str:
+        return f"on_{self.moment} callback {getattr(self.function, '__qualname__', self.function)}"
+
+    def call_now(self) -> None:
+        """Call it here."""
+        self.function(*self.args, **self.kwargs)
+
+    async def call(self) -> None:
+        """Call it where it was registered: on the event loop, or in a worker thread; await what it returns."""
+        if self.on_loop or is_async(self.function):
+            result = self.function(*self.args, **self.kwargs)
+        else:
+            result = await to_thread.run_sync(
+                lambda: self.function(*self.args, **self.kwargs), limiter=CapacityLimiter(1)
+            )
+        if inspect.isawaitable(result):
+            await result
+
+
+class Callbacks:
+    """The callbacks of one unit, in the order of their registration."""
+
+    __slots__ = ("_undone", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: list[Callback] = []
+        self._undone: list[Callback] = []
+
+    def add(
+        self,
+        moment: Moment,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        begun: Iterable[SessionTransaction],
+    ) -> None:
+        """Register ``function``, dependent on the transactions begun so far."""
+        self._waiting.append(Callback(moment, function, args, kwargs, tuple(begun), _loop_is_running()))
+
+    def undo(self, rolled_back: SessionTransaction) -> None:
+        """Take note that a transaction or savepoint was rolled back, and all that was done in it."""
+        undone = [callback for callback in self._waiting if _within(callback.begun, rolled_back)]
+        self._undone += undone
+        self._waiting = [callback for callback in self._waiting if callback not in undone]
+
+    def take(self, *, committed: bool) -> list[Callback]:
+        """Return the callbacks that are due, once: of a savepoint that was rolled back, on_rollback ones only."""
+        waiting, undone = self._waiting, self._undone
+        self._waiting, self._undone = [], []
+        moment = "commit" if committed else "rollback"
+        return [one for one in undone if one.moment == "rollback"] + [one for one in waiting if one.moment == moment]
+
+
+def is_async(function: Callable[..., object]) -> bool:
+    """Whether calling ``function`` gives something to await."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def check_callback(function: object, *, loop: object, unit: object) -> None:
+    """Raise ConfigurationError unless ``function`` can be called at the end of ``unit``, which runs on ``loop``."""
+    if not callable(function):
+        raise ConfigurationError(
+            f"callback={function!r} cannot be called; pass the function and its arguments, not its result"
+        )
+    if loop is None and is_async(function):
+        raise ConfigurationError(
+            f"callback={function!r} is async, and {unit} ends where nothing can be awaited; "
+            "pass a plain function, or open the scope with: async with session_scope()"
+        )
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _within(begun: tuple[SessionTransaction, ...], rolled_back: SessionTransaction) -> bool:
+    """Whether one of ``begun`` is ``rolled_back``, or a savepoint inside it."""
+    for transaction in begun:
+        inside: SessionTransaction | None = transaction
+        while inside is not None:
+            if inside is rolled_back:
+                return True
+            inside = inside.parent
+    return False

@@ -1,0 +1,66 @@
+"""The one ContextVar: which unit of work is the current one here.
+
+Lives here: entering, leaving, asking.
+Must not know: what a unit does.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from contextvars import ContextVar, Token
+from typing import Protocol
+
+from asgi_sqla.errors import NoUnitOfWorkError
+from asgi_sqla.guard import OWN_SCOPE, ended
+
+
+class Unit(Protocol):
+    """All that is known of a unit here."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        ...
+
+
+_current: ContextVar[Unit | None] = ContextVar("asgi_sqla_unit", default=None)
+
+
+def enter(unit: Unit) -> Token[Unit | None]:
+    """Make ``unit`` the current one; the token undoes it in ``leave``."""
+    return _current.set(unit)
+
+
+def leave(token: Token[Unit | None]) -> None:
+    """Undo ``enter``. In another context than the one entered there is nothing to undo."""
+    with suppress(ValueError):
+        _current.reset(token)
+
+
+def inherited() -> Unit | None:
+    """Return the unit of this context, if there is one and it is open."""
+    unit = _current.get()
+    return None if unit is None or unit.ended else unit
+
+
+def current() -> Unit:
+    """Return the unit of this context, or raise the error that says what to write."""
+    unit = _current.get()
+    if unit is None:
+        raise NoUnitOfWorkError(
+            "no unit of work here; wrap the application in SQLAlchemyMiddleware(app, database), or outside "
+            f"a request open one: with session_scope() as session: ..., {OWN_SCOPE}"
+        )
+    if unit.ended:
+        raise ended(unit)
+    return unit
+
+
+def _forget_after_fork() -> None:
+    # The parent's unit holds the parent's connections.
+    _current.set(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

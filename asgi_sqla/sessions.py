@@ -1,0 +1,124 @@
+"""The sessions of one unit of work: at most one of each kind for each database.
+
+Lives here: when a session is made, and on which event loop it may be.
+Must not know: how it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from threading import Lock
+from typing import Any, NamedTuple, Protocol
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
+
+from asgi_sqla.engines import Role
+from asgi_sqla.errors import WrongEventLoopError
+from asgi_sqla.guard import OWN_SCOPE, GuardedSession, User, current_user
+from asgi_sqla.steps import Work
+
+
+class Manner(NamedTuple):
+    """How a session is to work: on which of its database's engines, and how isolated."""
+
+    role: Role
+    isolation_level: str | None
+
+
+class Source(Protocol):
+    """Where sessions come from: a ``Database``, which lives above."""
+
+    def make_session(self, manner: Manner, options: Mapping[str, Any]) -> GuardedSession:
+        """Return a new ``Session``."""
+        ...
+
+    def make_async_session(self, manner: Manner, options: Mapping[str, Any]) -> AsyncSession:
+        """Return a new ``AsyncSession`` around a guarded one."""
+        ...
+
+
+class Sessions:
+    """The sessions of ``unit``, in the order of first use."""
+
+    __slots__ = ("_by_source", "_lock", "_loop", "_unit", "users", "works")
+
+    def __init__(self, unit: object, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._unit = unit
+        self._loop = loop
+        self._lock = Lock()
+        self._by_source: dict[tuple[Source, bool], Work] = {}
+        self.works: tuple[Work, ...] = ()
+        self.users: set[User] | None = None
+        """Everybody who used a session, kept only where someone needs to know."""
+
+    def sync(self, source: Source, manner: Manner, options: Mapping[str, Any]) -> Session:
+        """Return the ``Session`` of ``source``, made on first use."""
+        work = self._by_source.get((source, False))
+        if work is None:
+            work = self._add(source, source.make_session(manner, options), None)
+        if self.users is not None:
+            self.users.add(current_user())
+        return work.session
+
+    def asynchronous(self, source: Source, manner: Manner, options: Mapping[str, Any]) -> AsyncSession:
+        """Return the ``AsyncSession`` of ``source``, made on first use; only on the unit's event loop."""
+        self._check_loop()
+        work = self._by_source.get((source, True))
+        if work is None:
+            made = source.make_async_session(manner, options)
+            assert isinstance(made.sync_session, GuardedSession)
+            work = self._add(source, made.sync_session, made)
+        if self.users is not None:
+            self.users.add(current_user())
+        assert work.async_session is not None
+        return work.async_session
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether any of them is."""
+        return any(work.session.in_transaction() for work in self.works)
+
+    @property
+    def has_committed(self) -> bool:
+        """Whether anything is in a database for good already."""
+        return any(work.session.guard_committed for work in self.works)
+
+    def begun(self) -> list[SessionTransaction]:
+        """Return the innermost transaction, or savepoint, that each is in."""
+        innermost = [work.session.get_nested_transaction() or work.session.get_transaction() for work in self.works]
+        return [transaction for transaction in innermost if transaction is not None]
+
+    def failures(self) -> list[Exception]:
+        """Return the last error of the database that each ran into."""
+        return [work.session.guard_error for work in self.works if work.session.guard_error is not None]
+
+    def _add(self, source: Source, session: GuardedSession, async_session: AsyncSession | None) -> Work:
+        asynchronous = async_session is not None
+        session.guard(self._unit, self._loop if asynchronous else None, self.users)
+        with self._lock:  # of two threads that come first at once, both get the one session
+            work = self._by_source.setdefault((source, asynchronous), Work(source, session, async_session))
+            self.works = tuple(self._by_source.values())
+        return work
+
+    def _check_loop(self) -> None:
+        if self._loop is None:
+            raise WrongEventLoopError(
+                f"{self._unit} has no asyncio event loop to use an AsyncSession on; use the sync session in it, "
+                f"or open a unit of work in async code: {OWN_SCOPE}"
+            )
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not self._loop:
+            where = "in a thread without an event loop" if running is None else "on another event loop"
+            raise WrongEventLoopError(
+                f"an AsyncSession of {self._unit} was asked for {where}; use the sync session there, "
+                f"or open a unit of work: {OWN_SCOPE}"
+            )
+
+
+NONE = Sessions(None, None)
+"""The sessions of a unit that nobody has used."""
