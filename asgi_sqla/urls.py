@@ -48,10 +48,17 @@ _LIBPQ = ("psycopg", "psycopg2")
 _ASYNCPG_NUMBERS = ("command_timeout", "max_cached_statement_lifetime", "timeout")
 _ASYNCPG_INTEGERS = ("max_cacheable_statement_size", "statement_cache_size")
 _ASYNCPG_KNOWN = frozenset(
-    ("gsslib", "host", "krbsrvname", "passfile", "port", "prepared_statement_cache_size")
-    + ("service", "ssl", "target_session_attrs")
+    ("gsslib", "host", "krbsrvname", "passfile", "password", "port", "prepared_statement_cache_size")
+    + ("service", "ssl", "target_session_attrs", "user")
 )
+_SECRET = re.compile("odbc_connect|pass(?!file)|pwd|secret|token", re.IGNORECASE)
 _SETTING = re.compile(r"(?:-c\s*|--)(?P<name>[\w.]+)=(?P<value>(?:\\.|\S)*)\s*")
+
+
+def shown(url: URL) -> str:
+    """Return ``url`` as errors and logs may hold it: without its passwords, also those in its query."""
+    hidden = {key: "..." for key in url.query if _SECRET.search(key)}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def parse(url: str | URL, argument: str = "url") -> URL:
@@ -66,7 +73,7 @@ def parse(url: str | URL, argument: str = "url") -> URL:
         )
     try:
         parsed = make_url(url)  # ArgumentError too for what is neither text nor URL
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
         raise ConfigurationError(
             f"{argument} is no database URL (it is not shown, for it may hold a password); "
             'write one such as "postgresql://user:password@host/name"'
@@ -77,7 +84,7 @@ def parse(url: str | URL, argument: str = "url") -> URL:
         parsed.get_dialect()
     except (ArgumentError, ImportError):
         raise ConfigurationError(
-            f"{argument}={parsed!r}: SQLAlchemy knows no dialect {parsed.drivername!r}; "
+            f"{argument}={shown(parsed)}: SQLAlchemy knows no dialect {parsed.drivername!r}; "
             f"well known are {', '.join(sorted(BACKENDS))}"
         ) from None
     return parsed
@@ -91,6 +98,8 @@ def translate(url: URL, *, asynchronous: bool, installed: Callable[[str], bool])
     ConfigurationError when the URL holds what the driver chosen cannot be told.
     """
     driver = _driver(url, asynchronous, installed)
+    if driver is None:
+        return Target(url, {})
     target = url.set(drivername=f"{url.get_backend_name()}+{driver}")
     if driver == "asyncpg":
         return _for_asyncpg(target)
@@ -99,13 +108,15 @@ def translate(url: URL, *, asynchronous: bool, installed: Callable[[str], bool])
     return Target(target, {})
 
 
-def _driver(url: URL, asynchronous: bool, installed: Callable[[str], bool]) -> str:
+def _driver(url: URL, asynchronous: bool, installed: Callable[[str], bool]) -> str | None:
+    """Return the name of the driver; None where only the one the URL names is known."""
     name = url.get_backend_name()
     # psycopg and oracledb serve both kinds under one name; SQLAlchemy has a second one for async.
     given = url.drivername.partition("+")[2].removesuffix("_async")
     backend = BACKENDS.get(name)
     if backend is None or (given and given not in backend.sync + backend.asynchronous):
-        return _foreign_driver(url, asynchronous)
+        _check_foreign(url, asynchronous)
+        return None
     candidates = backend.asynchronous if asynchronous else backend.sync
     if given in candidates:
         candidates = (given,)
@@ -114,20 +125,18 @@ def _driver(url: URL, asynchronous: bool, installed: Callable[[str], bool]) -> s
             return driver
     kind = "async" if asynchronous else "sync"
     raise MissingDriverError(
-        f"url={url!r} needs {' or '.join(candidates)} as its {kind} driver, which is not installed; "
+        f"url={shown(url)} needs {' or '.join(candidates)} as its {kind} driver, which is not installed; "
         f"write: pip install 'asgi-sqla[{backend.extra}]'"
     )
 
 
-def _foreign_driver(url: URL, asynchronous: bool) -> str:
-    """Return the driver of a dialect that is not in the table: it serves its own kind only."""
-    dialect = url.get_dialect()
-    if getattr(dialect, "is_async", False) is not asynchronous:
+def _check_foreign(url: URL, asynchronous: bool) -> None:
+    """Raise unless a dialect or driver that is not in the table is of the kind: it serves only its own."""
+    if getattr(url.get_dialect(), "is_async", False) is not asynchronous:
         wanted, argument = ("async", "async_engine") if asynchronous else ("sync", "engine")
         raise ConfigurationError(
-            f"url={url!r}: no {wanted} driver is known beside {url.drivername!r}; pass {argument}= to Database"
+            f"url={shown(url)}: no {wanted} driver is known beside {url.drivername!r}; pass {argument}= to Database"
         )
-    return url.drivername.partition("+")[2] or str(dialect.driver)
 
 
 def _for_asyncpg(url: URL) -> Target:
@@ -145,7 +154,7 @@ def _for_asyncpg(url: URL) -> Target:
             arguments[key] = _number(url, key, query.pop(key), int if key in _ASYNCPG_INTEGERS else float)
     if unknown := sorted(query.keys() - _ASYNCPG_KNOWN):
         raise ConfigurationError(
-            f"url={url!r}: asyncpg takes no {unknown[0]!r}; leave it out, or install psycopg and write "
+            f"url={shown(url)}: asyncpg takes no {unknown[0]!r}; leave it out, or install psycopg and write "
             "postgresql+psycopg://, which serves sync and async"
         )
     if settings:
@@ -160,7 +169,7 @@ def _server_settings(url: URL, query: dict[str, Any]) -> dict[str, str]:
     found = list(_SETTING.finditer(options)) if isinstance(options, str) else []
     if "".join(match.group() for match in found) != options:
         raise ConfigurationError(
-            f"url={url!r}: options={options!r} cannot be told to asyncpg; write only '-c name=value' in it"
+            f"url={shown(url)}: options={options!r} cannot be told to asyncpg; write only '-c name=value' in it"
         )
     settings.update((match["name"], re.sub(r"\\(.)", r"\1", match["value"])) for match in found)
     if "application_name" in query:
@@ -172,7 +181,7 @@ def _number(url: URL, key: str, value: object, kind: type[float]) -> float:
     try:
         return kind(str(value))
     except ValueError:
-        raise ConfigurationError(f"url={url!r}: {key}={value!r} is no number; write seconds or a size") from None
+        raise ConfigurationError(f"url={shown(url)}: {key}={value!r} is no number; write seconds or a size") from None
 
 
 def _ssl_mode(value: Any) -> Any:
@@ -184,7 +193,8 @@ def _for_libpq(url: URL) -> URL:
     if "ssl" in query:
         query["sslmode"] = _ssl_mode(query.pop("ssl"))
     if "timeout" in query:
-        query["connect_timeout"] = str(round(_number(url, "timeout", query.pop("timeout"), float)))
+        # libpq takes whole seconds, and 0 for ever.
+        query["connect_timeout"] = str(max(1, round(_number(url, "timeout", query.pop("timeout"), float))))
     if "command_timeout" in query:
         seconds = _number(url, "command_timeout", query.pop("command_timeout"), float)
         query["options"] = f"{query.get('options', '')} -c statement_timeout={round(seconds * 1000)}".strip()
