@@ -83,8 +83,8 @@ class Database:
             "url": url,
             "engine": engine,
             "async_engine": async_engine,
-            "engine_options": dict(engine_options or {}),
-            "session_options": dict(session_options or {}),
+            "engine_options": _options("engine_options", engine_options),
+            "session_options": _options("session_options", session_options),
             "transaction_mode": transaction_mode,
         }
         if arguments == self._arguments:
@@ -186,6 +186,12 @@ def _select_one(engine: Engine) -> None:
         connection.execute(text("SELECT 1"))
 
 
+def _options(argument: str, given: Any) -> dict[str, Any]:
+    if not isinstance(given, Mapping | None):
+        raise ConfigurationError(f'{argument}={given!r} is no mapping; write {argument}={{"name": value}}')
+    return dict(given or {})
+
+
 def _check(arguments: dict[str, Any]) -> None:
     engine, async_engine = arguments["engine"], arguments["async_engine"]
     if arguments["url"] is None and engine is None and async_engine is None:
@@ -202,6 +208,9 @@ def _check(arguments: dict[str, Any]) -> None:
             f"async_engine={async_engine!r} is no AsyncEngine; pass what create_async_engine() returned, "
             "and a sync Engine as engine="
         )
+    if arguments["engine_options"] and arguments["url"] is None:
+        given = arguments["engine_options"]
+        raise ConfigurationError(f"engine_options={given!r} are for engines made from a URL; leave them out")
     if arguments["transaction_mode"] not in (None, "deferred", "immediate"):
         raise ConfigurationError(
             f'transaction_mode={arguments["transaction_mode"]!r} is none of "deferred" and "immediate"'
@@ -215,6 +224,10 @@ def _session_classes(options: dict[str, Any]) -> tuple[type[GuardedSession], typ
         raise ConfigurationError(
             f"session_options: close_resets_only={options['close_resets_only']!r}; leave it out, for a "
             "session that revives itself after its unit has ended leaks a connection"
+        )
+    if "bind" in options:
+        raise ConfigurationError(
+            f"session_options: bind={options['bind']!r}; leave it out, and pass engine= or async_engine="
         )
     options.setdefault("expire_on_commit", False)
     given = options.pop("class_", Session)

@@ -23,7 +23,7 @@ from sqlalchemy.pool import QueuePool
 
 from asgi_sqla import sqlite
 from asgi_sqla.errors import ConfigurationError, MissingDriverError, WrongEventLoopError
-from asgi_sqla.urls import Target, parse, translate
+from asgi_sqla.urls import Target, parse, shown, translate
 
 Role: TypeAlias = Literal["write", "read", "snapshot"]
 """What an engine is for: anything; reading in autocommit; reading in a transaction, isolated as asked."""
@@ -66,9 +66,9 @@ class Engines:
 
     def __repr__(self) -> str:
         if self._url is not None:
-            return repr(self._url)
+            return shown(self._url)
         given = self._given or self._given_async
-        return repr(given.url) if given is not None else "not configured"
+        return shown(given.url) if given is not None else "not configured"
 
     @property
     def in_use(self) -> bool:
@@ -207,8 +207,9 @@ class Engines:
 
     def _forget_closed_loops(self) -> None:
         """Drop the engines of loops that were closed without ``shutdown_asyncgens()``: nobody can await them."""
-        for loop in [loop for loop in self._of_loops if loop.is_closed()]:
-            self._of_loops.pop(loop).engine.sync_engine.dispose(close=False)
+        for loop, of_loop in list(self._of_loops.items()):  # a copy, as other threads add theirs
+            if loop.is_closed() and self._of_loops.pop(loop, None) is not None:
+                of_loop.engine.sync_engine.dispose(close=False)
 
 
 def _installed(module: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, cast
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
+from asgi_sqla.callbacks import is_async
 from asgi_sqla.context import Unit, enter, leave
 from asgi_sqla.database import Database, db
 from asgi_sqla.errors import ConfigurationError
@@ -25,6 +26,7 @@ from asgi_sqla.unit import Job, UnitOfWork, inherited_unit
 P = ParamSpec("P")
 R = TypeVar("R")
 Propagation: TypeAlias = Literal["new", "join", "nested"]
+_FIXED = frozenset(("bind", "class_", "close_resets_only", "sync_session_class"))
 
 
 def session_scope(
@@ -56,6 +58,10 @@ def session_scope(
     if session_options is not None and propagation != "new":
         raise ConfigurationError(
             f'session_options={session_options!r} need a session of the scope\'s own; write propagation="new"'
+        )
+    if fixed := _FIXED.intersection(session_options or ()):
+        raise ConfigurationError(
+            f"session_options: {min(fixed)}= is not for one scope; give it to Database(session_options=...)"
         )
     return SessionScope(database or db, propagation, dict(session_options or {}))
 
@@ -130,15 +136,15 @@ class SessionScope:
         """Return ``function`` with each call of it in a scope of its own."""
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(
-                f"@session_scope() on the generator {function.__qualname__}: a generator runs when it is "
+                f"@session_scope() on the generator {function!r}: a generator runs when it is "
                 "consumed, which nobody can scope; write the with statement inside it"
             )
-        if inspect.iscoroutinefunction(function):
+        if is_async(function):
 
             @functools.wraps(function)
             async def scoped_async(*args: P.args, **kwargs: P.kwargs) -> Any:
                 async with self._of(function):
-                    return await function(*args, **kwargs)
+                    return await cast("Any", function(*args, **kwargs))
 
             return cast("Callable[P, R]", scoped_async)
 
@@ -150,7 +156,8 @@ class SessionScope:
         return scoped
 
     def _of(self, function: Callable[..., Any]) -> SessionScope:
-        return SessionScope(self._database, self._propagation, self._options, function.__qualname__)
+        name = getattr(function, "__qualname__", repr(function))
+        return SessionScope(self._database, self._propagation, self._options, name)
 
     @property
     def _nested(self) -> bool:
