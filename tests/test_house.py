@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 def arrows() -> set[tuple[str, str]]:
     """Return which room knows which."""
-    found = set()
+    found: set[tuple[str, str]] = set()
     for path, tree in TREES.items():
         for module in imported(tree):
             package, _, rest = module.partition(".")
@@ -122,11 +123,11 @@ def described(thing: object, name: str) -> bool:
 
 def documented_values() -> set[str]:
     """Return every name whose assignment is followed by a docstring, wherever in the house."""
-    found = set()
+    found: set[str] = set()
     for tree in TREES.values():
         for node in ast.walk(tree):
             body = getattr(node, "body", [])
-            for first, second in zip(body, body[1:], strict=False) if isinstance(body, list) else ():
+            for first, second in pairwise(body) if isinstance(body, list) else ():
                 if isinstance(second, ast.Expr) and isinstance(second.value, ast.Constant):
                     targets = first.targets if isinstance(first, ast.Assign) else [getattr(first, "target", None)]
                     found.update(target.id for target in targets if isinstance(target, ast.Name))
