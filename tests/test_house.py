@@ -18,14 +18,16 @@ HOUSE = Path(asgi_sqla.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("verdict", "urls", "guard", "shielding", "sqlite", "answers"),
-    ("engines", "steps", "callbacks", "context"),
+    ("transient", "verdict", "urls", "guard", "shielding", "sqlite", "answers"),
+    ("reading", "replicas", "configuration", "context", "steps"),
+    ("engines", "callbacks"),
     ("ending", "sessions"),
     ("unit",),
     ("database",),
     ("scope",),
     ("exchange",),
     ("http", "websocket", "lifespan"),
+    ("replay",),
     ("middleware",),
     ("__init__",),
     ("models", "migrations", "settings", "cli", "testing"),
