@@ -6,7 +6,7 @@ Must not know: when a transaction ends, or anything of ASGI.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anyio import to_thread
@@ -15,12 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import text
 
-from asgi_sqla.engines import Engines
+from asgi_sqla.engines import Engines, Role
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.guard import GuardedSession, guarded
+from asgi_sqla.reading import BorrowedReadOnlySession, ReadOnlySession, restore_on_return
 from asgi_sqla.sessions import Manner
 from asgi_sqla.sqlite import TransactionMode
 from asgi_sqla.unit import current_unit
+from asgi_sqla.urls import parse
 
 
 class Database:
@@ -32,6 +34,7 @@ class Database:
     ``async_engine`` are their owner's. ``engine_options`` go to ``create_engine`` and
     ``create_async_engine``, ``session_options`` to the session classes (``class_`` and
     ``sync_session_class`` may name the user's own); ``expire_on_commit`` is False unless given.
+    ``read_only_url`` is where read-only units go: a replica, or a sequence of them, asked in turn.
     ``transaction_mode`` is how SQLite transactions begin, "deferred" (the default) or "immediate".
 
     Raises ConfigurationError, or MissingDriverError, at once when an argument is wrong.
@@ -46,6 +49,7 @@ class Database:
         engine_options: Mapping[str, Any] | None = None,
         session_options: Mapping[str, Any] | None = None,
         transaction_mode: TransactionMode | None = None,
+        read_only_url: str | URL | Sequence[str | URL] | None = None,
     ) -> None:
         self._engines: Engines
         self._arguments: dict[str, Any] | None = None
@@ -56,6 +60,7 @@ class Database:
             engine_options=engine_options,
             session_options=session_options,
             transaction_mode=transaction_mode,
+            read_only_url=read_only_url,
         )
 
     @classmethod
@@ -73,6 +78,7 @@ class Database:
         engine_options: Mapping[str, Any] | None = None,
         session_options: Mapping[str, Any] | None = None,
         transaction_mode: TransactionMode | None = None,
+        read_only_url: str | URL | Sequence[str | URL] | None = None,
     ) -> None:
         """Configure, with the arguments of ``Database``; the same ones again change nothing.
 
@@ -86,6 +92,7 @@ class Database:
             "engine_options": dict(engine_options or {}),
             "session_options": dict(session_options or {}),
             "transaction_mode": transaction_mode,
+            "read_only_url": read_only_url,
         }
         if arguments == self._arguments:
             return
@@ -102,8 +109,11 @@ class Database:
             options=arguments["engine_options"],
             transaction_mode=transaction_mode,
         )
+        classes = _session_classes(arguments["session_options"])
+        self._replicas = _read_only_urls(read_only_url, engines.url)
         self._engines = engines
-        self._sync_class, self._async_class, self._options = _session_classes(arguments["session_options"])
+        self._reading: dict[Role, Engines] = {}
+        self._sync_class, self._async_class, self._options = classes
         self._arguments = arguments
 
     def __repr__(self) -> str:
@@ -143,25 +153,42 @@ class Database:
 
     def make_session(self, manner: Manner, options: Mapping[str, Any]) -> GuardedSession:
         """Return a new ``Session`` for a unit of work; yours is ``session``."""
-        engine = self._ready().sync()
+        engines, guard = self._of(manner.role)
+        engine = engines.sync()
         if manner.isolation_level is not None:
             engine = engine.execution_options(isolation_level=manner.isolation_level)
-        return self._sync_class(bind=engine, **{**self._options, **options})
+        if guard is BorrowedReadOnlySession:
+            restore_on_return(engine)
+        return guarded(self._sync_class, guard)(bind=engine, **{**self._options, **options})
 
     def make_async_session(self, manner: Manner, options: Mapping[str, Any]) -> AsyncSession:
         """Return a new ``AsyncSession`` for a unit of work; yours is ``async_session``."""
-        engine = self._ready().asynchronous()
+        engines, guard = self._of(manner.role)
+        engine = engines.asynchronous()
         if manner.isolation_level is not None:
             engine = engine.execution_options(isolation_level=manner.isolation_level)
-        return self._async_class(bind=engine, sync_session_class=self._sync_class, **{**self._options, **options})
+        if guard is BorrowedReadOnlySession:
+            restore_on_return(engine.sync_engine)
+        sync_class = guarded(self._sync_class, guard)
+        return self._async_class(bind=engine, sync_session_class=sync_class, **{**self._options, **options})
+
+    def get_session(self) -> Session:
+        """Return ``session``, for the dependency injection of a framework: it takes no arguments."""
+        return self.session
+
+    async def get_async_session(self) -> AsyncSession:
+        """Return ``async_session``, for the dependency injection of a framework: it takes no arguments."""
+        return self.async_session
 
     def dispose(self) -> None:
         """Close the idle connections of the sync engine, if it was made here. It may be used again."""
-        self._ready().dispose()
+        for engines in (self._ready(), *self._reading.values()):
+            engines.dispose()
 
     async def async_dispose(self) -> None:
         """Close the idle connections of both engines made here, async ones of the running event loop."""
-        await self._ready().dispose_async()
+        for engines in (self._ready(), *self._reading.values()):
+            await engines.dispose_async()
 
     async def check(self) -> None:
         """Connect, ask for one row, and raise what the driver raises if that fails."""
@@ -171,6 +198,26 @@ class Database:
                 await connection.execute(text("SELECT 1"))
         else:
             await to_thread.run_sync(_select_one, engines.sync())
+
+    def _of(self, role: Role) -> tuple[Engines, type[GuardedSession]]:
+        """Return the engines for ``role``, and how their sessions are guarded."""
+        engines = self._ready()
+        if role == "write":
+            return engines, GuardedSession
+        if engines.url is None and not self._replicas:
+            return engines, BorrowedReadOnlySession
+        if role not in self._reading:
+            made = Engines(
+                (self._replicas or (engines.url,))[0],
+                engine=None,
+                async_engine=None,
+                options=(self._arguments or {})["engine_options"],
+                transaction_mode=None,
+                role=role,
+                replicas=self._replicas,
+            )
+            self._reading.setdefault(role, made)
+        return self._reading[role], ReadOnlySession
 
     def _ready(self) -> Engines:
         if self._arguments is None:
@@ -208,7 +255,18 @@ def _check(arguments: dict[str, Any]) -> None:
         )
 
 
-def _session_classes(options: dict[str, Any]) -> tuple[type[GuardedSession], type[AsyncSession], dict[str, Any]]:
+def _read_only_urls(given: str | URL | Sequence[str | URL] | None, written: URL | None) -> tuple[URL, ...]:
+    """Return the replicas, each a database of the same kind."""
+    if given is None:
+        return ()
+    urls = tuple(parse(one, "read_only_url") for one in ((given,) if isinstance(given, str | URL) else given))
+    for url in urls:
+        if written is not None and url.get_backend_name() != written.get_backend_name():
+            raise ConfigurationError(f"read_only_url={url!r} is another kind of database than url={written!r}")
+    return urls
+
+
+def _session_classes(options: dict[str, Any]) -> tuple[type[Session], type[AsyncSession], dict[str, Any]]:
     """Return the two session classes and what else both are made with."""
     options = dict(options)
     if options.setdefault("close_resets_only", False) is not False:
@@ -230,7 +288,7 @@ def _session_classes(options: dict[str, Any]) -> tuple[type[GuardedSession], typ
         raise ConfigurationError(
             f"session_options: sync_session_class={sync_class!r} is no subclass of sqlalchemy.orm.Session"
         )
-    return guarded(sync_class), async_class, options
+    return sync_class, async_class, options
 
 
 db = Database._unconfigured()

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 import weakref
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from importlib.util import find_spec
 from threading import Lock
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 
 from asgi_sqla import sqlite
 from asgi_sqla.errors import ConfigurationError, MissingDriverError, WrongEventLoopError
+from asgi_sqla.reading import keep_read_only
+from asgi_sqla.replicas import Replicas
 from asgi_sqla.urls import Target, parse, translate
 
 Role: TypeAlias = Literal["write", "read", "snapshot"]
@@ -47,11 +51,15 @@ class Engines:
         async_engine: AsyncEngine | None,
         options: Mapping[str, Any],
         transaction_mode: sqlite.TransactionMode | None,
+        role: Role = "write",
+        replicas: Sequence[URL] = (),
     ) -> None:
         self._url = None if url is None else parse(url)
         self._given = engine
         self._given_async = async_engine
-        self._options = dict(options)
+        self._role = role
+        self._replicas = replicas
+        self._options = {**options, **(_autocommit() if role == "read" else {})}
         self._mode: sqlite.TransactionMode = transaction_mode or "deferred"
         self._check_mode(transaction_mode)
         self._made: Engine | None = None
@@ -74,6 +82,11 @@ class Engines:
     def in_use(self) -> bool:
         """Whether an engine has been made and not been disposed."""
         return self._made is not None or bool(self._of_loops)
+
+    @property
+    def url(self) -> URL | None:
+        """Where they connect; None if every one was handed in."""
+        return self._url
 
     def sync(self) -> Engine:
         """Return the sync engine, made on first use."""
@@ -172,7 +185,7 @@ class Engines:
     def _make(self) -> Engine:
         target = self._target(asynchronous=False)
         engine = create_engine(target.url, **self._arguments(target))
-        self._prepare(engine)
+        self._prepare(engine, asynchronous=False)
         return engine
 
     def _make_async(self, loop: asyncio.AbstractEventLoop) -> AsyncEngine:
@@ -181,7 +194,7 @@ class Engines:
         if arguments.get("poolclass") is QueuePool:
             del arguments["poolclass"]  # an async engine has a queue pool of its own kind by default
         engine = create_async_engine(target.url, **arguments)
-        self._prepare(engine.sync_engine)
+        self._prepare(engine.sync_engine, asynchronous=True)
         self._forget_closed_loops()
         end = self._until_loop_ends(loop, engine)
         # Started by hand, as it awaits nothing before its yield: from here on the loop knows it.
@@ -190,9 +203,14 @@ class Engines:
         self._of_loops[loop] = _OfLoop(engine, end)
         return engine
 
-    def _prepare(self, engine: Engine) -> None:
+    def _prepare(self, engine: Engine, *, asynchronous: bool) -> None:
         if engine.dialect.name == "sqlite":
-            sqlite.prepare(engine, self._mode)
+            sqlite.prepare(engine, None if self._role == "read" else self._mode)
+        if self._role != "write":
+            keep_read_only(engine)
+        if len(self._replicas) > 1:
+            targets = [translate(url, asynchronous=asynchronous, installed=_installed) for url in self._replicas]
+            Replicas(targets, self._options.get("connect_args", {})).attach(engine)
 
     async def _until_loop_ends(self, loop: asyncio.AbstractEventLoop, engine: AsyncEngine) -> AsyncGenerator[None]:
         """Dispose ``engine`` when closed: by us, or by ``loop.shutdown_asyncgens()``, which every runner awaits.
@@ -209,6 +227,14 @@ class Engines:
         """Drop the engines of loops that were closed without ``shutdown_asyncgens()``: nobody can await them."""
         for loop in [loop for loop in self._of_loops if loop.is_closed()]:
             self._of_loops.pop(loop).engine.sync_engine.dispose(close=False)
+
+
+def _autocommit() -> dict[str, Any]:
+    """Return the options of an engine that has nothing to commit or roll back."""
+    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
+    if "skip_autocommit_rollback" in inspect.signature(DefaultDialect).parameters:
+        options["skip_autocommit_rollback"] = True
+    return options
 
 
 def _installed(module: str) -> bool:

@@ -37,6 +37,11 @@ class Request(Exchange, UnitOfWork):
         return f"{self._scope.get('method')} {self._scope.get('path')}"
 
     @property
+    def read_only(self) -> bool:
+        """Whether the middleware was told that such a request only reads."""
+        return self._rules.read_only(self._scope)
+
+    @property
     def _unit(self) -> UnitOfWork:
         return self
 
