@@ -7,7 +7,7 @@ Must not know: when a transaction ends, or anything of ASGI.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from anyio import to_thread
 from sqlalchemy.engine import URL, Engine
@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import text
 
+from asgi_sqla.configuration import Configuration
 from asgi_sqla.engines import Engines, Role
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.guard import GuardedSession, guarded
@@ -22,7 +23,6 @@ from asgi_sqla.reading import BorrowedReadOnlySession, ReadOnlySession, restore_
 from asgi_sqla.sessions import Manner
 from asgi_sqla.sqlite import TransactionMode
 from asgi_sqla.unit import current_unit
-from asgi_sqla.urls import parse
 
 
 class Database:
@@ -52,7 +52,7 @@ class Database:
         read_only_url: str | URL | Sequence[str | URL] | None = None,
     ) -> None:
         self._engines: Engines
-        self._arguments: dict[str, Any] | None = None
+        self._configuration: Configuration | None = None
         self.configure(
             url,
             engine=engine,
@@ -66,7 +66,7 @@ class Database:
     @classmethod
     def _unconfigured(cls) -> Database:
         database = cls.__new__(cls)
-        database._arguments = None
+        database._configuration = None
         return database
 
     def configure(
@@ -85,44 +85,41 @@ class Database:
         Raises ConfigurationError for wrong arguments, and for other ones while engines of the
         first are in use: ``dispose()`` those first.
         """
-        arguments: dict[str, Any] = {
-            "url": url,
-            "engine": engine,
-            "async_engine": async_engine,
-            "engine_options": dict(engine_options or {}),
-            "session_options": dict(session_options or {}),
-            "transaction_mode": transaction_mode,
-            "read_only_url": read_only_url,
-        }
-        if arguments == self._arguments:
+        configuration = Configuration.checked(
+            url=url,
+            engine=engine,
+            async_engine=async_engine,
+            engine_options=engine_options,
+            session_options=session_options,
+            transaction_mode=transaction_mode,
+            read_only_url=read_only_url,
+        )
+        if configuration == self._configuration:
             return
-        if self._arguments is not None and self._engines.in_use:
+        if self._configuration is not None and self._engines.in_use:
             raise ConfigurationError(
                 f"{self} is configured and in use; write another Database(...) for another database, "
                 "or dispose() this one first"
             )
-        _check(arguments)
         engines = Engines(
-            url,
+            configuration.url,
             engine=engine,
             async_engine=async_engine,
-            options=arguments["engine_options"],
+            options=configuration.engine_options,
             transaction_mode=transaction_mode,
         )
-        classes = _session_classes(arguments["session_options"])
-        self._replicas = _read_only_urls(read_only_url, engines.url)
-        self._engines = engines
+        self._classes = configuration.session_classes()
         self._reading: dict[Role, Engines] = {}
-        self._sync_class, self._async_class, self._options = classes
-        self._arguments = arguments
+        self._engines = engines
+        self._configuration = configuration
 
     def __repr__(self) -> str:
-        return f"<Database {'not configured' if self._arguments is None else repr(self._engines)}>"
+        return f"<Database {'not configured' if self._configuration is None else repr(self._engines)}>"
 
     @property
     def configured(self) -> bool:
         """Whether it was told which database it is."""
-        return self._arguments is not None
+        return self._configuration is not None
 
     @property
     def engine(self) -> Engine:
@@ -159,7 +156,7 @@ class Database:
             engine = engine.execution_options(isolation_level=manner.isolation_level)
         if guard is BorrowedReadOnlySession:
             restore_on_return(engine)
-        return guarded(self._sync_class, guard)(bind=engine, **{**self._options, **options})
+        return guarded(self._classes.sync, guard)(bind=engine, **{**self._classes.options, **options})
 
     def make_async_session(self, manner: Manner, options: Mapping[str, Any]) -> AsyncSession:
         """Return a new ``AsyncSession`` for a unit of work; yours is ``async_session``."""
@@ -169,8 +166,10 @@ class Database:
             engine = engine.execution_options(isolation_level=manner.isolation_level)
         if guard is BorrowedReadOnlySession:
             restore_on_return(engine.sync_engine)
-        sync_class = guarded(self._sync_class, guard)
-        return self._async_class(bind=engine, sync_session_class=sync_class, **{**self._options, **options})
+        sync_class = guarded(self._classes.sync, guard)
+        return self._classes.asynchronous(
+            bind=engine, sync_session_class=sync_class, **{**self._classes.options, **options}
+        )
 
     def get_session(self) -> Session:
         """Return ``session``, for the dependency injection of a framework: it takes no arguments."""
@@ -204,23 +203,26 @@ class Database:
         engines = self._ready()
         if role == "write":
             return engines, GuardedSession
-        if engines.url is None and not self._replicas:
+        configuration = cast("Configuration", self._configuration)
+        urls = configuration.replicas or ((engines.url,) if engines.url is not None else ())
+        if not urls:
             return engines, BorrowedReadOnlySession
         if role not in self._reading:
+            options = configuration.engine_options
             made = Engines(
-                (self._replicas or (engines.url,))[0],
+                urls[0],
                 engine=None,
                 async_engine=None,
-                options=(self._arguments or {})["engine_options"],
+                options=options,
                 transaction_mode=None,
                 role=role,
-                replicas=self._replicas,
+                replicas=urls,
             )
             self._reading.setdefault(role, made)
         return self._reading[role], ReadOnlySession
 
     def _ready(self) -> Engines:
-        if self._arguments is None:
+        if self._configuration is None:
             raise ConfigurationError(
                 'the global db is not configured; write db.configure("sqlite:///app.db"), or '
                 'SQLAlchemyMiddleware(app, url="sqlite:///app.db")'
@@ -231,64 +233,6 @@ class Database:
 def _select_one(engine: Engine) -> None:
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
-
-
-def _check(arguments: dict[str, Any]) -> None:
-    engine, async_engine = arguments["engine"], arguments["async_engine"]
-    if arguments["url"] is None and engine is None and async_engine is None:
-        raise ConfigurationError(
-            'url=None: a Database needs a URL, such as Database("sqlite:///app.db"), or engine= or async_engine='
-        )
-    if engine is not None and not isinstance(engine, Engine):
-        raise ConfigurationError(
-            f"engine={engine!r} is no sync Engine; pass what create_engine() returned, "
-            "and an AsyncEngine as async_engine="
-        )
-    if async_engine is not None and not isinstance(async_engine, AsyncEngine):
-        raise ConfigurationError(
-            f"async_engine={async_engine!r} is no AsyncEngine; pass what create_async_engine() returned, "
-            "and a sync Engine as engine="
-        )
-    if arguments["transaction_mode"] not in (None, "deferred", "immediate"):
-        raise ConfigurationError(
-            f'transaction_mode={arguments["transaction_mode"]!r} is none of "deferred" and "immediate"'
-        )
-
-
-def _read_only_urls(given: str | URL | Sequence[str | URL] | None, written: URL | None) -> tuple[URL, ...]:
-    """Return the replicas, each a database of the same kind."""
-    if given is None:
-        return ()
-    urls = tuple(parse(one, "read_only_url") for one in ((given,) if isinstance(given, str | URL) else given))
-    for url in urls:
-        if written is not None and url.get_backend_name() != written.get_backend_name():
-            raise ConfigurationError(f"read_only_url={url!r} is another kind of database than url={written!r}")
-    return urls
-
-
-def _session_classes(options: dict[str, Any]) -> tuple[type[Session], type[AsyncSession], dict[str, Any]]:
-    """Return the two session classes and what else both are made with."""
-    options = dict(options)
-    if options.setdefault("close_resets_only", False) is not False:
-        raise ConfigurationError(
-            f"session_options: close_resets_only={options['close_resets_only']!r}; leave it out, for a "
-            "session that revives itself after its unit has ended leaks a connection"
-        )
-    options.setdefault("expire_on_commit", False)
-    given = options.pop("class_", Session)
-    if not isinstance(given, type) or not issubclass(given, Session | AsyncSession):
-        raise ConfigurationError(
-            f"session_options: class_={given!r} is no subclass of Session or AsyncSession; "
-            "to give both, write the AsyncSession's as class_ and the Session's as sync_session_class"
-        )
-    async_class = given if issubclass(given, AsyncSession) else AsyncSession
-    fallback = async_class.sync_session_class if issubclass(given, AsyncSession) else given
-    sync_class = options.pop("sync_session_class", fallback)
-    if not isinstance(sync_class, type) or not issubclass(sync_class, Session):
-        raise ConfigurationError(
-            f"session_options: sync_session_class={sync_class!r} is no subclass of sqlalchemy.orm.Session"
-        )
-    return sync_class, async_class, options
 
 
 db = Database._unconfigured()

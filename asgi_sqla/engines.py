@@ -27,7 +27,7 @@ from asgi_sqla import sqlite
 from asgi_sqla.errors import ConfigurationError, MissingDriverError, WrongEventLoopError
 from asgi_sqla.reading import keep_read_only
 from asgi_sqla.replicas import Replicas
-from asgi_sqla.urls import Target, parse, translate
+from asgi_sqla.urls import Target, shown, translate
 
 Role: TypeAlias = Literal["write", "read", "snapshot"]
 """What an engine is for: anything; reading in autocommit; reading in a transaction, isolated as asked."""
@@ -45,16 +45,17 @@ class Engines:
 
     def __init__(
         self,
-        url: str | URL | None,
+        url: URL | None,
         *,
-        engine: Engine | None,
-        async_engine: AsyncEngine | None,
         options: Mapping[str, Any],
-        transaction_mode: sqlite.TransactionMode | None,
+        engine: Engine | None = None,
+        async_engine: AsyncEngine | None = None,
+        transaction_mode: sqlite.TransactionMode | None = None,
         role: Role = "write",
         replicas: Sequence[URL] = (),
     ) -> None:
-        self._url = None if url is None else parse(url)
+        self.url = url
+        """Where they connect; None if every one was handed in."""
         self._given = engine
         self._given_async = async_engine
         self._role = role
@@ -65,28 +66,23 @@ class Engines:
         self._made: Engine | None = None
         self._of_loops: dict[asyncio.AbstractEventLoop, _OfLoop] = {}
         self._lock = Lock()
-        if self._url is not None:
-            self._check_driver(self._url)
-            if self._url.get_backend_name() == "sqlite" and sqlite.is_memory(self._url):
-                self._url, anchor = sqlite.shared_memory(self._url)
+        if self.url is not None:
+            self._check_driver(self.url)
+            if self.url.get_backend_name() == "sqlite" and sqlite.is_memory(self.url):
+                self.url, anchor = sqlite.shared_memory(self.url)
                 weakref.finalize(self, anchor.close)
         _all.add(self)
 
     def __repr__(self) -> str:
-        if self._url is not None:
-            return repr(self._url)
+        if self.url is not None:
+            return shown(self.url)
         given = self._given or self._given_async
-        return repr(given.url) if given is not None else "not configured"
+        return shown(given.url) if given is not None else "not configured"
 
     @property
     def in_use(self) -> bool:
         """Whether an engine has been made and not been disposed."""
         return self._made is not None or bool(self._of_loops)
-
-    @property
-    def url(self) -> URL | None:
-        """Where they connect; None if every one was handed in."""
-        return self._url
 
     def sync(self) -> Engine:
         """Return the sync engine, made on first use."""
@@ -152,7 +148,7 @@ class Engines:
         self._of_loops = {}
 
     def _check_mode(self, mode: sqlite.TransactionMode | None) -> None:
-        if mode is not None and (self._url is None or self._url.get_backend_name() != "sqlite"):
+        if mode is not None and (self.url is None or self.url.get_backend_name() != "sqlite"):
             raise ConfigurationError(
                 f"transaction_mode={mode!r} is for engines made from a SQLite URL, not for {self!r}; leave it out"
             )
@@ -168,12 +164,12 @@ class Engines:
                 raise exc from None
 
     def _target(self, *, asynchronous: bool) -> Target:
-        if self._url is None:
+        if self.url is None:
             argument = "async_engine" if asynchronous else "engine"
             raise ConfigurationError(
                 f"the database {self!r} was given no URL and no {argument}=; pass it to Database as well"
             )
-        return translate(self._url, asynchronous=asynchronous, installed=_installed)
+        return translate(self.url, asynchronous=asynchronous, installed=_installed)
 
     def _arguments(self, target: Target) -> dict[str, Any]:
         options = dict(self._options)
@@ -225,8 +221,9 @@ class Engines:
 
     def _forget_closed_loops(self) -> None:
         """Drop the engines of loops that were closed without ``shutdown_asyncgens()``: nobody can await them."""
-        for loop in [loop for loop in self._of_loops if loop.is_closed()]:
-            self._of_loops.pop(loop).engine.sync_engine.dispose(close=False)
+        for loop, of_loop in list(self._of_loops.items()):  # a copy, as other threads add theirs
+            if loop.is_closed() and self._of_loops.pop(loop, None) is not None:
+                of_loop.engine.sync_engine.dispose(close=False)
 
 
 def _autocommit() -> dict[str, Any]:

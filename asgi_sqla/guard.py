@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
+from inspect import isfunction
 from threading import Lock, get_ident
 from typing import Any, TypeAlias, cast
 
@@ -28,7 +29,7 @@ OWN_SCOPE = "async with session_scope() as session: ..."
 CALLS = (
     ("begin_nested", "bulk_insert_mappings", "bulk_save_objects", "bulk_update_mappings", "close")
     + ("commit", "connection", "delete", "delete_all", "execute", "flush", "get", "get_one")
-    + ("invalidate", "merge", "merge_all", "prepare", "refresh", "rollback", "scalar", "scalars")
+    + ("invalidate", "merge", "merge_all", "prepare", "refresh", "reset", "rollback", "scalar", "scalars")
 )
 """The methods of ``Session`` that may talk to the database."""
 
@@ -137,15 +138,14 @@ class GuardedSession(Session):
         self.guard_error = failure
         self._guard_failed = self.get_nested_transaction() or self.get_transaction()
 
-    def commit(self) -> None:
-        """Commit, as ``Session.commit()`` does, but never a transaction the server has given up.
+    def _guard_ask(self) -> None:
+        """Raise if the server has given up the transaction that is to be committed.
 
         PostgreSQL answers the COMMIT of a transaction in which a statement failed with ROLLBACK, and
         no driver calls that an error. So after a failed statement the transaction is asked first.
         """
         if self._guard_failed is not None and self._guard_failed is self.get_transaction():
             self.execute(text("SELECT 1"))
-        super().commit()
 
 
 def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
@@ -164,6 +164,12 @@ def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
                 self._guard_leave()
 
     return call
+
+
+@event.listens_for(GuardedSession, "before_commit")
+def _ask(session: Session) -> None:
+    # Here, for not every commit is a call of commit(): session.begin() is a context manager too.
+    cast("GuardedSession", session)._guard_ask()
 
 
 @event.listens_for(GuardedSession, "after_commit")
@@ -185,6 +191,6 @@ def _make_guarded(session_class: type[Session], guard: type[GuardedSession]) -> 
     base = cast("type[GuardedSession]", type(session_class.__name__, (guard, session_class), {}))
     # The user's own methods too: SQLModel's exec() calls Session.execute() past every subclass.
     own = session_class.__mro__[: session_class.__mro__.index(Session)]
-    names = {name for cls in own for name, value in vars(cls).items() if callable(value) and name[0] != "_"}
+    names = {name for cls in own for name, value in vars(cls).items() if isfunction(value) and name[0] != "_"}
     calls = {name: _guarded(name, base) for name in names.union(CALLS) if hasattr(base, name)}
     return cast("type[GuardedSession]", type(f"Guarded{session_class.__name__}", (base,), calls))

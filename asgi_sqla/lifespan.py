@@ -15,6 +15,9 @@ from asgi_sqla.database import Database
 if TYPE_CHECKING:
     from asgiref.typing import ASGI3Application, ASGIReceiveCallable, ASGISendCallable
 
+_LAST = ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed")
+"""The messages after which an application has nothing more to say."""
+
 logger = logging.getLogger("asgi_sqla")
 
 
@@ -33,12 +36,18 @@ class Lifespan:
         self._receive = receive
         self._send = send
         self._asked = False
-        self._disposed = False
 
     async def run(self, app: ASGI3Application, check: bool) -> None:
         """Pass the lifespan to ``app``, or live it in the place of one that does not speak it."""
+        try:
+            await self._run(app, check)
+        finally:
+            await self._dispose()
+
+    async def _run(self, app: ASGI3Application, check: bool) -> None:
         if check and (failure := await self._first_failure()) is not None:
             await self._receive()
+            await self._dispose()
             await self._send_event("lifespan.startup.failed", message=failure)
             return
         try:
@@ -57,7 +66,7 @@ class Lifespan:
 
     async def send(self, message: Any) -> None:
         """Dispose the engines once the application has shut down, and only then say so."""
-        if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed"):
+        if message["type"] in _LAST:
             await self._dispose()
         await self._send(message)
 

@@ -97,6 +97,8 @@ def _count(argument: str, value: Any) -> int:
 
 def _check_application(app: Any) -> None:
     try:
+        if isinstance(app, type) and not hasattr(app, "__await__"):
+            raise TypeError
         inspect.signature(app).bind("scope", "receive", "send")
     except TypeError:
         raise ConfigurationError(
@@ -107,15 +109,22 @@ def _check_application(app: Any) -> None:
         return  # a callable, but one that does not tell its parameters
 
 
-def _databases(database: Database | Sequence[Database] | None, url: str | URL | None) -> tuple[Database, ...]:
+def _databases(database: Any, url: str | URL | None) -> tuple[Database, ...]:
     if url is not None:
         if database is not None:
             raise ConfigurationError(f"url={url!r} and database={database!r}: url= is for the global db; pass one")
         db.configure(url)
     if database is None:
         return (db,)
-    databases = (database,) if isinstance(database, Database) else tuple(database)
-    for one in databases:
-        if not isinstance(one, Database):
-            raise ConfigurationError(f"database={one!r} is no Database; write SQLAlchemyMiddleware(app, Database(url))")
-    return databases
+    if isinstance(database, Database):
+        return (database,)
+    if isinstance(database, Sequence) and database and all(isinstance(one, Database) for one in database):
+        return tuple(database)
+    raise ConfigurationError(
+        f"database={_shown(database)} is neither a Database nor a sequence of them; "
+        "write SQLAlchemyMiddleware(app, Database(url))"
+    )
+
+
+def _shown(database: object) -> str:
+    return "a URL, which may hold a password," if isinstance(database, str) else repr(database)

@@ -11,9 +11,8 @@ import functools
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Token
-from itertools import count
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
@@ -21,17 +20,19 @@ import anyio
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
-from asgi_sqla.context import Unit, enter, leave
+from asgi_sqla.callbacks import is_async
+from asgi_sqla.context import Unit, enter, inherited, leave
 from asgi_sqla.database import Database, db
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.transient import is_transient, pause
-from asgi_sqla.unit import Job, UnitOfWork, inherited_unit
+from asgi_sqla.unit import Job, UnitOfWork
 
 logger = logging.getLogger("asgi_sqla")
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Propagation: TypeAlias = Literal["new", "join", "nested"]
+_FIXED = frozenset(("bind", "class_", "close_resets_only", "sync_session_class"))
 
 
 class Terms(NamedTuple):
@@ -142,36 +143,48 @@ class SessionScope:
         """Return ``function`` with each call of it in a scope of its own."""
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(
-                f"@session_scope() on the generator {function.__qualname__}: a generator runs when it is "
+                f"@session_scope() on the generator {function!r}: a generator runs when it is "
                 "consumed, which nobody can scope; write the with statement inside it"
             )
-        if inspect.iscoroutinefunction(function):
+        if is_async(function):
 
             @functools.wraps(function)
             async def scoped_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-                for scope in self._attempts(function):
-                    try:
-                        async with scope:
-                            return await function(*args, **kwargs)
-                    except Exception as exc:
-                        await anyio.sleep(scope._pause_after(exc))
+                return await self._call_async(function, args, kwargs)
 
             return cast("Callable[P, R]", scoped_async)
 
         @functools.wraps(function)
-        def scoped(*args: P.args, **kwargs: P.kwargs) -> Any:
-            for scope in self._attempts(function):
-                try:
-                    with scope:
-                        return function(*args, **kwargs)
-                except Exception as exc:
-                    time.sleep(scope._pause_after(exc))
+        def scoped(*args: P.args, **kwargs: P.kwargs) -> R:
+            return self._call(function, args, kwargs)
 
-        return cast("Callable[P, R]", scoped)
+        return scoped
 
-    def _attempts(self, function: Callable[..., Any]) -> Iterator[SessionScope]:
-        for attempt in count(1):
-            yield SessionScope(self._database, self._terms, function.__qualname__, attempt)
+    def _call(self, function: Callable[..., R], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> R:
+        attempt = 1
+        while True:
+            scope = self._of(function, attempt)
+            try:
+                with scope:
+                    return function(*args, **kwargs)
+            except Exception as exc:
+                time.sleep(scope._pause_after(exc))
+            attempt += 1
+
+    async def _call_async(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        attempt = 1
+        while True:
+            scope = self._of(function, attempt)
+            try:
+                async with scope:
+                    return await function(*args, **kwargs)
+            except Exception as exc:
+                await anyio.sleep(scope._pause_after(exc))
+            attempt += 1
+
+    def _of(self, function: Callable[..., Any], attempt: int) -> SessionScope:
+        name = getattr(function, "__qualname__", repr(function))
+        return SessionScope(self._database, self._terms, name, attempt)
 
     def _pause_after(self, failure: Exception) -> float:
         """Return the seconds to wait before the next attempt, or raise ``failure`` if it was the last."""
@@ -197,7 +210,7 @@ class SessionScope:
                 f"retries={self._terms.retries} cannot run a with block again; "
                 "write a function and decorate it: @session_scope(retries=...)"
             )
-        unit = None if self._terms.propagation == "new" else inherited_unit()
+        unit = None if self._terms.propagation == "new" else cast("UnitOfWork | None", inherited())
         if unit is None:
             unit = Job(self._name, loop, read_only=self._terms.read_only)
             unit.isolation_level = self._terms.isolation_level
@@ -224,6 +237,10 @@ def _check(database: object, terms: Terms) -> None:
         raise ConfigurationError(f'propagation={terms.propagation!r} is none of "new", "join" and "nested"')
     if terms.retries.__class__ is not int or terms.retries < 0:
         raise ConfigurationError(f"retries={terms.retries!r} is no count; write a whole number from 0")
+    if fixed := _FIXED.intersection(terms.session_options):
+        raise ConfigurationError(
+            f"session_options: {min(fixed)}= is not for one scope; give it to Database(session_options=...)"
+        )
     if terms.propagation == "new":
         return
     for name in ("session_options", "read_only", "isolation_level", "retries"):

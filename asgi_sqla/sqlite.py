@@ -24,7 +24,7 @@ _memories = count(1)
 
 def is_memory(url: URL) -> bool:
     """Whether ``url`` names a database that is in no file."""
-    return url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+    return url.database in (None, "", ":memory:", "file::memory:") or url.query.get("mode") == "memory"
 
 
 def shared_memory(url: URL) -> tuple[URL, sqlite3.Connection]:
@@ -41,7 +41,8 @@ def shared_memory(url: URL) -> tuple[URL, sqlite3.Connection]:
         )
     name = f"file:/asgi_sqla_{next(_memories)}"
     anchor = sqlite3.connect(f"{name}?vfs=memdb", uri=True, check_same_thread=False)
-    return url.set(database=name, query={"vfs": "memdb", "uri": "true"}), anchor
+    shared = url.difference_update_query(("mode", "cache")).update_query_dict({"vfs": "memdb", "uri": "true"})
+    return shared.set(database=name), anchor
 
 
 def prepare(engine: Engine, mode: TransactionMode | None) -> None:

@@ -82,7 +82,7 @@ def parse(url: str | URL, argument: str = "url") -> URL:
     parsed = parsed.set(drivername=("postgresql" if name == "postgres" else name) + plus + driver)
     try:
         parsed.get_dialect()
-    except (ArgumentError, ImportError):
+    except (ArgumentError, ImportError, ValueError):  # the last for two plus signs
         raise ConfigurationError(
             f"{argument}={shown(parsed)}: SQLAlchemy knows no dialect {parsed.drivername!r}; "
             f"well known are {', '.join(sorted(BACKENDS))}"

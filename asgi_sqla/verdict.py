@@ -41,7 +41,7 @@ def verdict_of(commit_on: CommitOn) -> Verdict:
     Raises ConfigurationError for anything else, at once.
     """
     if callable(commit_on):
-        if inspect.iscoroutinefunction(commit_on):
+        if inspect.iscoroutinefunction(commit_on) or inspect.iscoroutinefunction(type(commit_on).__call__):
             raise ConfigurationError(
                 f"commit_on={commit_on!r} is a coroutine function, and the verdict is not awaited; "
                 "write a plain function (scope, message) -> bool"

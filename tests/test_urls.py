@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL, make_url
 from sqlalchemy.dialects import registry
@@ -208,7 +208,7 @@ def test_a_third_party_dialect_keeps_its_url(toy: str) -> None:
         to("toy://h/d", "async")
 
 
-@pytest.mark.parametrize("url", ["nosql://u:s3cret@h/d", "postgresql+nodriver://u:s3cret@h/d", "sqlite+://u:s3cret@/"])
+@pytest.mark.parametrize("url", ["nosql://u:s3cret@h/d", "postgresql+nodriver://u:s3cret@h/d", "sqlite++://u:s3cret@/"])
 def test_an_unknown_dialect_is_named(url: str) -> None:
     """The error names it, those that are known, and no password."""
     with pytest.raises(ConfigurationError) as caught:
@@ -259,6 +259,7 @@ URLS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(URLS, st.booleans())
 def test_the_way_there_and_back_loses_nothing(url: URL, asynchronous: bool) -> None:
     """Who, where and which database stay the same, and so do the settings once they are translated back."""
@@ -270,6 +271,7 @@ def test_the_way_there_and_back_loses_nothing(url: URL, asynchronous: bool) -> N
     assert {**back.query, **settings} == url.query
 
 
+@settings(deadline=None)
 @given(URLS, st.booleans())
 def test_translating_twice_is_translating_once(url: URL, asynchronous: bool) -> None:
     """A URL that is right for its engine is not touched."""
@@ -281,6 +283,7 @@ NAMES = st.from_regex(r"[a-z][a-z_.]{0,9}", fullmatch=True)
 VALUES = st.text(st.characters(exclude_categories=["C"]), max_size=12)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, VALUES, max_size=4))
 def test_any_setting_in_options_reaches_asyncpg(settings: dict[str, str]) -> None:
     """Values may hold blanks and backslashes, escaped as libpq wants them."""
@@ -294,6 +297,7 @@ def test_any_setting_in_options_reaches_asyncpg(settings: dict[str, str]) -> Non
 BLANKS = [character for character in map(chr, range(sys.maxunicode)) if character.isspace()]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30) | st.from_regex(r"[a-z+]{1,12}:/{0,3}[^ ]{0,20}"))
 def test_any_text_is_a_url_or_a_clear_error(url: str) -> None:
     """Nothing but a ConfigurationError comes out."""
