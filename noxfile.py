@@ -22,6 +22,8 @@ nox.options.error_on_missing_interpreters = "CI" in os.environ
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 OLDEST = PYTHONS[0]
+EXTRAS = ("cli", "demo", "migrations", "mysql", "postgresql", "settings", "sqlite")
+"""What the tests exercise."""
 INSTALLED = {"PYTHONSAFEPATH": "1"}
 """Keeps the checkout off the path, so that the tests import the wheel."""
 
@@ -57,14 +59,14 @@ def run_pytest(session: nox.Session, *arguments: str) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests, on SQLite and on the PostgreSQL of a wheel."""
-    install_wheel(session, "demo", "postgresql", "sqlite")
+    install_wheel(session, *EXTRAS)
     run_pytest(session, "-n", "2")
 
 
 @nox.session(python=OLDEST)
 def floors(session: nox.Session) -> None:
     """Run the tests with exactly the oldest runtime dependencies we name."""
-    install_wheel(session, "demo", "postgresql", "sqlite")
+    install_wheel(session, *EXTRAS)
     pins = [re.sub(r">=", "==", requirement) for requirement in PROJECT["project"]["dependencies"]]
     session.install(*pins)
     run_pytest(session, "-n", "2")
@@ -73,7 +75,7 @@ def floors(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def matrix(session: nox.Session) -> None:
     """Run every framework, server, driver and worker for real, and print the matrix."""
-    install_wheel(session, "demo", "postgresql", "sqlite")
+    install_wheel(session, *EXTRAS)
     session.install(*group("matrix"))
     run_pytest(session, "-n", "2", "--dist", "loadgroup", "tests/matrix")
 
@@ -89,7 +91,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def types(session: nox.Session) -> None:
     """Check the types, twice over, and that the published ones are complete."""
-    install_wheel(session, "demo", "postgresql", "sqlite")
+    install_wheel(session, *EXTRAS)
     session.install(*group("types"), "nox")
     session.run("mypy")
     session.run("pyright")

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from inspect import isfunction
 from threading import Lock, get_ident
 from typing import Any, TypeAlias, cast
+from weakref import WeakSet
 
-from sqlalchemy import event, text
+from sqlalchemy import event, select
+from sqlalchemy.engine import Connection, Dialect, ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -64,7 +66,7 @@ class GuardedSession(Session):
     _guard_user: User | None = None
     _guard_end: Callable[[Session], None] | None = None
     _guard_over = False
-    _guard_failed: SessionTransaction | None = None
+    _guard_connections: tuple[Connection, ...] = ()
 
     def guard(self, unit: object, loop: asyncio.AbstractEventLoop | None, users: set[User] | None) -> None:
         """Begin to guard. ``unit`` is named in errors; ``loop`` is the only one to let in, None for threads."""
@@ -134,19 +136,6 @@ class GuardedSession(Session):
         self._guard_lock.release()
         self._guard_end_if_idle()
 
-    def _guard_note_failure(self, failure: Exception) -> None:
-        self.guard_error = failure
-        self._guard_failed = self.get_nested_transaction() or self.get_transaction()
-
-    def _guard_ask(self) -> None:
-        """Raise if the server has given up the transaction that is to be committed.
-
-        PostgreSQL answers the COMMIT of a transaction in which a statement failed with ROLLBACK, and
-        no driver calls that an error. So after a failed statement the transaction is asked first.
-        """
-        if self._guard_failed is not None and self._guard_failed is self.get_transaction():
-            self.execute(text("SELECT 1"))
-
 
 def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
     method: Callable[..., Any] = getattr(base, name)
@@ -157,7 +146,7 @@ def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
         try:
             return method(self, *args, **kwargs)
         except DBAPIError as exc:
-            self._guard_note_failure(exc)
+            self.guard_error = exc
             raise
         finally:
             if outermost:
@@ -166,10 +155,34 @@ def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
     return call
 
 
+# PostgreSQL answers the COMMIT of a transaction in which a statement failed with ROLLBACK, and no
+# driver calls that an error. So a connection that saw a failure is asked before each COMMIT.
+_failed: WeakSet[Connection] = WeakSet()
+_watched: WeakSet[Dialect] = WeakSet()
+
+
+@event.listens_for(GuardedSession, "after_begin")
+def _watch(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
+    guarded_session = cast("GuardedSession", session)
+    before = guarded_session._guard_connections
+    if connection not in before:
+        guarded_session._guard_connections = (connection, *(one for one in before if not one.closed))
+    if connection.dialect not in _watched:
+        _watched.add(connection.dialect)
+        event.listen(connection.engine, "handle_error", _note_failed)
+
+
+def _note_failed(context: ExceptionContext) -> None:
+    if context.connection is not None:
+        _failed.add(context.connection)
+
+
 @event.listens_for(GuardedSession, "before_commit")
 def _ask(session: Session) -> None:
-    # Here, for not every commit is a call of commit(): session.begin() is a context manager too.
-    cast("GuardedSession", session)._guard_ask()
+    """Raise what the database says of a transaction that it has given up."""
+    for connection in cast("GuardedSession", session)._guard_connections:
+        if connection in _failed and not connection.closed:
+            connection.execute(select(1))
 
 
 @event.listens_for(GuardedSession, "after_commit")

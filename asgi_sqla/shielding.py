@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
-from anyio import CancelScope
+from anyio import CancelScope, current_effective_deadline
 
 T = TypeVar("T")
 logger = logging.getLogger("asgi_sqla")
@@ -28,7 +30,12 @@ async def to_completion(work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.create_task(work)
     except RuntimeError:  # trio knows no task.cancel(), so the shield is enough
         return await _shielded(work)
-    cancelled = await _shielded(_wait(task))
+    cancelled: asyncio.CancelledError | None = None
+    try:
+        await _end_of(task)
+    except asyncio.CancelledError as exc:
+        # Only now, for a shield costs more than all the rest.
+        cancelled = await _shielded(_wait(task)) or (None if _comes_again() else exc)
     if cancelled is None:
         return task.result()
     if not task.cancelled() and (failure := task.exception()) is not None:
@@ -47,7 +54,24 @@ async def _wait(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
     cancelled = None
     while not task.done():
         try:
-            await asyncio.wait((task,))
+            await _end_of(task)
         except asyncio.CancelledError as exc:
             cancelled = exc
     return cancelled
+
+
+def _comes_again() -> bool:
+    """Whether a cancellation was anyio's, which is repeated at each await until its scope is left."""
+    return current_effective_deadline() == -math.inf
+
+
+def _end_of(task: asyncio.Task[Any]) -> asyncio.Future[None]:
+    """Return a future that ends with ``task``, and can be cancelled without it; asyncio's own ways cost more."""
+    end: asyncio.Future[None] = task.get_loop().create_future()
+    task.add_done_callback(partial(_set, end))
+    return end
+
+
+def _set(end: asyncio.Future[None], _task: asyncio.Task[Any]) -> None:
+    if not end.done():
+        end.set_result(None)

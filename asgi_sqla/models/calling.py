@@ -1,0 +1,61 @@
+"""Where a question is asked: in the session that was given, or in the unit's.
+
+Lives here: what the kind of session makes of a body: a value, or an awaitable of it.
+Must not know: what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from asgi_sqla.database import Database, db
+from asgi_sqla.errors import ConfigurationError
+
+
+def split(arguments: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """Return the session that leads ``arguments``, None where there is none, and the rest."""
+    if arguments and isinstance(arguments[0], Session | AsyncSession):
+        return arguments[0], arguments[1:]
+    return None, arguments
+
+
+def ask(body: Callable[..., Any], session: Any, model: type[Any], *arguments: Any) -> Any:
+    """Return ``body(session, model, *arguments)``: its value, or for an AsyncSession an awaitable of it."""
+    if isinstance(session, AsyncSession):
+        return session.run_sync(body, model, *arguments)
+    if session is None:
+        session = _database_of(model).session
+    return body(session, model, *arguments)
+
+
+def merged(model: object, filters: Sequence[Any], attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the filters of a call: those of the mapping that may lead, and the keyword arguments."""
+    if not filters:
+        return attributes
+    if len(filters) != 1 or not isinstance(filters[0], Mapping):
+        raise ConfigurationError(
+            f"{model!r} was asked with {filters!r}; write filters as keyword arguments, name='foo', or as "
+            "one mapping, {'name': 'foo'}, and before them the session, if you pass one"
+        )
+    return {**filters[0], **attributes}
+
+
+def the_only(model: object, arguments: Sequence[Any]) -> Any:
+    """Return the primary key of a call."""
+    if len(arguments) != 1:
+        raise ConfigurationError(
+            f"{model!r} was asked for the primary key {arguments!r}; pass one value, or for a key of several "
+            "columns one tuple, and before it the session, if you pass one"
+        )
+    return arguments[0]
+
+
+def _database_of(model: type[Any]) -> Database:
+    database = getattr(model, "__database__", db)
+    if not isinstance(database, Database):
+        raise ConfigurationError(f"{model.__name__}.__database__={database!r} is no Database")
+    return database

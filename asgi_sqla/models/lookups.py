@@ -1,0 +1,190 @@
+"""What is looked up, and made where it is missing: one body each, on a ``Session``.
+
+Lives here: the queries, the race for a row that two sessions make at once, and what is said when
+a row is missing or too many are found.
+Must not know: whether anybody awaits, which database is meant, or the classes of the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias, TypeVar
+
+from sqlalchemy import Engine, inspect, select
+from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound
+from sqlalchemy.orm import Mapper, Session
+
+from asgi_sqla.errors import AsgiSqlaError, ConfigurationError
+
+M = TypeVar("M")
+Filters: TypeAlias = Mapping[str, Any]
+
+
+class NotFoundError(AsgiSqlaError, NoResultFound, LookupError):
+    """``get_or_404`` or ``first_or_404`` found no row.
+
+    Map it where errors become responses: ``error_responses={NotFoundError: 404}``, or an exception
+    handler of the framework. ``model`` and ``filters`` say what was looked for.
+    """
+
+    status_code = 404
+    """The HTTP status it stands for, also read by some frameworks."""
+
+    def __init__(self, message: str, model: type[Any], filters: Filters) -> None:
+        super().__init__(message)
+        self.model = model
+        self.filters = filters
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.model, self.filters)
+
+
+def described(model: type[Any], filters: Filters) -> str:
+    """Return ``model`` and ``filters`` as an error names them."""
+    wanted = ", ".join(f"{name}={value!r}" for name, value in filters.items())
+    return f"{model.__name__} with {wanted}" if wanted else f"{model.__name__} at all"
+
+
+def mapper_of(model: type[Any]) -> Mapper[Any]:
+    """Return the mapper of ``model``; raise ConfigurationError for what is no mapped class."""
+    mapper = inspect(model, raiseerr=False)
+    if not isinstance(mapper, Mapper):
+        raise ConfigurationError(f"model={model!r} is no mapped class; pass the class of the rows, such as User")
+    return mapper
+
+
+def _query(model: type[M], filters: Filters) -> Any:
+    known = mapper_of(model).all_orm_descriptors
+    if unknown := [name for name in filters if name not in known]:
+        raise ConfigurationError(
+            f"{described(model, filters)}: {model.__name__} has no attribute {unknown[0]!r}; "
+            f"it has {', '.join(sorted(known.keys()))}"
+        )
+    return select(model).filter_by(**filters)
+
+
+def by_pk(session: Session, model: type[M], pk: Any) -> M | None:
+    """Return the row with that primary key, from the identity map if it is there, or None."""
+    mapper_of(model)
+    return session.get(model, pk)
+
+
+def by_pk_or_404(session: Session, model: type[M], pk: Any) -> M:
+    """Return the row with that primary key."""
+    found = by_pk(session, model, pk)
+    if found is None:
+        keys = [mapper_of(model).get_property_by_column(column).key for column in mapper_of(model).primary_key]
+        values = pk if isinstance(pk, tuple | list) else pk.values() if isinstance(pk, Mapping) else [pk]
+        filters = dict(zip(keys, values, strict=False))
+        raise NotFoundError(f"there is no {described(model, filters)}", model, filters)
+    return found
+
+
+def one_or_none(session: Session, model: type[M], filters: Filters) -> M | None:
+    """Return the only row, or None where there is none."""
+    return _only(_rows(session, _query(model, filters)), model, filters)
+
+
+def one(session: Session, model: type[M], filters: Filters) -> M:
+    """Return the only row."""
+    found = one_or_none(session, model, filters)
+    if found is None:
+        raise NoResultFound(f"there is no {described(model, filters)}")
+    return found
+
+
+def first_or_none(session: Session, model: type[M], filters: Filters) -> M | None:
+    """Return the row with the lowest primary key, or None."""
+    query = _query(model, filters).order_by(*mapper_of(model).primary_key).limit(1)
+    found: M | None = session.scalars(query).unique().first()
+    return found
+
+
+def first_or_404(session: Session, model: type[M], filters: Filters) -> M:
+    """Return the row with the lowest primary key."""
+    found = first_or_none(session, model, filters)
+    if found is None:
+        raise NotFoundError(f"there is no {described(model, filters)}", model, filters)
+    return found
+
+
+def get_or_create(session: Session, model: type[M], filters: Filters) -> tuple[M, bool]:
+    """Return the only row, made of ``filters`` where there was none, and whether it was made."""
+    return _find_or_make(session, model, filters, filters)
+
+
+def update_or_create(
+    session: Session, model: type[M], filters: Filters, defaults: Filters | None, create_defaults: Filters | None
+) -> tuple[M, bool]:
+    """Update the only row with ``defaults``, or make it with ``create_defaults``."""
+    defaults = defaults or {}
+    made_with = defaults if create_defaults is None else create_defaults
+    for values in (defaults, made_with):
+        _query(model, values)
+    row, made = _find_or_make(session, model, filters, {**filters, **made_with})
+    if not made:
+        for name, value in defaults.items():
+            setattr(row, name, value)
+        session.flush()
+    return row, made
+
+
+def _find_or_make(session: Session, model: type[M], filters: Filters, values: Filters) -> tuple[M, bool]:
+    untouched = not session.in_transaction()
+    found = one_or_none(session, model, filters)
+    if found is None and untouched and _restarted_to_write(session, model):
+        found = one_or_none(session, model, filters)
+    if found is not None:
+        return found, False
+    return _make(session, model, filters, values)
+
+
+def _make(session: Session, model: type[M], filters: Filters, values: Filters) -> tuple[M, bool]:
+    """Insert the row, or return the one that another session inserted meanwhile."""
+    savepoint = session.begin_nested()  # flushes what was pending before; that error is no lost race
+    try:
+        with savepoint:
+            made = model(**values)
+            session.add(made)
+    except IntegrityError:
+        found = _found_after_race(session, model, filters)
+        if found is None:  # no other session made it: something else was wrong with the values
+            raise
+        return found, False
+    return made, True
+
+
+def _found_after_race(session: Session, model: type[M], filters: Filters) -> M | None:
+    query = _query(model, filters)
+    if session.get_bind(mapper_of(model)).dialect.name in ("mysql", "mariadb"):
+        # Its snapshot is older than the other session's row; only a locking read looks past it.
+        query = query.with_for_update(read=True)
+    return _only(_rows(session, query), model, filters)
+
+
+def _rows(session: Session, query: Any) -> list[Any]:
+    return list(session.scalars(query.limit(2)).unique())
+
+
+def _only(rows: list[Any], model: type[M], filters: Filters) -> M | None:
+    if len(rows) > 1:
+        raise MultipleResultsFound(f"there is more than one {described(model, filters)}")
+    return rows[0] if rows else None
+
+
+def _restarted_to_write(session: Session, model: type[Any]) -> bool:
+    """On SQLite, begin the transaction again as one that may write; return whether that was done.
+
+    A transaction that has read cannot write there once another session has written ("database is
+    locked", at once). This one has read nothing but the absence of our row, so nothing is lost.
+    """
+    bind = session.get_bind(mapper_of(model))
+    if bind.dialect.name != "sqlite" or not isinstance(bind, Engine):  # a Connection is somebody's transaction
+        return False
+    connection = session.connection({"mapper": mapper_of(model)})
+    driver_connection = connection.connection.driver_connection
+    if connection.in_nested_transaction() or not getattr(driver_connection, "in_transaction", False):
+        return False
+    connection.exec_driver_sql("ROLLBACK")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    return True

@@ -1,0 +1,198 @@
+"""Wrong arguments: an error at construction that names the argument, its value, and what to write instead."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+from starlette.applications import Starlette
+
+from asgi_sqla import ConfigurationError, Database, MissingDriverError, SQLAlchemyMiddleware, session_scope
+
+ENGINE = create_engine("sqlite://")
+ASYNC_ENGINE = create_async_engine("sqlite+aiosqlite://")
+DATABASE = Database("sqlite://")
+PG = "postgresql+psycopg://u:s3cret@h/d"
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Do nothing."""
+
+
+async def one_argument(scope: Any) -> None:
+    """Be an application of ASGI 2, or none."""
+
+
+async def async_verdict(scope: Any, message: Any) -> bool:
+    """Come too late."""
+    return True
+
+
+class AsyncVerdict:
+    """A callable whose call nobody would await."""
+
+    async def __call__(self, scope: Any, message: Any) -> bool:
+        return True
+
+
+def generator() -> Iterator[int]:
+    """Run when it is consumed."""
+    yield 1
+
+
+async def async_generator() -> AsyncIterator[int]:
+    """Run when it is consumed."""
+    yield 1
+
+
+class Other:
+    """No session class."""
+
+
+def middleware(**arguments: Any) -> SQLAlchemyMiddleware:
+    """Return a middleware with something wrong."""
+    return SQLAlchemyMiddleware(arguments.pop("app", app), arguments.pop("database", DATABASE), **arguments)
+
+
+def named(argument: str, value: Any, call: Callable[..., object], *, hint: str) -> Any:
+    """Return a case: ``call(argument=value)`` raises an error with both, and ``hint``, in it."""
+    return pytest.param(
+        functools.partial(call, **{argument: value}), (f"{argument}={value!r}", hint), id=f"{argument}={value!r:.40}"
+    )
+
+
+def case(name: str, call: Callable[[], object], *parts: str) -> Any:
+    """Return a case: ``call()`` raises an error with ``parts`` in it."""
+    return pytest.param(call, parts, id=name)
+
+
+CASES = [
+    # Database
+    case("no arguments", Database, "url=None", 'Database("sqlite:///app.db")'),
+    named("url", "", Database, hint='write one such as "sqlite:///app.db"'),
+    case("url without a scheme", lambda: Database("app.db"), "url", "write one such as"),
+    case("url that is a path", lambda: Database(42), "url", "write one such as"),  # type: ignore[arg-type]
+    case("unknown dialect", lambda: Database("nosql://h"), "url=nosql://h", "'nosql'", "postgresql, sqlite"),
+    named("engine", ASYNC_ENGINE, Database, hint="an AsyncEngine as async_engine="),
+    named("async_engine", ENGINE, Database, hint="a sync Engine as engine="),
+    named("engine", "sqlite://", Database, hint="pass what create_engine() returned"),
+    named("engine_options", 5, functools.partial(Database, "sqlite://"), hint='{"name": value}'),
+    named("session_options", ["x"], functools.partial(Database, "sqlite://"), hint='{"name": value}'),
+    named("engine_options", {"echo": True}, functools.partial(Database, engine=ENGINE), hint="leave them out"),
+    named("transaction_mode", "exclusive", functools.partial(Database, "sqlite://"), hint='"deferred" and "immediate"'),
+    named("transaction_mode", "immediate", functools.partial(Database, PG), hint="leave it out"),
+    named("transaction_mode", "deferred", functools.partial(Database, engine=ENGINE), hint="leave it out"),
+    *(
+        case(
+            f"session_options {name}",
+            functools.partial(Database, "sqlite://", session_options={name: value}),
+            "session_options",
+            f"{name}={value!r}",
+            hint,
+        )
+        for name, value, hint in [
+            ("close_resets_only", True, "leave it out"),
+            ("bind", ENGINE, "leave it out, and pass engine="),
+            ("class_", Other, "no subclass of Session or AsyncSession"),
+            ("class_", "Session", "no subclass of Session or AsyncSession"),
+            ("sync_session_class", Other, "no subclass of sqlalchemy.orm.Session"),
+        ]
+    ),
+    # SQLAlchemyMiddleware
+    named("app", None, middleware, hint="SQLAlchemyMiddleware(app, database), the application first"),
+    named("app", one_argument, middleware, hint="a callable of (scope, receive, send)"),
+    named("app", Starlette, middleware, hint="a callable of (scope, receive, send)"),
+    case("swapped", lambda: SQLAlchemyMiddleware(DATABASE, app), "app=<Database", "the application first"),  # type: ignore[arg-type]
+    named("database", ENGINE, middleware, hint="SQLAlchemyMiddleware(app, Database(url))"),
+    named("database", (), middleware, hint="SQLAlchemyMiddleware(app, Database(url))"),
+    named("database", (DATABASE, ENGINE), middleware, hint="SQLAlchemyMiddleware(app, Database(url))"),
+    case("url as database", lambda: middleware(database=PG), "database=", "SQLAlchemyMiddleware(app, Database(url))"),
+    named("url", "sqlite://", middleware, hint="url= is for the global db; pass one"),
+    named("commit_on", 200, middleware, hint="such as range(200, 300)"),
+    named("commit_on", "200", middleware, hint="such as range(200, 300)"),
+    named("commit_on", None, middleware, hint="such as range(200, 300)"),
+    case("no status", lambda: middleware(commit_on=[200, 99]), "commit_on holds 99", "from 100 to 599"),
+    case("status as text", lambda: middleware(commit_on=["200"]), "commit_on holds '200'", "whole numbers"),
+    case("status as a bool", lambda: middleware(commit_on=[True]), "commit_on holds True", "whole numbers"),
+    case("status 600", lambda: middleware(commit_on=range(200, 601)), "commit_on holds 600", "from 100 to 599"),
+    named("commit_on", async_verdict, middleware, hint="write a plain function (scope, message) -> bool"),
+    named("commit_on", AsyncVerdict(), middleware, hint="write a plain function (scope, message) -> bool"),
+    named("error_responses", [IntegrityError], middleware, hint="write {IntegrityError: 409}"),
+    *(
+        case(f"error_responses {given!r:.40}", functools.partial(middleware, error_responses=given), *parts)
+        for given, parts in [
+            ({"IntegrityError": 409}, ("error_responses has the key 'IntegrityError'", "write an exception class")),
+            ({int: 409}, ("error_responses has the key <class 'int'>", "write an exception class")),
+            ({IntegrityError: 200}, ("error_responses has the value 200", "a status from 400 to 599")),
+            ({IntegrityError: 600}, ("error_responses has the value 600", "a status from 400 to 599")),
+            ({IntegrityError: "409"}, ("error_responses has the value '409'", "a status from 400 to 599")),
+            ({IntegrityError: True}, ("error_responses has the value True", "a status from 400 to 599")),
+        ]
+    ),
+    # session_scope
+    named("database", "sqlite://", session_scope, hint="write session_scope(Database(...))"),
+    case("no parentheses", lambda: session_scope(app), "database=<function app", "@session_scope() with its"),  # type: ignore[arg-type]
+    named("propagation", "joined", session_scope, hint='"new", "join" and "nested"'),
+    case(
+        "options for another's session",
+        lambda: session_scope(DATABASE, propagation="join", session_options={"autoflush": False}),
+        "session_options={'autoflush': False}",
+        'write propagation="new"',
+    ),
+    *(
+        case(
+            f"scope with {name}",
+            functools.partial(session_scope, DATABASE, session_options={name: value}),
+            f"session_options: {name}=",
+            "Database(session_options=...)",
+        )
+        for name, value in [("close_resets_only", True), ("class_", Session), ("bind", ENGINE)]
+    ),
+    case("generator", lambda: session_scope(DATABASE)(generator), "generator", "write the with statement inside it"),
+    case("async generator", lambda: session_scope(DATABASE)(async_generator), "generator", "inside it"),
+]
+
+
+@pytest.mark.parametrize(("call", "parts"), CASES)
+def test_a_wrong_argument_raises_at_construction(call: Callable[[], object], parts: tuple[str, ...]) -> None:
+    """It is a ValueError that names the argument, the value and what to write instead, and shows no password."""
+    with pytest.raises(ConfigurationError) as caught:
+        call()
+    message = str(caught.value)
+    assert isinstance(caught.value, ValueError)
+    assert [part for part in parts if part not in message] == []
+    assert "s3cret" not in message
+
+
+@pytest.mark.parametrize(
+    ("url", "extra"), [("oracle+oracledb://u:s3cret@h/d", "oracle"), ("mssql+pyodbc://u:s3cret@h/d", "mssql")]
+)
+def test_a_missing_driver_raises_at_construction(url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at the first query; and it names the extra to install."""
+    monkeypatch.setattr("asgi_sqla.engines._installed", lambda _module: False)
+    with pytest.raises(MissingDriverError) as caught:
+        Database(url)
+    assert f"pip install 'asgi-sqla[{extra}]'" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_one_kind_of_driver_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application that is async throughout needs no sync driver, until it asks for one."""
+    monkeypatch.setattr("asgi_sqla.engines._installed", lambda module: module == "asyncpg")
+    database = Database("postgresql://u:s3cret@h/d")
+    with pytest.raises(MissingDriverError, match="needs psycopg or psycopg2 as its sync driver"):
+        _ = database.engine
+
+
+async def test_the_other_kind_of_engine_must_be_handed_in_too() -> None:
+    """From an engine no other one can be made."""
+    with pytest.raises(ConfigurationError, match="was given no URL and no async_engine=; pass it to Database"):
+        _ = Database(engine=ENGINE).async_engine
+    with pytest.raises(ConfigurationError, match="was given no URL and no engine=; pass it to Database"):
+        _ = Database(async_engine=ASYNC_ENGINE).engine

@@ -1,0 +1,534 @@
+"""Models: lookups of both kinds, and rows that many sessions make at once."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+from collections.abc import Awaitable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, assert_type, cast
+
+import pytest
+from sqlalchemy import ForeignKey, Index, String, create_engine, event, func, insert, select
+from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.pool import NullPool
+from sqlmodel import Field, SQLModel
+from support.asgi import Call, respond
+from support.empty import KINDS, empty_database
+
+from asgi_sqla import (
+    AsgiSqlaError,
+    ConfigurationError,
+    Database,
+    NoUnitOfWorkError,
+    SQLAlchemyMiddleware,
+    session_scope,
+)
+from asgi_sqla.models import (
+    Base,
+    LookupMixin,
+    NotFoundError,
+    first_or_404,
+    first_or_none,
+    get_by_pk,
+    get_one,
+    get_one_or_none,
+    get_or_404,
+    get_or_create,
+    update_or_create,
+)
+
+CLIENTS = 50
+
+
+class Shop(Base):
+    """The base of the tests' own tables."""
+
+    __abstract__ = True
+
+
+class User(Shop):
+    __tablename__ = "users"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(50), unique=True)
+    full_name: Mapped[str | None] = mapped_column(String(50))
+    age: Mapped[int] = mapped_column(default=0)
+    orders: Mapped[list[Order]] = relationship(back_populates="user")
+
+
+class Order(Shop):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
+    # Names that a lookup might take for itself.
+    session: Mapped[str | None] = mapped_column(String(50))
+    defaults: Mapped[str | None] = mapped_column(String(50))
+    cls: Mapped[str | None] = mapped_column(String(50))
+    model: Mapped[str | None] = mapped_column(String(50))
+    user: Mapped[User | None] = relationship(back_populates="orders")
+
+
+class Line(Shop):
+    __tablename__ = "order_lines"
+    order_id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+
+
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Return the URL of each kind of database in turn, with the tables."""
+    with empty_database(request.param, tmp_path) as url:
+        make_tables(url)
+        yield url
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    """Return a SQLite database with the tables."""
+    database = Database(f"sqlite:///{tmp_path / 'shop.db'}")
+    Shop.metadata.create_all(database.engine)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def session(database: Database) -> Iterator[Session]:
+    """Return a session of a scope of its own."""
+    with session_scope(database) as session:
+        yield session
+
+
+def make_tables(url: str) -> None:
+    """Create the tables and leave no connection open."""
+    database = Database(url, engine_options={"poolclass": NullPool})
+    Shop.metadata.create_all(database.engine)
+
+
+def count_users(url: str) -> int:
+    """Return how many users another connection sees."""
+    database = Database(url, engine_options={"poolclass": NullPool})
+    with database.engine.connect() as connection:
+        return int(connection.scalar(select(func.count()).select_from(User)) or 0)
+
+
+class Both:
+    """One question in both kinds of session, answered alike."""
+
+    def __init__(self, database: Database, kind: str) -> None:
+        self.database = database
+        self.kind = kind
+
+    async def __call__(self, question: Any) -> Any:
+        """Return what ``question(session)`` answers in a scope of its own."""
+        if self.kind == "sync":
+            with session_scope(self.database) as session:
+                return question(session)
+        async with session_scope(self.database) as async_session:
+            return await question(async_session)
+
+
+@pytest.fixture(params=["sync", "async"])
+def both(request: pytest.FixtureRequest, database: Database) -> Both:
+    """Return each kind of session in turn."""
+    return Both(database, request.param)
+
+
+# Lookups
+
+
+async def test_class_methods_find_rows_in_the_session_they_are_given(both: Both) -> None:
+    """Each lookup answers an AsyncSession with an awaitable, and a Session with the value."""
+    made, created = await both(lambda session: User.get_or_create(session, name="foo"))
+    again, created_again = await both(lambda session: User.get_or_create(session, name="foo"))
+
+    assert (created, created_again, again.id) == (True, False, made.id)
+    assert (await both(lambda session: User.get_by_pk(session, made.id))).name == "foo"
+    assert (await both(lambda session: User.get_or_404(session, made.id))).name == "foo"
+    assert (await both(lambda session: User.get_one(session, name="foo"))).id == made.id
+    assert (await both(lambda session: User.get_one_or_none(session, name="foo"))).id == made.id
+    assert (await both(lambda session: User.first_or_none(session, name="foo"))).id == made.id
+    assert (await both(lambda session: User.first_or_404(session, name="foo"))).id == made.id
+
+
+async def test_functions_do_the_same_for_any_base(both: Both) -> None:
+    """A model without the mixin is the second argument."""
+    made, created = await both(lambda session: get_or_create(session, User, name="foo"))
+    row, made_now = await both(lambda session: update_or_create(session, User, name="foo", defaults={"age": 3}))
+
+    assert (created, made_now, row.age) == (True, False, 3)
+    assert (await both(lambda session: get_by_pk(session, User, made.id))).name == "foo"
+    assert (await both(lambda session: get_or_404(session, User, made.id))).name == "foo"
+    assert (await both(lambda session: get_one(session, User, name="foo"))).id == made.id
+    assert (await both(lambda session: get_one_or_none(session, User, name="foo"))).id == made.id
+    assert (await both(lambda session: first_or_none(session, User, name="foo"))).id == made.id
+    assert (await both(lambda session: first_or_404(session, User, name="foo"))).id == made.id
+
+
+async def test_what_is_missing_is_none_or_an_error_that_names_it(both: Both) -> None:
+    """None where the name says so; otherwise the error tells model and filters."""
+    assert await both(lambda session: User.get_by_pk(session, 7)) is None
+    assert await both(lambda session: User.get_one_or_none(session, name="foo")) is None
+    assert await both(lambda session: User.first_or_none(session, name="foo")) is None
+    with pytest.raises(NoResultFound, match=r"^there is no User with name='foo', age=3$"):
+        await both(lambda session: User.get_one(session, name="foo", age=3))
+    with pytest.raises(NotFoundError, match=r"^there is no User with id=7$"):
+        await both(lambda session: User.get_or_404(session, 7))
+    with pytest.raises(NotFoundError, match=r"^there is no Line with order_id=1, number=2$"):
+        await both(lambda session: Line.get_or_404(session, (1, 2)))
+    with pytest.raises(NotFoundError, match=r"^there is no User at all$"):
+        await both(lambda session: User.first_or_404(session))
+
+
+async def test_several_rows_where_one_is_asked_for_are_an_error(both: Both) -> None:
+    """The error tells model and filters; first_or_none takes the lowest primary key."""
+    await both(lambda session: User.get_or_create(session, name="b", age=3))
+    await both(lambda session: User.get_or_create(session, name="a", age=3))
+
+    for question in (User.get_one, User.get_one_or_none, User.get_or_create, User.update_or_create):
+        with pytest.raises(MultipleResultsFound, match=r"^there is more than one User with age=3$"):
+            await both(lambda session, question=question: question(session, age=3))
+    assert (await both(lambda session: User.first_or_none(session, age=3))).name == "b"
+
+
+async def test_an_unknown_attribute_is_an_error_that_names_the_known(both: Both) -> None:
+    """Also in defaults, and before anything was written."""
+    with pytest.raises(ConfigurationError, match=r"User has no attribute 'nmae'; it has age, full_name, id, name"):
+        await both(lambda session: User.get_one(session, nmae="foo"))
+    with pytest.raises(ConfigurationError, match="User has no attribute 'agee'"):
+        await both(lambda session: User.update_or_create(session, name="foo", defaults={"agee": 1}))
+    assert await both(lambda session: User.first_or_none(session)) is None
+
+
+def test_no_filter_name_is_taken(session: Session) -> None:
+    """Columns may be called session, cls and model; one called defaults goes into a mapping."""
+    order, created = Order.get_or_create(session, session="a", cls="b", model="c", defaults="d")
+
+    assert created
+    assert Order.get_one(session, {"session": "a", "defaults": "d"}, cls="b", model="c") is order
+    changed, created = Order.update_or_create(session, {"defaults": "d"}, defaults={"defaults": "e"})
+    assert (changed is order, created, order.defaults) == (True, False, "e")
+
+
+def test_an_object_is_a_filter_too(session: Session) -> None:
+    """A relationship is an attribute like any other."""
+    user, _ = User.get_or_create(session, name="foo")
+    order, created = Order.get_or_create(session, user=user)
+
+    assert (created, Order.get_one(session, user=user) is order) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda session: User.get_one(session, cast("Any", "foo")), "write filters as keyword arguments"),
+        (lambda session: User.get_by_pk(session), "pass one value"),
+        (lambda session: cast("Any", User).get_by_pk(session, 1, 2), "pass one value"),
+        (lambda session: get_one(session, dict, name="foo"), "is no mapped class"),
+        (lambda session: get_by_pk(session, session.get_bind(), 1), "is no mapped class"),
+    ],
+)
+def test_a_wrong_use_is_an_error_that_says_what_to_write(session: Session, use: Any, message: str) -> None:
+    """The error comes from us, at once."""
+    with pytest.raises(ConfigurationError, match=message):
+        use(session)
+
+
+# Making and updating
+
+
+async def test_update_or_create_makes_of_defaults_and_updates_with_them(both: Both) -> None:
+    """As long as create_defaults is left out, defaults serve both."""
+    made, created = await both(lambda s: User.update_or_create(s, name="foo", defaults={"age": 1}))
+    updated, created_again = await both(lambda s: User.update_or_create(s, name="foo", defaults={"age": 2}))
+
+    assert (created, made.age) == (True, 1)
+    assert (created_again, updated.id, updated.age) == (False, made.id, 2)
+    assert (await both(lambda session: User.get_one(session, name="foo"))).age == 2
+
+
+async def test_create_defaults_are_taken_as_they_are(both: Both) -> None:
+    """An empty mapping means: make it of the filters alone."""
+    with_some, _ = await both(
+        lambda s: User.update_or_create(s, name="a", defaults={"age": 1}, create_defaults={"full_name": "A"})
+    )
+    with_none, _ = await both(lambda s: User.update_or_create(s, name="b", defaults={"age": 1}, create_defaults={}))
+
+    assert (with_some.full_name, with_some.age) == ("A", 0)
+    assert (with_none.full_name, with_none.age) == (None, 0)
+
+
+async def test_another_broken_constraint_is_no_lost_race(both: Both) -> None:
+    """What cannot be inserted raises IntegrityError, and the session goes on."""
+    await both(lambda session: User.get_or_create(session, name="foo"))
+
+    def sync(session: Session) -> tuple[User, bool]:
+        with pytest.raises(IntegrityError):
+            User.update_or_create(session, age=9, defaults={"name": "foo"})
+        return User.get_or_create(session, name="bar")
+
+    async def asynchronous(session: AsyncSession) -> tuple[User, bool]:
+        with pytest.raises(IntegrityError):
+            await User.update_or_create(session, age=9, defaults={"name": "foo"})
+        return await User.get_or_create(session, name="bar")
+
+    _, created = await both(sync if both.kind == "sync" else asynchronous)
+    assert created
+
+
+def test_an_error_of_what_was_pending_before_is_not_taken_for_a_lost_race(database: Database) -> None:
+    """It belongs to the user's own object, and nothing is read again."""
+    with session_scope(database) as session:
+        session.add(User(name="foo"))
+
+    with pytest.raises(IntegrityError):
+        make_beside_a_duplicate(database)
+
+
+def make_beside_a_duplicate(database: Database) -> None:
+    """Have an object pending that cannot be inserted, and make another one."""
+    with session_scope(database) as session, session.no_autoflush:
+        session.add(User(name="foo"))
+        User.get_or_create(session, name="bar")
+
+
+async def make_in_threads(url: str, make: Any) -> list[Any]:
+    """Return what 50 threads got that asked at once, each in a scope of its own."""
+    database = Database(url, engine_options=engine_options(url))
+
+    def client(_number: int) -> Any:
+        with session_scope(database) as session:
+            return make(session)
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        results = list(pool.map(client, range(CLIENTS)))
+    database.dispose()
+    return results
+
+
+async def make_in_tasks(url: str, make: Any) -> list[Any]:
+    """Return what 50 tasks got that asked at once, each in a scope of its own."""
+    database = Database(url, engine_options=engine_options(url))
+
+    async def client() -> Any:
+        async with session_scope(database) as session:
+            return await make(session)
+
+    results = await asyncio.gather(*[client() for _ in range(CLIENTS)])
+    await database.async_dispose()
+    return results
+
+
+def engine_options(url: str) -> dict[str, Any]:
+    """Let all clients in at once."""
+    options: dict[str, Any] = {"pool_size": CLIENTS, "max_overflow": 0}
+    if url.startswith("sqlite"):
+        options["connect_args"] = {"timeout": 30.0}
+    return options
+
+
+@pytest.mark.parametrize("run", [make_in_threads, make_in_tasks], ids=["sync", "async"])
+async def test_of_fifty_sessions_that_make_one_row_one_does(url: str, run: Any) -> None:
+    """The others get it, without an error."""
+    results = await run(url, lambda session: User.get_or_create(session, name="foo"))
+
+    assert sum(created for _, created in results) == 1
+    assert len({user.id for user, _ in results}) == 1
+    assert count_users(url) == 1
+
+
+@pytest.mark.parametrize("run", [make_in_threads, make_in_tasks], ids=["sync", "async"])
+@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+async def test_of_fifty_sessions_that_update_or_make_one_row_one_makes_it(url: str, run: Any) -> None:
+    """The others update it; not on MariaDB, which answers an update after a lost race with a deadlock."""
+    results = await run(url, lambda session: User.update_or_create(session, name="foo", defaults={"age": 4}))
+
+    assert sum(created for _, created in results) == 1
+    assert {user.age for user, _ in results} == {4}
+    assert count_users(url) == 1
+
+
+@pytest.mark.parametrize("url", ["postgresql", "mariadb"], indirect=True)
+def test_the_transaction_goes_on_after_a_lost_race(url: str) -> None:
+    """What the loser wrote before and writes after it is committed; on SQLite one transaction writes at a time."""
+    database = Database(url)
+
+    def win(target: User, _arguments: Any, values: dict[str, Any]) -> None:
+        """Insert the row that the loser is about to."""
+        with database.engine.begin() as winner:
+            winner.execute(insert(User).values(age=0, **values))
+
+    with session_scope(database) as session:
+        session.add(User(name="before"))
+        event.listen(User, "init", win)
+        found, created = User.get_or_create(session, name="foo")
+        event.remove(User, "init", win)
+        session.add(User(name="after"))
+    database.dispose()
+
+    assert (created, found.name, count_users(url)) == (False, "foo", 3)
+
+
+# Without a session
+
+
+async def test_without_a_session_the_units_is_used(database: Database) -> None:
+    """The model says which database; inside a request as in a scope."""
+
+    class Customer(User):
+        __database__: ClassVar[Database] = database
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        customer, created = Customer.get_or_create(name="foo")
+        assert customer in database.session
+        assert created
+        await respond(send, 201)
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+
+    assert (call.raised, call.status) == (None, 201)
+    with session_scope(database):
+        assert Customer.get_one(name="foo").name == "foo"
+        assert get_or_404(Customer, 1).name == "foo"
+    with pytest.raises(NoUnitOfWorkError):
+        Customer.get_one(name="foo")
+
+
+def test_without_a_database_the_global_one_is_meant() -> None:
+    """And it says so when it is not configured."""
+    with pytest.raises(NoUnitOfWorkError):
+        User.get_one(name="foo")
+
+    class Wrong(User):
+        __database__ = "sqlite://"
+
+    with pytest.raises(ConfigurationError, match="__database__='sqlite://' is no Database"):
+        Wrong.get_one(name="foo")
+
+
+# Errors for the web
+
+
+async def test_not_found_is_answered_404_by_the_middleware(database: Database) -> None:
+    """Any application's, by error_responses."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await User.get_or_404(database.async_session, 7)
+
+    call = await Call(SQLAlchemyMiddleware(app, database, error_responses={NotFoundError: 404}))()
+    await database.async_dispose()
+
+    assert (call.raised, call.status) == (None, 404)
+
+
+def test_not_found_says_what_was_looked_for(session: Session) -> None:
+    """It is SQLAlchemy's NoResultFound and a LookupError, and survives pickling."""
+    with pytest.raises(NotFoundError) as caught:
+        User.first_or_404(session, name="foo")
+
+    error: Any = pickle.loads(pickle.dumps(caught.value))
+    assert [isinstance(error, kind) for kind in (NoResultFound, LookupError, AsgiSqlaError)] == [True] * 3
+    assert (error.model, error.filters, error.status_code) == (User, {"name": "foo"}, 404)
+
+
+# Bases
+
+
+def test_the_base_names_every_constraint() -> None:
+    """Index, unique constraint, foreign key and primary key, so that migrations can find them."""
+    names = {str(each.name) for table in (User.__table__, Order.__table__) for each in constraints(table)}
+
+    assert names == {"uq_users_name", "pk_users", "fk_orders_user_id_users", "pk_orders"}
+
+
+def constraints(table: Any) -> Any:
+    """Return the constraints and indexes of a table."""
+    return [*table.constraints, *table.indexes]
+
+
+async def test_the_base_has_awaitable_attributes(database: Database) -> None:
+    """What was not loaded can be awaited."""
+    async with session_scope(database) as session:
+        user, _ = await User.get_or_create(session, name="foo")
+        await Order.get_or_create(session, user_id=user.id)
+        await session.refresh(user)
+        assert len(await user.awaitable_attrs.orders) == 1
+    await database.async_dispose()
+
+
+def test_a_model_with_a_base_of_its_own_takes_the_mixin() -> None:
+    """A declarative base of the user's, and SQLModel's."""
+
+    class Own(LookupMixin, DeclarativeBase):
+        pass
+
+    class Thing(Own):
+        __tablename__ = "thing"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+        by_name = Index("by_name", "name")
+
+    class Hero(LookupMixin, SQLModel, table=True):
+        id: int | None = Field(default=None, primary_key=True)
+        name: str
+
+    database = Database("sqlite://")
+    Own.metadata.create_all(database.engine)
+    SQLModel.metadata.tables["hero"].create(database.engine)
+    with session_scope(database) as session:
+        assert Thing.get_or_create(session, name="foo")[1]
+        assert Hero.get_or_create(session, name="foo")[1]
+        assert Hero.get_one(session, name="foo").id == 1
+    database.dispose()
+    gc.collect()
+
+
+def test_a_session_on_an_engine_handed_in_works(tmp_path: Path) -> None:
+    """With the transactions of Python's own SQLite driver, which begin late."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'own.db'}", poolclass=NullPool)
+    Shop.metadata.create_all(engine)
+    with session_scope(Database(engine=engine)) as session:
+        assert User.get_or_create(session, name="foo")[1]
+    with Session(engine) as plain:
+        assert User.get_or_create(plain, name="foo")[1] is False
+
+
+def test_a_transaction_that_is_somebody_elses_is_left_alone(database: Database) -> None:
+    """A session on a connection never begins that connection's transaction again."""
+    with database.engine.connect() as connection, connection.begin():
+        connection.execute(insert(User).values(name="outer", age=0))
+        with Session(connection) as session:
+            User.get_or_create(session, name="foo")
+        assert connection.scalar(select(func.count()).select_from(User)) == 2
+    with database.engine.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(User)) == 2
+
+
+# Types: mypy checks these when it checks the tests, and nothing runs
+
+
+def types_of(session: Session, async_session: AsyncSession) -> None:
+    """Hold what each kind of session answers, and that a wrong use does not check."""
+    assert_type(User.get_by_pk(session, 1), User | None)
+    assert_type(User.get_one(session, name="foo"), User)
+    assert_type(User.get_one(name="foo"), User)
+    assert_type(User.get_one(async_session, name="foo"), Awaitable[User])
+    assert_type(User.get_or_create(session, name="foo"), tuple[User, bool])
+    assert_type(User.update_or_create(async_session, name="foo", defaults={}), Awaitable[tuple[User, bool]])
+    assert_type(get_one(session, User, name="foo"), User)
+    assert_type(get_one(User, name="foo"), User)
+    assert_type(get_or_create(async_session, User, name="foo"), Awaitable[tuple[User, bool]])
+    assert_type(first_or_none(async_session, User), Awaitable[User | None])
+    User.get_one("foo")  # type: ignore[call-overload]
+    User.get_one(session, "foo")  # type: ignore[call-overload]
+    User.get_one(async_session, name="foo").name  # type: ignore[attr-defined]  # noqa: B018
+    get_one(session, name="foo")  # type: ignore[call-overload]
+    User.update_or_create(session, name="foo", defaults=3)  # type: ignore[call-overload]
+
+
+async def awaited(session: Session) -> None:
+    """Hold that what a Session answers cannot be awaited."""
+    await User.get_one(session, name="foo")  # type: ignore[misc]

@@ -1,0 +1,70 @@
+"""The verdict: commit or roll back, from what is known when the response starts."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+import pytest
+
+from asgi_sqla.verdict import below_400, verdict_of
+
+SCOPE = {"type": "http", "method": "POST", "path": "/"}
+
+
+def start(status: int) -> Any:
+    """Return the message a response starts with."""
+    return {"type": "http.response.start", "status": status, "headers": []}
+
+
+@pytest.mark.parametrize(
+    ("status", "commits"),
+    [(100, True), (200, True), (201, True), (204, True), (303, True), (399, True)]
+    + [(400, False), (404, False), (422, False), (500, False), (599, False)],
+)
+def test_by_default_every_status_below_400_commits(status: int, commits: bool) -> None:
+    """Redirects too, for they follow a write that went well."""
+    scope: Any = SCOPE
+    assert below_400(scope, start(status)) is commits
+
+
+@pytest.mark.parametrize(
+    "statuses",
+    [range(200, 300), [200, 201], (200, 201), {200, 201}, frozenset((201, 200)), {200: "ok", 201: "made"}]
+    + [[HTTPStatus.OK, HTTPStatus.CREATED]],
+)
+def test_a_container_commits_what_it_holds(statuses: Any) -> None:
+    """Any container will do."""
+    verdict = verdict_of(statuses)
+    assert [verdict(SCOPE, start(status)) for status in (200, 201, 303, 400)] == [True, True, False, False]
+
+
+def test_an_empty_container_never_commits() -> None:
+    """As for an application that only reads."""
+    assert verdict_of(())(SCOPE, start(200)) is False
+
+
+class Odd:
+    """A container that cannot be walked through."""
+
+    def __contains__(self, status: object) -> bool:
+        return isinstance(status, int) and status % 2 == 1
+
+
+def test_a_container_need_not_be_iterable() -> None:
+    """It is asked, not searched."""
+    verdict = verdict_of(Odd())
+    assert [verdict(SCOPE, start(200)), verdict(SCOPE, start(201))] == [False, True]
+
+
+def test_a_callable_sees_the_scope_and_the_start() -> None:
+    """It is the verdict as it stands."""
+    seen: list[Any] = []
+
+    def verdict(scope: Any, message: Any) -> bool:
+        seen.append((scope, message))
+        return True
+
+    assert verdict_of(verdict) is verdict
+    assert verdict_of(verdict)(SCOPE, start(500)) is True
+    assert seen == [(SCOPE, start(500))]
