@@ -7,6 +7,7 @@ from asgi_sqla.errors import (
     ConfigurationError,
     MissingDriverError,
     NoUnitOfWorkError,
+    ReadOnlyError,
     SessionInUseError,
     UnitOfWorkDoomedError,
     UnitOfWorkEndedError,
@@ -14,7 +15,7 @@ from asgi_sqla.errors import (
 )
 from asgi_sqla.middleware import SQLAlchemyMiddleware
 from asgi_sqla.scope import session_scope
-from asgi_sqla.unit import UnitOfWork, current_unit
+from asgi_sqla.unit import UnitOfWork, current_unit, on_commit
 
 __all__ = [
     "ERROR_RESPONSES",
@@ -23,6 +24,7 @@ __all__ = [
     "Database",
     "MissingDriverError",
     "NoUnitOfWorkError",
+    "ReadOnlyError",
     "SQLAlchemyMiddleware",
     "SessionInUseError",
     "UnitOfWork",
@@ -31,5 +33,6 @@ __all__ = [
     "WrongEventLoopError",
     "current_unit",
     "db",
+    "on_commit",
     "session_scope",
 ]

@@ -1,20 +1,24 @@
 """Callbacks of a unit of work: what is called after its commit, or after its rollback.
 
 Lives here: which callbacks are due, with savepoints taken into account, and how one is called.
-Must not know: when a unit ends, or in which scope a callback runs.
+Must not know: when a unit ends, or how the one is made that a callback runs in.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy.orm import SessionTransaction
 
+from asgi_sqla.context import enter, leave
 from asgi_sqla.errors import ConfigurationError
+
+logger = logging.getLogger("asgi_sqla")
 
 Moment: TypeAlias = Literal["commit", "rollback"]
 
@@ -80,6 +84,53 @@ class Callbacks:
         self._waiting, self._undone = [], []
         moment = "commit" if committed else "rollback"
         return [one for one in undone if one.moment == "rollback"] + [one for one in waiting if one.moment == moment]
+
+
+class Scope(Protocol):
+    """A unit of work that a callback is called in."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        ...
+
+    async def close(self, commit: bool, cause: BaseException | None = None) -> None:
+        """End it."""
+
+    def close_now(self, commit: bool, cause: BaseException | None = None) -> None:
+        """End it in this thread."""
+        ...
+
+
+def run(callback: Callback, unit: Scope) -> None:
+    """Call ``callback`` in ``unit``; a failure is logged, for what it follows is done."""
+    token = enter(unit)
+    try:
+        callback.call_now()
+        unit.close_now(commit=True)
+    except Exception as exc:
+        logger.exception("%s failed", unit.name)
+        unit.close_now(commit=False, cause=exc)
+    finally:
+        leave(token)
+
+
+async def run_async(callback: Callback, unit: Scope) -> None:
+    """Call ``callback`` in ``unit``; a failure is logged, for what it follows is done."""
+    token = enter(unit)
+    try:
+        await callback.call()
+        await unit.close(commit=True)
+    except Exception as exc:
+        logger.exception("%s failed", unit.name)
+        await unit.close(commit=False, cause=exc)
+    finally:
+        leave(token)
 
 
 def is_async(function: Callable[..., object]) -> bool:

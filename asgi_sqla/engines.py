@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 import weakref
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from importlib.util import find_spec
 from threading import Lock
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 
 from asgi_sqla import sqlite
 from asgi_sqla.errors import ConfigurationError, MissingDriverError, WrongEventLoopError
-from asgi_sqla.urls import Target, parse, shown, translate
+from asgi_sqla.reading import keep_read_only
+from asgi_sqla.replicas import Replicas
+from asgi_sqla.urls import Target, shown, translate
 
 Role: TypeAlias = Literal["write", "read", "snapshot"]
 """What an engine is for: anything; reading in autocommit; reading in a transaction, isolated as asked."""
@@ -41,32 +45,37 @@ class Engines:
 
     def __init__(
         self,
-        url: str | URL | None,
+        url: URL | None,
         *,
-        engine: Engine | None,
-        async_engine: AsyncEngine | None,
         options: Mapping[str, Any],
-        transaction_mode: sqlite.TransactionMode | None,
+        engine: Engine | None = None,
+        async_engine: AsyncEngine | None = None,
+        transaction_mode: sqlite.TransactionMode | None = None,
+        role: Role = "write",
+        replicas: Sequence[URL] = (),
     ) -> None:
-        self._url = None if url is None else parse(url)
+        self.url = url
+        """Where they connect; None if every one was handed in."""
         self._given = engine
         self._given_async = async_engine
-        self._options = dict(options)
+        self._role = role
+        self._replicas = replicas
+        self._options = {**options, **(_autocommit() if role == "read" else {})}
         self._mode: sqlite.TransactionMode = transaction_mode or "deferred"
         self._check_mode(transaction_mode)
         self._made: Engine | None = None
         self._of_loops: dict[asyncio.AbstractEventLoop, _OfLoop] = {}
         self._lock = Lock()
-        if self._url is not None:
-            self._check_driver(self._url)
-            if self._url.get_backend_name() == "sqlite" and sqlite.is_memory(self._url):
-                self._url, anchor = sqlite.shared_memory(self._url)
+        if self.url is not None:
+            self._check_driver(self.url)
+            if self.url.get_backend_name() == "sqlite" and sqlite.is_memory(self.url):
+                self.url, anchor = sqlite.shared_memory(self.url)
                 weakref.finalize(self, anchor.close)
         _all.add(self)
 
     def __repr__(self) -> str:
-        if self._url is not None:
-            return shown(self._url)
+        if self.url is not None:
+            return shown(self.url)
         given = self._given or self._given_async
         return shown(given.url) if given is not None else "not configured"
 
@@ -139,7 +148,7 @@ class Engines:
         self._of_loops = {}
 
     def _check_mode(self, mode: sqlite.TransactionMode | None) -> None:
-        if mode is not None and (self._url is None or self._url.get_backend_name() != "sqlite"):
+        if mode is not None and (self.url is None or self.url.get_backend_name() != "sqlite"):
             raise ConfigurationError(
                 f"transaction_mode={mode!r} is for engines made from a SQLite URL, not for {self!r}; leave it out"
             )
@@ -155,12 +164,12 @@ class Engines:
                 raise exc from None
 
     def _target(self, *, asynchronous: bool) -> Target:
-        if self._url is None:
+        if self.url is None:
             argument = "async_engine" if asynchronous else "engine"
             raise ConfigurationError(
                 f"the database {self!r} was given no URL and no {argument}=; pass it to Database as well"
             )
-        return translate(self._url, asynchronous=asynchronous, installed=_installed)
+        return translate(self.url, asynchronous=asynchronous, installed=_installed)
 
     def _arguments(self, target: Target) -> dict[str, Any]:
         options = dict(self._options)
@@ -172,7 +181,7 @@ class Engines:
     def _make(self) -> Engine:
         target = self._target(asynchronous=False)
         engine = create_engine(target.url, **self._arguments(target))
-        self._prepare(engine)
+        self._prepare(engine, asynchronous=False)
         return engine
 
     def _make_async(self, loop: asyncio.AbstractEventLoop) -> AsyncEngine:
@@ -181,7 +190,7 @@ class Engines:
         if arguments.get("poolclass") is QueuePool:
             del arguments["poolclass"]  # an async engine has a queue pool of its own kind by default
         engine = create_async_engine(target.url, **arguments)
-        self._prepare(engine.sync_engine)
+        self._prepare(engine.sync_engine, asynchronous=True)
         self._forget_closed_loops()
         end = self._until_loop_ends(loop, engine)
         # Started by hand, as it awaits nothing before its yield: from here on the loop knows it.
@@ -190,9 +199,14 @@ class Engines:
         self._of_loops[loop] = _OfLoop(engine, end)
         return engine
 
-    def _prepare(self, engine: Engine) -> None:
+    def _prepare(self, engine: Engine, *, asynchronous: bool) -> None:
         if engine.dialect.name == "sqlite":
-            sqlite.prepare(engine, self._mode)
+            sqlite.prepare(engine, None if self._role == "read" else self._mode)
+        if self._role != "write":
+            keep_read_only(engine)
+        if len(self._replicas) > 1:
+            targets = [translate(url, asynchronous=asynchronous, installed=_installed) for url in self._replicas]
+            Replicas(targets, self._options.get("connect_args", {})).attach(engine)
 
     async def _until_loop_ends(self, loop: asyncio.AbstractEventLoop, engine: AsyncEngine) -> AsyncGenerator[None]:
         """Dispose ``engine`` when closed: by us, or by ``loop.shutdown_asyncgens()``, which every runner awaits.
@@ -210,6 +224,14 @@ class Engines:
         for loop, of_loop in list(self._of_loops.items()):  # a copy, as other threads add theirs
             if loop.is_closed() and self._of_loops.pop(loop, None) is not None:
                 of_loop.engine.sync_engine.dispose(close=False)
+
+
+def _autocommit() -> dict[str, Any]:
+    """Return the options of an engine that has nothing to commit or roll back."""
+    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
+    if "skip_autocommit_rollback" in inspect.signature(DefaultDialect).parameters:
+        options["skip_autocommit_rollback"] = True
+    return options
 
 
 def _installed(module: str) -> bool:

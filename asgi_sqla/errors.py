@@ -39,3 +39,7 @@ class SessionInUseError(AsgiSqlaError, RuntimeError):
 
 class WrongEventLoopError(AsgiSqlaError, RuntimeError):
     """An ``AsyncSession`` was asked for, or used, on an event loop that is not its unit's."""
+
+
+class ReadOnlyError(AsgiSqlaError, RuntimeError):
+    """A unit of work that only reads was asked to write."""

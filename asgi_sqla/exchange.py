@@ -13,6 +13,8 @@ from asgi_sqla.answers import Answers
 from asgi_sqla.unit import UnitOfWork
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from asgiref.typing import ASGI3Application
 
     from asgi_sqla.verdict import Verdict
@@ -29,6 +31,9 @@ class Rules(NamedTuple):
     app: ASGI3Application
     verdict: Verdict
     answers: Answers
+    read_only: Callable[[Any], bool]
+    retries: int
+    replay_limit: int
 
 
 class Answered(BaseException):
@@ -58,12 +63,18 @@ class Exchange:
     async def _settle_and_send(self, message: Any) -> None:
         """End the transaction, and only then start the response: the application's, or ours."""
         try:
-            await self._unit.settle(self._rules.verdict(self._scope, message))
+            commit = self._rules.verdict(self._scope, message)
+            if not commit:
+                self._before_rollback()
+            await self._unit.settle(commit)
         except Exception as exc:
             await self._answer(exc)
             raise Answered from exc
         self._started = True
         await self._send(message)
+
+    def _before_rollback(self) -> None:
+        """Look at what the application is about to answer for; raise instead of rolling back."""
 
     async def _answer(self, failure: Exception) -> None:
         self._failure = failure

@@ -190,18 +190,18 @@ def _note_commit(session: Session) -> None:
     cast("GuardedSession", session).guard_committed = True
 
 
-_classes: dict[type[Session], type[GuardedSession]] = {}
+_classes: dict[tuple[type[Session], type[GuardedSession]], type[GuardedSession]] = {}
 
 
-def guarded(session_class: type[Session]) -> type[GuardedSession]:
-    """Return the guarded subclass of ``session_class``; the same one each time."""
-    if session_class not in _classes:
-        _classes[session_class] = _make_guarded(session_class)
-    return _classes[session_class]
+def guarded(session_class: type[Session], guard: type[GuardedSession] = GuardedSession) -> type[GuardedSession]:
+    """Return the subclass of ``session_class`` that ``guard`` guards; the same one each time."""
+    if (session_class, guard) not in _classes:
+        _classes[session_class, guard] = _make_guarded(session_class, guard)
+    return _classes[session_class, guard]
 
 
-def _make_guarded(session_class: type[Session]) -> type[GuardedSession]:
-    base = cast("type[GuardedSession]", type(session_class.__name__, (GuardedSession, session_class), {}))
+def _make_guarded(session_class: type[Session], guard: type[GuardedSession]) -> type[GuardedSession]:
+    base = cast("type[GuardedSession]", type(session_class.__name__, (guard, session_class), {}))
     # The user's own methods too: SQLModel's exec() calls Session.execute() past every subclass.
     own = session_class.__mro__[: session_class.__mro__.index(Session)]
     names = {name for cls in own for name, value in vars(cls).items() if isfunction(value) and name[0] != "_"}

@@ -37,6 +37,11 @@ class Request(Exchange, UnitOfWork):
         return f"{self._scope.get('method')} {self._scope.get('path')}"
 
     @property
+    def read_only(self) -> bool:
+        """Whether the middleware was told that such a request only reads."""
+        return self._rules.read_only(self._scope)
+
+    @property
     def _unit(self) -> UnitOfWork:
         return self
 
@@ -52,10 +57,10 @@ class Request(Exchange, UnitOfWork):
                 raise
             except BaseException as exc:
                 raised = exc
-            if raised is not None or self._used or self._failure is not None:
+            if raised is not None or self.used or self._failure is not None:
                 await self._finish(raised)
         finally:
-            self._ended = True
+            self.ended = True
             leave(token)
             self._scope.pop(KEY, None)  # or the scope and its unit would keep each other alive
 
@@ -65,7 +70,7 @@ class Request(Exchange, UnitOfWork):
             if self._failure is not None:
                 raise Answered
             if message["type"] == "http.response.start":
-                if self._used:
+                if self.used:
                     return self._settle_and_send(message)
                 self._started = True
         forwarded: Awaitable[None] = self._send(message)

@@ -16,7 +16,8 @@ from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.exchange import KEY, Rules
 from asgi_sqla.http import Request
 from asgi_sqla.lifespan import Lifespan
-from asgi_sqla.verdict import CommitOn, below_400, verdict_of
+from asgi_sqla.replay import replay
+from asgi_sqla.verdict import CommitOn, ReadOnly, below_400, read_only_of, verdict_of
 from asgi_sqla.websocket import Conversation
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ class SQLAlchemyMiddleware:
     scope and the start message that returns a bool; below 400 if left out. ``error_responses`` maps
     exception classes to a status from 400 to 599, or to an ASGI application, for the answer to a
     failed COMMIT and to an exception that reaches this middleware; otherwise a failed COMMIT is
-    answered 500 and raised on. ``check_on_startup`` connects to every database first.
+    answered 500 and raised on. ``read_only`` says which requests only read: a set of HTTP methods, or
+    a callable of the ASGI scope. ``retries`` is how often a request is begun again that a passing
+    failure of the database stopped before anything was sent; its body is kept for that up to
+    ``replay_limit`` bytes. ``check_on_startup`` connects to every database first.
 
     Raises ConfigurationError when an argument is wrong, at once.
     """
@@ -48,12 +52,22 @@ class SQLAlchemyMiddleware:
         url: str | URL | None = None,
         commit_on: CommitOn = below_400,
         error_responses: ErrorResponses | None = None,
+        read_only: ReadOnly = (),
+        retries: int = 0,
+        replay_limit: int = 2**20,
         check_on_startup: bool = False,
     ) -> None:
         _check_application(app)
         self._databases = _databases(database, url)
         self._check_on_startup = check_on_startup
-        self._rules = Rules(app, verdict_of(commit_on), Answers(error_responses))
+        self._rules = Rules(
+            app,
+            verdict_of(commit_on),
+            Answers(error_responses),
+            read_only_of(read_only),
+            _count("retries", retries),
+            _count("replay_limit", replay_limit),
+        )
         self._app = app
 
     def __repr__(self) -> str:
@@ -63,13 +77,22 @@ class SQLAlchemyMiddleware:
         """Serve one ASGI connection."""
         kind = scope["type"]
         if kind == "http" and KEY not in scope:
-            await Request(self._rules, scope, receive, send).run()
+            if self._rules.retries:
+                await replay(self._rules, scope, receive, send)
+            else:
+                await Request(self._rules, scope, receive, send).run()
         elif kind == "websocket" and KEY not in scope:
             await Conversation(self._rules, scope, receive, send).run()
         elif kind == "lifespan":
             await Lifespan(self._databases, scope, receive, send).run(self._app, self._check_on_startup)
         else:
             await self._app(scope, receive, send)
+
+
+def _count(argument: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigurationError(f"{argument}={value!r} is no count; write a whole number from 0")
+    return value
 
 
 def _check_application(app: Any) -> None:

@@ -9,19 +9,25 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
+import time
 from collections.abc import Callable, Mapping
 from contextvars import Token
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
+import anyio
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
 from asgi_sqla.callbacks import is_async
-from asgi_sqla.context import Unit, enter, leave
+from asgi_sqla.context import Unit, enter, inherited, leave
 from asgi_sqla.database import Database, db
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.unit import Job, UnitOfWork, inherited_unit
+from asgi_sqla.transient import is_transient, pause
+from asgi_sqla.unit import Job, UnitOfWork
+
+logger = logging.getLogger("asgi_sqla")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,11 +35,24 @@ Propagation: TypeAlias = Literal["new", "join", "nested"]
 _FIXED = frozenset(("bind", "class_", "close_resets_only", "sync_session_class"))
 
 
+class Terms(NamedTuple):
+    """What a scope was asked to be, beside whose."""
+
+    propagation: Propagation
+    session_options: Mapping[str, Any]
+    read_only: bool
+    isolation_level: str | None
+    retries: int
+
+
 def session_scope(
     database: Database | None = None,
     *,
     propagation: Propagation = "new",
     session_options: Mapping[str, Any] | None = None,
+    read_only: bool = False,
+    isolation_level: str | None = None,
+    retries: int = 0,
 ) -> SessionScope:
     """Open a unit of work outside a request; it commits on leaving, or rolls back if an exception leaves.
 
@@ -44,40 +63,28 @@ def session_scope(
     ``propagation`` is "new" (a unit of its own: its connection, its transaction), "join" (the current
     unit, which alone commits; an exception that leaves the scope makes committing that unit an
     error) or "nested" (a SAVEPOINT in the current unit). Without a current unit all three are "new".
-    ``session_options`` are added to the database's, for this scope's session.
+    ``session_options`` are added to the database's, for this scope's session. ``read_only`` refuses
+    writes and reads in autocommit; ``isolation_level`` is SQLAlchemy's, and with ``read_only`` makes it
+    one transaction. ``retries`` is how often a decorated function is called again that a passing
+    failure of the database stopped before its commit.
 
     Raises ConfigurationError for wrong arguments, at once.
     """
-    if not isinstance(database, Database | None):
-        raise ConfigurationError(
-            f"database={database!r} is no Database; write session_scope(Database(...)), and as a "
-            "decorator @session_scope() with its parentheses"
-        )
-    if propagation not in ("new", "join", "nested"):
-        raise ConfigurationError(f'propagation={propagation!r} is none of "new", "join" and "nested"')
-    if session_options is not None and propagation != "new":
-        raise ConfigurationError(
-            f'session_options={session_options!r} need a session of the scope\'s own; write propagation="new"'
-        )
-    if fixed := _FIXED.intersection(session_options or ()):
-        raise ConfigurationError(
-            f"session_options: {min(fixed)}= is not for one scope; give it to Database(session_options=...)"
-        )
-    return SessionScope(database or db, propagation, dict(session_options or {}))
+    terms = Terms(propagation, dict(session_options or {}), read_only, isolation_level, retries)
+    _check(database, terms)
+    return SessionScope(database or db, terms)
 
 
 class SessionScope:
     """What ``session_scope()`` returns: for ``with``, ``async with``, or as a decorator."""
 
-    __slots__ = ("_database", "_name", "_options", "_propagation", "_savepoint", "_token", "_unit")
+    __slots__ = ("_attempt", "_database", "_name", "_savepoint", "_terms", "_token", "_unit")
 
-    def __init__(
-        self, database: Database, propagation: Propagation, options: dict[str, Any], name: str = "session_scope()"
-    ) -> None:
+    def __init__(self, database: Database, terms: Terms, name: str = "session_scope()", attempt: int = 0) -> None:
         self._database = database
-        self._propagation: Propagation = propagation
-        self._options = options
+        self._terms = terms
         self._name = name
+        self._attempt = attempt
         self._unit: UnitOfWork | None = None
         self._token: Token[Unit | None] | None = None
         self._savepoint: SessionTransaction | AsyncSessionTransaction | None = None
@@ -85,7 +92,7 @@ class SessionScope:
     def __enter__(self) -> Session:
         unit = self._open(None)
         try:
-            session = unit.session(self._database, **self._options)
+            session = unit.session(self._database, **self._terms.session_options)
             if self._nested:
                 self._savepoint = session.begin_nested()
         except BaseException:
@@ -110,7 +117,7 @@ class SessionScope:
     async def __aenter__(self) -> AsyncSession:
         unit = self._open(asyncio.get_running_loop())
         try:
-            session = unit.async_session(self._database, **self._options)
+            session = unit.async_session(self._database, **self._terms.session_options)
             if self._nested:
                 self._savepoint = await session.begin_nested()
         except BaseException:
@@ -143,35 +150,71 @@ class SessionScope:
 
             @functools.wraps(function)
             async def scoped_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-                async with self._of(function):
-                    return await cast("Any", function(*args, **kwargs))
+                return await self._call_async(function, args, kwargs)
 
             return cast("Callable[P, R]", scoped_async)
 
         @functools.wraps(function)
         def scoped(*args: P.args, **kwargs: P.kwargs) -> R:
-            with self._of(function):
-                return function(*args, **kwargs)
+            return self._call(function, args, kwargs)
 
         return scoped
 
-    def _of(self, function: Callable[..., Any]) -> SessionScope:
+    def _call(self, function: Callable[..., R], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> R:
+        attempt = 1
+        while True:
+            scope = self._of(function, attempt)
+            try:
+                with scope:
+                    return function(*args, **kwargs)
+            except Exception as exc:
+                time.sleep(scope._pause_after(exc))
+            attempt += 1
+
+    async def _call_async(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        attempt = 1
+        while True:
+            scope = self._of(function, attempt)
+            try:
+                async with scope:
+                    return await function(*args, **kwargs)
+            except Exception as exc:
+                await anyio.sleep(scope._pause_after(exc))
+            attempt += 1
+
+    def _of(self, function: Callable[..., Any], attempt: int) -> SessionScope:
         name = getattr(function, "__qualname__", repr(function))
-        return SessionScope(self._database, self._propagation, self._options, name)
+        return SessionScope(self._database, self._terms, name, attempt)
+
+    def _pause_after(self, failure: Exception) -> float:
+        """Return the seconds to wait before the next attempt, or raise ``failure`` if it was the last."""
+        sessions = cast("UnitOfWork", self._unit).sessions
+        passes = any(is_transient(one) for one in (failure, *sessions.failures()))
+        if self._attempt > self._terms.retries or sessions.has_committed or not passes:
+            raise failure
+        logger.info("%s: attempt %d is begun again after %r", self._name, self._attempt, failure)
+        return pause(self._attempt)
 
     @property
     def _nested(self) -> bool:
-        return self._propagation == "nested" and self._token is None
+        return self._terms.propagation == "nested" and self._token is None
 
     def _open(self, loop: asyncio.AbstractEventLoop | None) -> UnitOfWork:
         """Return the current unit to join, or enter a new one."""
-        if self._unit is not None:
+        if self._token is not None or self._savepoint is not None:
             raise ConfigurationError(
                 "this session_scope() is open already; call session_scope() again for a second one"
             )
-        unit = None if self._propagation == "new" else inherited_unit()
+        if self._terms.retries and not self._attempt:
+            raise ConfigurationError(
+                f"retries={self._terms.retries} cannot run a with block again; "
+                "write a function and decorate it: @session_scope(retries=...)"
+            )
+        unit = None if self._terms.propagation == "new" else cast("UnitOfWork | None", inherited())
         if unit is None:
-            unit = Job(self._name, loop)
+            unit = Job(self._name, loop, read_only=self._terms.read_only)
+            unit.isolation_level = self._terms.isolation_level
+            unit.attempt = self._attempt or 1
             self._token = enter(unit)
         self._unit = unit
         return unit
@@ -179,6 +222,27 @@ class SessionScope:
     def _undo(self) -> None:
         """Leave the context as it was before."""
         token = self._token
-        self._unit = self._token = self._savepoint = None
+        self._token = self._savepoint = None
         if token is not None:
             leave(token)
+
+
+def _check(database: object, terms: Terms) -> None:
+    if not isinstance(database, Database | None):
+        raise ConfigurationError(
+            f"database={database!r} is no Database; write session_scope(Database(...)), and as a "
+            "decorator @session_scope() with its parentheses"
+        )
+    if terms.propagation not in ("new", "join", "nested"):
+        raise ConfigurationError(f'propagation={terms.propagation!r} is none of "new", "join" and "nested"')
+    if terms.retries.__class__ is not int or terms.retries < 0:
+        raise ConfigurationError(f"retries={terms.retries!r} is no count; write a whole number from 0")
+    if fixed := _FIXED.intersection(terms.session_options):
+        raise ConfigurationError(
+            f"session_options: {min(fixed)}= is not for one scope; give it to Database(session_options=...)"
+        )
+    if terms.propagation == "new":
+        return
+    for name in ("session_options", "read_only", "isolation_level", "retries"):
+        if value := getattr(terms, name):
+            raise ConfigurationError(f'{name}={value!r} needs a unit of the scope\'s own; write propagation="new"')

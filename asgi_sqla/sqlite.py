@@ -45,8 +45,8 @@ def shared_memory(url: URL) -> tuple[URL, sqlite3.Connection]:
     return shared.set(database=name), anchor
 
 
-def prepare(engine: Engine, mode: TransactionMode) -> None:
-    """Give every connection of ``engine`` our settings and every transaction a real BEGIN."""
+def prepare(engine: Engine, mode: TransactionMode | None) -> None:
+    """Give every connection of ``engine`` our settings, and every transaction a real BEGIN unless ``mode`` is None."""
     wal = not {"memdb", "ro", "1"}.intersection(str(engine.url.query.get(key)) for key in ("vfs", "mode", "immutable"))
 
     def on_connect(connection: Any, _record: object) -> None:
@@ -58,10 +58,9 @@ def prepare(engine: Engine, mode: TransactionMode) -> None:
             cursor.execute("PRAGMA journal_mode=WAL")
         cursor.close()
 
-    statement = f"BEGIN {mode.upper()}"
-
     def on_begin(connection: Connection) -> None:
-        connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(f"BEGIN {mode}")
 
     event.listen(engine, "connect", on_connect)
-    event.listen(engine, "begin", on_begin)
+    if mode is not None:
+        event.listen(engine, "begin", on_begin)

@@ -7,9 +7,7 @@ Must not know: ASGI, HTTP statuses, how a database is configured.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
-from threading import Lock
 from typing import Any, cast
 
 from sqlalchemy import event
@@ -17,17 +15,14 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
-from asgi_sqla.callbacks import Callback, Callbacks, Moment, check_callback
-from asgi_sqla.context import current, enter, inherited, leave
+from asgi_sqla.callbacks import Callback, Callbacks, Moment, check_callback, run, run_async
+from asgi_sqla.context import current, inherited
 from asgi_sqla.ending import Ending
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.guard import GuardedSession, ended
 from asgi_sqla.sessions import NONE, Manner, Sessions, Source
 from asgi_sqla.shielding import to_completion
 from asgi_sqla.steps import Steps, walk, walk_async
-
-logger = logging.getLogger("asgi_sqla")
-_making = Lock()
 
 
 class UnitOfWork:
@@ -49,8 +44,10 @@ class UnitOfWork:
     """Its sessions, for the rooms that end it."""
     _callbacks: Callbacks | None = None
     _begin_hooks: tuple[Callable[[Connection], object], ...] = ()
-    _used = False
-    _ended = False
+    used = False
+    """Whether any session was made, or any callback registered."""
+    ended = False
+    """Whether it is over, and its sessions closed for good."""
     _rollback_only = False
     _doom: BaseException | None = None
 
@@ -61,21 +58,11 @@ class UnitOfWork:
 
     @property
     def read_only(self) -> bool:
-        """Whether it only reads: in autocommit, refusing writes."""
+        """Whether it refuses writes, and reads in autocommit."""
         return False
 
     def __repr__(self) -> str:
-        return f"<UnitOfWork {self.name} {'ended' if self._ended else 'open'}>"
-
-    @property
-    def used(self) -> bool:
-        """Whether any session was made, or any callback registered."""
-        return self._used
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is over, and its sessions closed for good."""
-        return self._ended
+        return f"<UnitOfWork {self.name} {'ended' if self.ended else 'open'}>"
 
     def rollback_only(self) -> None:
         """Have the unit roll back whatever the response status, as for a dry run. It is no error."""
@@ -155,7 +142,7 @@ class UnitOfWork:
             committed = commit and not self._rollback_only
         finally:
             for callback in self._due(committed):
-                Job(f"{callback} of {self.name}", None).run(callback)
+                run(callback, Job(f"{callback} of {self.name}", None))
 
     async def _end(self, steps: Steps, commit: bool) -> None:
         committed = False
@@ -164,7 +151,7 @@ class UnitOfWork:
             committed = commit and not self._rollback_only
         finally:
             for callback in self._due(committed):
-                await Job(f"{callback} of {self.name}", self.loop).run_async(callback)
+                await run_async(callback, Job(f"{callback} of {self.name}", self.loop))
 
     def _has_work(self) -> bool:
         return self._doom is not None or self._callbacks is not None or self.sessions.in_transaction
@@ -174,7 +161,7 @@ class UnitOfWork:
 
     def _closing(self, commit: bool, cause: BaseException | None) -> Steps:
         ending = self._ending(commit)
-        self._ended = True
+        self.ended = True
         return ending.close(cause)
 
     def _due(self, committed: bool) -> list[Callback]:
@@ -184,19 +171,19 @@ class UnitOfWork:
         self, moment: Moment, function: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> None:
         check_callback(function, loop=self.loop, unit=self)
-        if self._ended:
+        if self.ended:
             raise ended(self)
-        self._used = True
+        self.used = True
         self._callbacks = self._callbacks or Callbacks()
         self._callbacks.add(moment, function, args, kwargs, self.sessions.begun())
 
     def _open_sessions(self) -> Sessions:
-        if self._ended:
+        if self.ended:
             raise ended(self)
-        self._used = True
+        self.used = True
         if self.sessions is NONE:
-            with _making:  # of two threads that come first at once, both get the same
-                self.sessions = Sessions(self, self.loop) if self.sessions is NONE else self.sessions
+            # A dictionary's setdefault is atomic: of two threads that come first at once, both get the same.
+            self.__dict__.setdefault("sessions", Sessions(self, self.loop))
         return self.sessions
 
     def _manner(self) -> Manner:
@@ -224,35 +211,6 @@ class Job(UnitOfWork):
         """Whether it only reads."""
         return self._read_only
 
-    def run(self, callback: Callback) -> None:
-        """Call ``callback`` in this unit; a failure is logged, for what it follows is done."""
-        token = enter(self)
-        try:
-            callback.call_now()
-            self.close_now(commit=True)
-        except Exception as exc:
-            logger.exception("%s failed", self.name)
-            self.close_now(commit=False, cause=exc)
-        finally:
-            leave(token)
-
-    async def run_async(self, callback: Callback) -> None:
-        """Call ``callback`` in this unit; a failure is logged, for what it follows is done."""
-        token = enter(self)
-        try:
-            await callback.call()
-            await self.close(commit=True)
-        except Exception as exc:
-            logger.exception("%s failed", self.name)
-            await self.close(commit=False, cause=exc)
-        finally:
-            leave(token)
-
-
-def inherited_unit() -> UnitOfWork | None:
-    """Return the open unit of this context, if there is one."""
-    return cast("UnitOfWork | None", inherited())
-
 
 def current_unit() -> UnitOfWork:
     """Return the unit of work of this request, socket message or scope.
@@ -267,7 +225,7 @@ def on_commit(callback: Callable[..., object], *args: object, **kwargs: object) 
 
     There, an async one raises ConfigurationError: await it instead.
     """
-    unit = inherited_unit()
+    unit = cast("UnitOfWork | None", inherited())
     if unit is not None:
         unit.on_commit(callback, *args, **kwargs)
         return

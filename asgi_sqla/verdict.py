@@ -20,6 +20,9 @@ Verdict: TypeAlias = Callable[[Any, Any], bool]
 """A function of the ASGI scope and of the ``http.response.start`` message."""
 CommitOn: TypeAlias = Container[int] | Verdict
 
+ReadOnly: TypeAlias = Container[str] | Callable[[Any], bool]
+"""The HTTP methods that only read, or a function of the ASGI scope that tells."""
+
 STATUSES = range(100, 600)
 
 
@@ -72,3 +75,36 @@ class _Among:
 
     def __call__(self, _scope: Scope, message: Any) -> bool:
         return message["status"] in self._statuses
+
+
+def read_only_of(read_only: ReadOnly) -> Callable[[Any], bool]:
+    """Return the function of the ASGI scope that ``read_only`` describes.
+
+    ``read_only`` is a container of HTTP methods, in capitals, or a plain callable of the ASGI scope.
+
+    Raises ConfigurationError for anything else, at once.
+    """
+    if callable(read_only) and not inspect.iscoroutinefunction(read_only):
+        return read_only
+    if callable(read_only) or isinstance(read_only, str | bytes) or not isinstance(read_only, Container):
+        raise ConfigurationError(
+            f'read_only={read_only!r} is neither a set of HTTP methods, such as {{"GET", "HEAD"}}, '
+            "nor a plain function of the ASGI scope that returns a bool"
+        )
+    if isinstance(read_only, Iterable):
+        for method in read_only:
+            if not isinstance(method, str) or method != method.upper() or not method:
+                raise ConfigurationError(f"read_only holds {method!r}, which is no HTTP method; write it in capitals")
+    return _MethodAmong(read_only)
+
+
+class _MethodAmong:
+    """Whether a request's method is in a container."""
+
+    __slots__ = ("_methods",)
+
+    def __init__(self, methods: Container[str]) -> None:
+        self._methods = methods
+
+    def __call__(self, scope: Any) -> bool:
+        return scope["method"] in self._methods

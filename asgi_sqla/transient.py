@@ -1,0 +1,72 @@
+"""Which failures pass: the same work, done again from its begin, may well succeed.
+
+Lives here: the codes, dialect by dialect, where they are found, and how long to wait. Pure.
+Must not know: who tries again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from sqlalchemy.exc import DBAPIError
+
+SQLSTATES = frozenset(("40001", "40P01"))
+"""serialization_failure and deadlock_detected: PostgreSQL, CockroachDB, YugabyteDB."""
+MYSQL_ERRORS = frozenset((1213, 1205))
+"""ER_LOCK_DEADLOCK and ER_LOCK_WAIT_TIMEOUT: MySQL and MariaDB."""
+SQLITE_CODES = frozenset((5, 6))
+"""SQLITE_BUSY, its extended codes (517, a snapshot that is too old) included, and SQLITE_LOCKED."""
+
+IN_DOUBT = "the connection was lost while COMMIT was on its way: nobody can tell whether it was done"
+"""The note on a failure that must not be tried again."""
+
+FIRST_PAUSE = 0.01
+LONGEST_PAUSE = 1.0
+
+
+def is_transient(failure: BaseException) -> bool:
+    """Whether ``failure``, or one it was made of, says that the work may be tried again."""
+    chain = list(_chain(failure))
+    if any(IN_DOUBT in getattr(one, "__notes__", ()) for one in chain):
+        return False
+    return any(_passes(one) for one in chain)
+
+
+def pause(attempt: int) -> float:
+    """Return the seconds to wait after ``attempt`` has failed: longer each time, bounded, jittered."""
+    return random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**attempt))  # noqa: S311  # nobody attacks a pause
+
+
+def _chain(failure: BaseException) -> Iterator[BaseException]:
+    """Yield ``failure`` and whatever it wraps, was caused by, or came up in the handling of."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [failure]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting += [one.__cause__, None if one.__suppress_context__ else one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
+        if isinstance(one, DBAPIError):
+            waiting.append(one.orig)
+
+
+def _passes(one: BaseException) -> bool:
+    if isinstance(one, DBAPIError) and one.connection_invalidated:
+        return True
+    if (getattr(one, "sqlstate", None) or getattr(one, "pgcode", None)) in SQLSTATES:
+        return True
+    sqlite_code = getattr(one, "sqlite_errorcode", None)
+    if sqlite_code is not None:
+        return sqlite_code & 0xFF in SQLITE_CODES
+    return (
+        type(one).__module__.partition(".")[0] in _MYSQL_MODULES and one.args[:1] != () and one.args[0] in MYSQL_ERRORS
+    )
+
+
+_MYSQL_MODULES = frozenset(("pymysql", "MySQLdb", "asyncmy", "aiomysql", "mysql", "mariadb"))
+"""Where a number as first argument is MySQL's; elsewhere it may be anything."""
