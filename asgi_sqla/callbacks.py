@@ -138,13 +138,13 @@ def is_async(function: Callable[..., object]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-def check_callback(function: object, *, loop: object, unit: object) -> None:
-    """Raise ConfigurationError unless ``function`` can be called at the end of ``unit``, which runs on ``loop``."""
+def check_callback(function: object, *, awaits: bool, unit: object) -> None:
+    """Raise ConfigurationError unless ``function`` can be called at the end of ``unit``."""
     if not callable(function):
         raise ConfigurationError(
             f"callback={function!r} cannot be called; pass the function and its arguments, not its result"
         )
-    if loop is None and is_async(function):
+    if not awaits and is_async(function):
         raise ConfigurationError(
             f"callback={function!r} is async, and {unit} ends where nothing can be awaited; "
             "pass a plain function, or open the scope with: async with session_scope()"

@@ -27,13 +27,14 @@ class Unit(Protocol):
 _current: ContextVar[Unit | None] = ContextVar("asgi_sqla_unit", default=None)
 
 
-def enter(unit: Unit) -> Token[Unit | None]:
-    """Make ``unit`` the current one; the token undoes it in ``leave``."""
-    return _current.set(unit)
+enter = _current.set
+"""Make a unit the current one; the token returned undoes it. (The bound method itself: each request calls it.)"""
+leave = _current.reset
+"""Undo ``enter`` with its token, in the same context."""
 
 
-def leave(token: Token[Unit | None]) -> None:
-    """Undo ``enter``. In another context than the one entered there is nothing to undo."""
+def leave_anywhere(token: Token[Unit | None]) -> None:
+    """Undo ``enter``; in a copy of the context entered, where nothing can be undone, do nothing."""
     with suppress(ValueError):
         _current.reset(token)
 

@@ -61,7 +61,10 @@ class Ending(NamedTuple):
             failure = exc
         for work in self.works:
             if work.session.in_transaction():
-                yield _end, work
+                try:
+                    yield _end, work
+                except Exception:
+                    logger.exception("%s: a session of %r could not be closed", self.unit, work.source)
             else:
                 _end(work.session)
         if self._in_use(self.works) and not isinstance(failure, SessionInUseError):

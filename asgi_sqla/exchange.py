@@ -7,7 +7,8 @@ Must not know: how sessions are ended, or what any framework or server is called
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from asgi_sqla.answers import Answers
 from asgi_sqla.unit import UnitOfWork
@@ -25,7 +26,8 @@ KEY = "asgi_sqla"
 logger = logging.getLogger("asgi_sqla")
 
 
-class Rules(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Rules:
     """What a middleware was configured with, as far as a request needs it."""
 
     app: ASGI3Application
@@ -62,6 +64,8 @@ class Exchange:
 
     async def _settle_and_send(self, message: Any) -> None:
         """End the transaction, and only then start the response: the application's, or ours."""
+        if self._failure is not None:
+            raise Answered
         try:
             commit = self._rules.verdict(self._scope, message)
             if not commit:

@@ -6,7 +6,6 @@ Must not know: how sessions are ended, or what any framework or server is called
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +25,6 @@ class Request(Exchange, UnitOfWork):
         self._scope = scope
         self._receive = receive
         self._send = send
-        try:
-            self.loop = asyncio.get_running_loop()
-        except RuntimeError:  # trio, where only sync sessions live
-            return
 
     @property
     def name(self) -> str:
@@ -48,30 +43,30 @@ class Request(Exchange, UnitOfWork):
     async def run(self) -> None:
         """Run the application in this unit."""
         raised: BaseException | None = None
+        scope = self._scope
+        scope[KEY] = self
         token = enter(self)
-        self._scope[KEY] = self
         try:
             try:
-                await self._rules.app(self._scope, self._receive, self.send)
+                await self._rules.app(scope, self._receive, self.send)
             except GeneratorExit:  # the event loop is gone: nothing can be awaited any more
                 raise
             except BaseException as exc:
                 raised = exc
-            if raised is not None or self.used or self._failure is not None:
+            if raised is not None or self.used:
                 await self._finish(raised)
         finally:
             self.ended = True
             leave(token)
-            self._scope.pop(KEY, None)  # or the scope and its unit would keep each other alive
+            scope.pop(KEY, None)  # or the scope and its unit would keep each other alive
 
     def send(self, message: Any) -> Awaitable[None]:
         """Settle before the response starts; forward everything else as it is."""
-        if not self._started:
-            if self._failure is not None:
-                raise Answered
-            if message["type"] == "http.response.start":
-                if self.used:
-                    return self._settle_and_send(message)
-                self._started = True
+        if message["type"] == "http.response.start":
+            if self.used:
+                return self._settle_and_send(message)
+            self._started = True
+        elif self._failure is not None:
+            raise Answered
         forwarded: Awaitable[None] = self._send(message)
         return forwarded

@@ -6,7 +6,6 @@ Must not know: ASGI.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import logging
@@ -21,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
 from asgi_sqla.callbacks import is_async
-from asgi_sqla.context import Unit, enter, inherited, leave
+from asgi_sqla.context import Unit, enter, inherited, leave_anywhere
 from asgi_sqla.database import Database, db
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.transient import is_transient, pause
@@ -90,7 +89,7 @@ class SessionScope:
         self._savepoint: SessionTransaction | AsyncSessionTransaction | None = None
 
     def __enter__(self) -> Session:
-        unit = self._open(None)
+        unit = self._open(awaits=False)
         try:
             session = unit.session(self._database, **self._terms.session_options)
             if self._nested:
@@ -115,7 +114,7 @@ class SessionScope:
             self._undo()
 
     async def __aenter__(self) -> AsyncSession:
-        unit = self._open(asyncio.get_running_loop())
+        unit = self._open(awaits=True)
         try:
             session = unit.async_session(self._database, **self._terms.session_options)
             if self._nested:
@@ -199,7 +198,7 @@ class SessionScope:
     def _nested(self) -> bool:
         return self._terms.propagation == "nested" and self._token is None
 
-    def _open(self, loop: asyncio.AbstractEventLoop | None) -> UnitOfWork:
+    def _open(self, *, awaits: bool) -> UnitOfWork:
         """Return the current unit to join, or enter a new one."""
         if self._token is not None or self._savepoint is not None:
             raise ConfigurationError(
@@ -212,7 +211,7 @@ class SessionScope:
             )
         unit = None if self._terms.propagation == "new" else cast("UnitOfWork | None", inherited())
         if unit is None:
-            unit = Job(self._name, loop, read_only=self._terms.read_only)
+            unit = Job(self._name, awaits=awaits, read_only=self._terms.read_only)
             unit.isolation_level = self._terms.isolation_level
             unit.attempt = self._attempt or 1
             self._token = enter(unit)
@@ -224,7 +223,7 @@ class SessionScope:
         token = self._token
         self._token = self._savepoint = None
         if token is not None:
-            leave(token)
+            leave_anywhere(token)
 
 
 def _check(database: object, terms: Terms) -> None:

@@ -42,11 +42,12 @@ class Source(Protocol):
 class Sessions:
     """The sessions of ``unit``, in the order of first use."""
 
-    __slots__ = ("_by_source", "_lock", "_loop", "_unit", "users", "works")
+    __slots__ = ("_awaits", "_by_source", "_lock", "_loop", "_unit", "users", "works")
 
-    def __init__(self, unit: object, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, unit: object, *, awaits: bool = True) -> None:
         self._unit = unit
-        self._loop = loop
+        self._awaits = awaits
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = Lock()
         self._by_source: dict[tuple[Source, bool], Work] = {}
         self.works: tuple[Work, ...] = ()
@@ -57,19 +58,19 @@ class Sessions:
         """Return the ``Session`` of ``source``, made on first use."""
         work = self._by_source.get((source, False))
         if work is None:
-            work = self._add(source, source.make_session(manner, options), None)
+            work = self._add(source, source.make_session(manner, options))
         if self.users is not None:
             self.users.add(current_user())
         return work.session
 
     def asynchronous(self, source: Source, manner: Manner, options: Mapping[str, Any]) -> AsyncSession:
         """Return the ``AsyncSession`` of ``source``, made on first use; only on the unit's event loop."""
-        self._check_loop()
+        loop = self._checked_loop()
         work = self._by_source.get((source, True))
         if work is None:
             made = source.make_async_session(manner, options)
             assert isinstance(made.sync_session, GuardedSession)
-            work = self._add(source, made.sync_session, made)
+            work = self._add(source, made.sync_session, made, loop)
         if self.users is not None:
             self.users.add(current_user())
         assert work.async_session is not None
@@ -94,31 +95,35 @@ class Sessions:
         """Return the last error of the database that each ran into."""
         return [work.session.guard_error for work in self.works if work.session.guard_error is not None]
 
-    def _add(self, source: Source, session: GuardedSession, async_session: AsyncSession | None) -> Work:
+    def _add(
+        self,
+        source: Source,
+        session: GuardedSession,
+        async_session: AsyncSession | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> Work:
         asynchronous = async_session is not None
-        session.guard(self._unit, self._loop if asynchronous else None, self.users)
+        session.guard(self._unit, loop, self.users)
         with self._lock:  # of two threads that come first at once, both get the one session
-            work = self._by_source.setdefault((source, asynchronous), Work(source, session, async_session))
+            work = self._by_source.setdefault((source, asynchronous), Work(source, session, async_session, loop))
             self.works = tuple(self._by_source.values())
         return work
 
-    def _check_loop(self) -> None:
-        if self._loop is None:
-            raise WrongEventLoopError(
-                f"{self._unit} has no asyncio event loop to use an AsyncSession on; use the sync session in it, "
-                f"or open a unit of work in async code: {OWN_SCOPE}"
-            )
+    def _checked_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the running event loop, the only one for AsyncSessions of this unit from now on."""
         try:
-            running = asyncio.get_running_loop()
+            running = asyncio.get_running_loop() if self._awaits else None
         except RuntimeError:
             running = None
-        if running is not self._loop:
-            where = "in a thread without an event loop" if running is None else "on another event loop"
-            raise WrongEventLoopError(
-                f"an AsyncSession of {self._unit} was asked for {where}; use the sync session there, "
-                f"or open a unit of work: {OWN_SCOPE}"
-            )
+        self._loop = self._loop or running
+        if running is not None and running is self._loop:
+            return running
+        where = "on another event loop than its first" if running is not None else "where no asyncio event loop runs"
+        raise WrongEventLoopError(
+            f"an AsyncSession of {self._unit} was asked for {where if self._awaits else 'in a sync scope'}; "
+            f"use the sync session there, or open a unit of work in async code: {OWN_SCOPE}"
+        )
 
 
-NONE = Sessions(None, None)
+NONE = Sessions(None)
 """The sessions of a unit that nobody has used."""

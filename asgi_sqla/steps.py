@@ -6,25 +6,35 @@ Must not know: what the steps are, or in which order they come.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
-from asgi_sqla.guard import GuardedSession
+from asgi_sqla.errors import WrongEventLoopError
+from asgi_sqla.guard import OWN_SCOPE, GuardedSession
 
 
 class Work:
     """One session of a unit: its sync core, and the ``AsyncSession`` around that, if it has one."""
 
-    __slots__ = ("async_session", "session", "source")
+    __slots__ = ("async_session", "loop", "session", "source")
 
-    def __init__(self, source: object, session: GuardedSession, async_session: AsyncSession | None) -> None:
+    def __init__(
+        self,
+        source: object,
+        session: GuardedSession,
+        async_session: AsyncSession | None,
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
         self.source = source
         self.session = session
         self.async_session = async_session
+        self.loop = loop
 
 
 Operation: TypeAlias = Callable[[GuardedSession], object]
@@ -60,8 +70,23 @@ async def walk_async(steps: Steps) -> None:
 
 async def _perform(operation: Callable[..., object], work: Work) -> None:
     if work.async_session is not None:
-        await work.async_session.run_sync(operation)
+        await _on_its_loop(operation, work.async_session, work.loop)
     else:
         # A limiter of its own: on a shared one, handlers waiting for a connection in every thread
         # would starve the very commit that frees one.
         await to_thread.run_sync(operation, work.session, limiter=CapacityLimiter(1))
+
+
+async def _on_its_loop(operation: Operation, session: AsyncSession, loop: asyncio.AbstractEventLoop | None) -> None:
+    """Run ``operation`` on the event loop the session was made on, which may be another thread's."""
+    work = session.run_sync(cast("Callable[[Session], object]", operation))
+    if loop is asyncio.get_running_loop():
+        await work
+    elif loop is not None and loop.is_running():
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+    else:
+        work.close()
+        raise WrongEventLoopError(
+            f"{session.sync_session} was made on an event loop that has ended, and its work with it; "
+            f"in code that runs on a loop of its own, open a unit of work: {OWN_SCOPE}"
+        )

@@ -6,7 +6,6 @@ Must not know: ASGI, HTTP statuses, how a database is configured.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -36,8 +35,8 @@ class UnitOfWork:
     # Defaults of the class, so that a unit nobody uses costs next to nothing to make.
     attempt = 1
     """How many times this request or function has been begun, itself counted."""
-    loop: asyncio.AbstractEventLoop | None = None
-    """The event loop its AsyncSessions live on; None where there is none."""
+    awaits = True
+    """Whether its end is awaited; a unit that ends inline has no AsyncSessions."""
     isolation_level: str | None = None
     """The isolation level of its transactions, None for the engine's own."""
     sessions: Sessions = NONE
@@ -142,7 +141,7 @@ class UnitOfWork:
             committed = commit and not self._rollback_only
         finally:
             for callback in self._due(committed):
-                run(callback, Job(f"{callback} of {self.name}", None))
+                run(callback, Job(f"{callback} of {self.name}", awaits=False))
 
     async def _end(self, steps: Steps, commit: bool) -> None:
         committed = False
@@ -151,7 +150,7 @@ class UnitOfWork:
             committed = commit and not self._rollback_only
         finally:
             for callback in self._due(committed):
-                await run_async(callback, Job(f"{callback} of {self.name}", self.loop))
+                await run_async(callback, Job(f"{callback} of {self.name}", awaits=True))
 
     def _has_work(self) -> bool:
         return self._doom is not None or self._callbacks is not None or self.sessions.in_transaction
@@ -170,7 +169,7 @@ class UnitOfWork:
     def _add_callback(
         self, moment: Moment, function: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> None:
-        check_callback(function, loop=self.loop, unit=self)
+        check_callback(function, awaits=self.awaits, unit=self)
         if self.ended:
             raise ended(self)
         self.used = True
@@ -183,7 +182,7 @@ class UnitOfWork:
         self.used = True
         if self.sessions is NONE:
             # A dictionary's setdefault is atomic: of two threads that come first at once, both get the same.
-            self.__dict__.setdefault("sessions", Sessions(self, self.loop))
+            self.__dict__.setdefault("sessions", Sessions(self, awaits=self.awaits))
         return self.sessions
 
     def _manner(self) -> Manner:
@@ -196,10 +195,10 @@ class UnitOfWork:
 class Job(UnitOfWork):
     """A unit of work outside a request: one ``session_scope()``, or one callback."""
 
-    def __init__(self, name: str, loop: asyncio.AbstractEventLoop | None, *, read_only: bool = False) -> None:
+    def __init__(self, name: str, *, awaits: bool, read_only: bool = False) -> None:
         self._name = name
         self._read_only = read_only
-        self.loop = loop
+        self.awaits = awaits
 
     @property
     def name(self) -> str:
@@ -229,7 +228,7 @@ def on_commit(callback: Callable[..., object], *args: object, **kwargs: object) 
     if unit is not None:
         unit.on_commit(callback, *args, **kwargs)
         return
-    check_callback(callback, loop=None, unit="code outside any unit of work")
+    check_callback(callback, awaits=False, unit="code outside any unit of work")
     callback(*args, **kwargs)
 
 

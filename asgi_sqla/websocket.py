@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 class Message(UnitOfWork):
     """The unit of work of one message, or of what comes before the first."""
 
-    def __init__(self, path: str, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
-        self.loop = loop
-        self.sessions = Sessions(self, loop)
+        self.sessions = Sessions(self)
         self.sessions.users = set()
 
     @property
@@ -44,10 +43,6 @@ class Conversation(Exchange):
         self._scope = scope
         self._receive = receive
         self._send = send
-        try:
-            self._loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:  # trio, where only sync sessions live
-            self._loop = None
         self._message = self._next()
 
     @property
@@ -77,7 +72,8 @@ class Conversation(Exchange):
         another task reads ahead, the call says nothing about the work in hand, and the unit goes on.
         """
         message = self._message
-        if message.used and message.sessions.users == {current_user()} and self._loop is not None:
+        user = current_user()
+        if isinstance(user, asyncio.Task) and message.sessions.users == {user}:
             try:
                 await message.close(commit=True)
             finally:
@@ -97,6 +93,6 @@ class Conversation(Exchange):
             await self._send(message)
 
     def _next(self) -> Message:
-        message = Message(self._scope.get("path", ""), self._loop)
+        message = Message(self._scope.get("path", ""))
         self._scope[KEY] = message
         return message
