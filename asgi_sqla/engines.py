@@ -33,6 +33,8 @@ Role: TypeAlias = Literal["write", "read", "snapshot"]
 """What an engine is for: anything; reading in autocommit; reading in a transaction, isolated as asked."""
 
 _all: weakref.WeakSet[Engines] = weakref.WeakSet()
+_parents: list[object] = []
+"""What a forked child has inherited, kept: a connection that is garbage complains, or closes itself for the parent."""
 
 
 class _OfLoop(NamedTuple):
@@ -143,7 +145,9 @@ class Engines:
         engines += [of_loop.engine.sync_engine for of_loop in self._of_loops.values()]
         for engine in engines:
             if engine is not None:
+                _parents.append(engine.pool)
                 engine.dispose(close=False)
+        _parents.append(self._of_loops)
         self._made = None
         self._of_loops = {}
 
