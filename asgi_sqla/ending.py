@@ -60,10 +60,14 @@ class Ending(NamedTuple):
         except Exception as exc:
             failure = exc
         for work in self.works:
-            if work.session.in_transaction():
-                yield _end, work
-            else:
-                _end(work.session)
+            try:
+                if work.session.in_transaction():
+                    yield _end, work
+                else:
+                    _end(work.session)
+            except Exception as exc:
+                logger.exception("%s: close failed on %r", self.unit, work.source)
+                failure = failure or exc
         if self._in_use(self.works) and not isinstance(failure, SessionInUseError):
             logger.error("%s", self._still_in_use())
             if cause is not None:
