@@ -95,6 +95,7 @@ class GuardedSession(Session):
         self._guard_user = self._guard_me()
         self._guard_end(self)
         self._guard_user = None
+        self.guard_unit = str(self.guard_unit)  # or each would keep the other alive
         self._guard_over = True
         return True
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from threading import Lock
 from typing import Any, NamedTuple, Protocol
+from weakref import ref
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
@@ -45,7 +46,7 @@ class Sessions:
     __slots__ = ("_by_source", "_lock", "_loop", "_unit", "users", "works")
 
     def __init__(self, unit: object, loop: asyncio.AbstractEventLoop | None) -> None:
-        self._unit = unit
+        self._unit = ref(unit)  # or each would keep the other alive
         self._loop = loop
         self._lock = Lock()
         self._by_source: dict[tuple[Source, bool], Work] = {}
@@ -96,7 +97,7 @@ class Sessions:
 
     def _add(self, source: Source, session: GuardedSession, async_session: AsyncSession | None) -> Work:
         asynchronous = async_session is not None
-        session.guard(self._unit, self._loop if asynchronous else None, self.users)
+        session.guard(self._unit(), self._loop if asynchronous else None, self.users)
         with self._lock:  # of two threads that come first at once, both get the one session
             work = self._by_source.setdefault((source, asynchronous), Work(source, session, async_session))
             self.works = tuple(self._by_source.values())
@@ -105,7 +106,7 @@ class Sessions:
     def _check_loop(self) -> None:
         if self._loop is None:
             raise WrongEventLoopError(
-                f"{self._unit} has no asyncio event loop to use an AsyncSession on; use the sync session in it, "
+                f"{self._unit()} has no asyncio event loop to use an AsyncSession on; use the sync session in it, "
                 f"or open a unit of work in async code: {OWN_SCOPE}"
             )
         try:
@@ -115,10 +116,10 @@ class Sessions:
         if running is not self._loop:
             where = "in a thread without an event loop" if running is None else "on another event loop"
             raise WrongEventLoopError(
-                f"an AsyncSession of {self._unit} was asked for {where}; use the sync session there, "
+                f"an AsyncSession of {self._unit()} was asked for {where}; use the sync session there, "
                 f"or open a unit of work: {OWN_SCOPE}"
             )
 
 
-NONE = Sessions(None, None)
+NONE = Sessions(Sessions, None)
 """The sessions of a unit that nobody has used."""
