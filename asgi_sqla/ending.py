@@ -66,8 +66,10 @@ class Ending(NamedTuple):
                 else:
                     _end(work.session)
             except Exception as exc:
-                logger.exception("%s: close failed on %r", self.unit, work.source)
-                failure = failure or exc
+                if failure is None and cause is None:
+                    failure = exc
+                else:
+                    logger.exception("%s: close failed on %r", self.unit, work.source)
         if self._in_use(self.works) and not isinstance(failure, SessionInUseError):
             logger.error("%s", self._still_in_use())
             if cause is not None:
