@@ -59,8 +59,7 @@ class Configuration(NamedTuple):
         options = _options("engine_options", engine_options)
         if options and parsed is None:
             raise ConfigurationError(f"engine_options={options!r} are for engines made from a URL; leave them out")
-        if transaction_mode not in (None, "deferred", "immediate"):
-            raise ConfigurationError(f'transaction_mode={transaction_mode!r} is none of "deferred" and "immediate"')
+        _check_mode(transaction_mode, parsed)
         made = cls(
             parsed,
             engine,
@@ -106,6 +105,13 @@ def _options(argument: str, given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping | None):
         raise ConfigurationError(f'{argument}={given!r} is no mapping; write {argument}={{"name": value}}')
     return dict(given or {})
+
+
+def _check_mode(mode: object, url: URL | None) -> None:
+    if mode not in (None, "deferred", "immediate"):
+        raise ConfigurationError(f'transaction_mode={mode!r} is none of "deferred" and "immediate"')
+    if mode is not None and (url is None or url.get_backend_name() != "sqlite"):
+        raise ConfigurationError(f"transaction_mode={mode!r} is for engines made from a SQLite URL; leave it out")
 
 
 def _check_engines(engine: Any, async_engine: Any) -> None:

@@ -7,7 +7,6 @@ Must not know: what a unit does.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from contextvars import ContextVar, Token
 from typing import Protocol
 
@@ -35,8 +34,10 @@ leave = _current.reset
 
 def leave_anywhere(token: Token[Unit | None]) -> None:
     """Undo ``enter``; in a copy of the context entered, where nothing can be undone, do nothing."""
-    with suppress(ValueError):
+    try:
         _current.reset(token)
+    except ValueError:
+        return
 
 
 def inherited() -> Unit | None:

@@ -60,19 +60,27 @@ class Ending(NamedTuple):
         except Exception as exc:
             failure = exc
         for work in self.works:
-            if work.session.in_transaction():
-                try:
+            try:
+                if work.session.in_transaction():
                     yield _end, work
-                except Exception:
-                    logger.exception("%s: a session of %r could not be closed", self.unit, work.source)
-            else:
-                _end(work.session)
-        if self._in_use(self.works) and not isinstance(failure, SessionInUseError):
+                else:
+                    _end(work.session)
+            except Exception as exc:
+                if failure is None and cause is None:
+                    failure = exc
+                else:
+                    logger.exception("%s: close failed on %r", self.unit, work.source)
+        if not isinstance(failure, SessionInUseError):
+            self._tell_if_in_use(cause)
+        if failure is not None:
+            raise failure
+
+    def _tell_if_in_use(self, cause: BaseException | None) -> None:
+        """Say in the log, and on the exception the unit ends with, that a session is not ours to end yet."""
+        if self._in_use(self.works):
             logger.error("%s", self._still_in_use())
             if cause is not None:
                 cause.add_note(self._still_in_use())
-        if failure is not None:
-            raise failure
 
     def _object(self, active: list[Work]) -> None:
         """Raise if the unit must not commit."""

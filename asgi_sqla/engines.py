@@ -33,6 +33,8 @@ Role: TypeAlias = Literal["write", "read", "snapshot"]
 """What an engine is for: anything; reading in autocommit; reading in a transaction, isolated as asked."""
 
 _all: weakref.WeakSet[Engines] = weakref.WeakSet()
+_parents: list[object] = []
+"""What a forked child has inherited, kept: a connection that is garbage complains, or closes itself for the parent."""
 
 
 class _OfLoop(NamedTuple):
@@ -62,7 +64,6 @@ class Engines:
         self._replicas = replicas
         self._options = {**options, **(_autocommit() if role == "read" else {})}
         self._mode: sqlite.TransactionMode = transaction_mode or "deferred"
-        self._check_mode(transaction_mode)
         self._made: Engine | None = None
         self._of_loops: dict[asyncio.AbstractEventLoop, _OfLoop] = {}
         self._lock = Lock()
@@ -143,15 +144,11 @@ class Engines:
         engines += [of_loop.engine.sync_engine for of_loop in self._of_loops.values()]
         for engine in engines:
             if engine is not None:
+                _parents.append(engine.pool)
                 engine.dispose(close=False)
+        _parents.append(self._of_loops)
         self._made = None
         self._of_loops = {}
-
-    def _check_mode(self, mode: sqlite.TransactionMode | None) -> None:
-        if mode is not None and (self.url is None or self.url.get_backend_name() != "sqlite"):
-            raise ConfigurationError(
-                f"transaction_mode={mode!r} is for engines made from a SQLite URL, not for {self!r}; leave it out"
-            )
 
     def _check_driver(self, url: URL) -> None:
         """Raise unless one of the two kinds can be had."""

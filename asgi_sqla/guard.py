@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 from sqlalchemy import event, select
 from sqlalchemy.engine import Connection, Dialect, ExceptionContext
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from asgi_sqla.errors import SessionInUseError, UnitOfWorkEndedError, WrongEventLoopError
@@ -95,6 +95,7 @@ class GuardedSession(Session):
         self._guard_user = self._guard_me()
         self._guard_end(self)
         self._guard_user = None
+        self.guard_unit = str(self.guard_unit)  # or each would keep the other alive
         self._guard_over = True
         return True
 
@@ -173,8 +174,23 @@ def _watch(session: Session, _transaction: SessionTransaction, connection: Conne
 
 
 def _note_failed(context: ExceptionContext) -> None:
-    if context.connection is not None:
-        _failed.add(context.connection)
+    connection = context.connection
+    if connection is None:
+        return
+    _failed.add(connection)
+    if context.execution_context is None and _in_doubt(context):
+        connection.invalidate()
+
+
+def _in_doubt(context: ExceptionContext) -> bool:
+    """Whether a COMMIT or ROLLBACK failed for no reason the database gave.
+
+    asyncpg refuses one beside a running statement (a fetch, say, which nothing tells of), and the
+    transaction stays open. The connection would carry it back to the pool, to fail every user after.
+    """
+    original = context.original_exception
+    stated = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    return stated is None and not isinstance(context.sqlalchemy_exception, IntegrityError)
 
 
 @event.listens_for(GuardedSession, "before_commit")

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Mapping
 from threading import Lock
 from typing import Any, NamedTuple, Protocol
+from weakref import ref
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
@@ -45,7 +46,7 @@ class Sessions:
     __slots__ = ("_awaits", "_by_source", "_lock", "_loop", "_unit", "users", "works")
 
     def __init__(self, unit: object, *, awaits: bool = True) -> None:
-        self._unit = unit
+        self._unit = ref(unit)  # or each would keep the other alive
         self._awaits = awaits
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = Lock()
@@ -103,7 +104,7 @@ class Sessions:
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> Work:
         asynchronous = async_session is not None
-        session.guard(self._unit, loop, self.users)
+        session.guard(self._unit(), loop, self.users)
         with self._lock:  # of two threads that come first at once, both get the one session
             work = self._by_source.setdefault((source, asynchronous), Work(source, session, async_session, loop))
             self.works = tuple(self._by_source.values())
@@ -118,12 +119,13 @@ class Sessions:
         self._loop = self._loop or running
         if running is not None and running is self._loop:
             return running
-        where = "on another event loop than its first" if running is not None else "where no asyncio event loop runs"
+        where = "where no asyncio event loop runs" if running is None else "on another event loop"
+        where = where if self._awaits else "in a sync scope"
         raise WrongEventLoopError(
-            f"an AsyncSession of {self._unit} was asked for {where if self._awaits else 'in a sync scope'}; "
-            f"use the sync session there, or open a unit of work in async code: {OWN_SCOPE}"
+            f"an AsyncSession of {self._unit()} was asked for {where}; use the sync session there, "
+            f"or open a unit of work in async code: {OWN_SCOPE}"
         )
 
 
-NONE = Sessions(None)
+NONE = Sessions(Sessions)
 """The sessions of a unit that nobody has used."""

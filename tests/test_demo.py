@@ -117,6 +117,19 @@ def test_it_may_be_cut_short(environment: dict[str, str]) -> None:
     assert (process.returncode, complaints) == (0, "")
 
 
+def test_it_may_be_interrupted(environment: dict[str, str]) -> None:
+    """Ctrl-C stops the server, removes the file and leaves no traceback."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(TOUR, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=20)
+
+    assert (process.returncode, complaints) == (130, "")
+    assert list(Path(environment["TMPDIR"]).iterdir()) == []
+
+
 def other_tour(app: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Take the tour of another application, which ``app`` defines."""
     command = [sys.executable, "-W", "error", "-c", OTHER_APP.format(app=app)]

@@ -11,9 +11,10 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from sqlalchemy import Connection, Engine, event, select, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
 from support.databases import NO_OWNER, Backend, Item, backend_names
 from support.servers import Server
@@ -92,7 +93,7 @@ def test_every_position_commits_and_rolls_back(database: Database, backend: Back
 
 
 @at_every_position
-@pytest.mark.parametrize("handled", [DBAPIError, Exception])
+@pytest.mark.parametrize("handled", [IntegrityError, Exception])
 @pytest.mark.parametrize("mapped", [False, True], ids=["unmapped", "mapped"])
 @on_one
 def test_an_exception_handler_of_the_user_does_not_spoil_the_answer(
@@ -482,6 +483,37 @@ def test_a_streaming_body_may_use_the_session(database: Database, backend: Backe
 
     assert (answer.status_code, answer.text, out) == (200, "now", 0)
     assert backend.names() == ["now", "streamed"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@on_one
+def test_a_failed_commit_keeps_a_stream_from_starting(
+    database: Database, backend: Backend, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the generator nor the background task of a StreamingResponse runs, in whatever task it would have."""
+    api = FastAPI()
+    ran: list[str] = []
+
+    def rows() -> Iterator[str]:
+        ran.append("generator")
+        yield "row"
+
+    async def async_rows() -> AsyncIterator[str]:
+        ran.append("generator")
+        yield "row"
+
+    @api.post("/")
+    async def endpoint() -> Response:
+        database.async_session.add(Item(name="now", owner_id=NO_OWNER))
+        later = BackgroundTask(ran.append, "background task")
+        return StreamingResponse(rows() if kind == "sync" else async_rows(), background=later)
+
+    with Server(install(api, database)) as server:
+        wire = server.raw()
+        out = server.out(database)
+
+    assert (statuses(wire), ran, out, backend.names()) == ([500], [], 0, [])
+    assert errors(caplog.records) == [backend.commit_error.__name__]
 
 
 @on_postgresql

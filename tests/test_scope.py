@@ -601,7 +601,7 @@ async def test_when_the_second_of_two_commits_fails_the_error_says_so(
 async def test_an_async_session_needs_its_units_loop(database: Database) -> None:
     """Asked for in a sync scope, in a thread or on another loop, it is an error that says what to do."""
     with session_scope(database):
-        with pytest.raises(WrongEventLoopError, match=r"has no asyncio event loop .* use the sync session in it"):
+        with pytest.raises(WrongEventLoopError, match=r"asked for in a sync scope; use the sync session there"):
             _ = database.async_session
         with pytest.raises(WrongEventLoopError, match="open a unit of work in async code"):
             await session_scope(database, propagation="join").__aenter__()
@@ -610,7 +610,7 @@ async def test_an_async_session_needs_its_units_loop(database: Database) -> None
         _ = database.async_session
 
     async with session_scope(database):
-        with pytest.raises(WrongEventLoopError, match="in a thread without an event loop; use the sync session there"):
+        with pytest.raises(WrongEventLoopError, match="where no asyncio event loop runs; use the sync session there"):
             await asyncio.to_thread(lambda: database.async_session)
         with pytest.raises(WrongEventLoopError, match=r"asked for on another event loop; .* open a unit of work"):
             await asyncio.to_thread(asyncio.run, ask())

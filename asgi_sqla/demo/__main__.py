@@ -17,9 +17,9 @@ def main() -> int:
             f"the tour needs {', '.join(missing)}; write: pip install 'asgi-sqla[demo]' (in a checkout: '.[demo]')\n"
         )
         return 2
-    from asgi_sqla.demo.command import run  # not before we know that it can be imported
-
     try:
+        from asgi_sqla.demo.command import run  # not before we know that it can be imported
+
         return run(arguments.port, serve=arguments.serve)
     except KeyboardInterrupt:
         return 130

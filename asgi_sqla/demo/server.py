@@ -14,6 +14,8 @@ from typing import Any
 
 import uvicorn
 
+from asgi_sqla.shielding import to_completion
+
 HOST = "127.0.0.1"
 
 
@@ -49,7 +51,7 @@ async def serving(app: Any, listener: socket.socket) -> AsyncIterator[None]:
         await _started(server, task)
         yield
     finally:
-        await _stop(server, task)
+        await to_completion(_stop(server, task))
 
 
 async def _started(server: Server, task: asyncio.Task[None]) -> None:

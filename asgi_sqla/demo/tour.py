@@ -96,7 +96,7 @@ class Tour:
         self._report.promise("the failure is in the log, once, with its traceback", len(failures) == 1)
 
     async def waits_for_no_reader(self) -> None:
-        """Stall four readers of a large body, twice as many as a pool has connections, and ask again."""
+        """Stall as many readers of a large body as there are connections, and ask again."""
         paths = ("/catalogue", "/catalogue/sync", "/catalogue", "/catalogue/sync")
         async with stalled_readers(self._host, self._port, paths) as heads:
             self._report.saw("readers", f"GET /catalogue 4 times, async and sync, 20 MB each: {heads}")

@@ -1,0 +1,352 @@
+"""Engines: one per event loop and process, each disposed by whom it belongs to."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from support.databases import Backend, Item
+
+from asgi_sqla import ConfigurationError, Database, SQLAlchemyMiddleware, WrongEventLoopError, session_scope
+from asgi_sqla.urls import parse, translate
+
+JOBS = 5
+
+
+def insert(database: Database, name: str) -> None:
+    """Insert an item in a scope."""
+    with session_scope(database) as session:
+        session.add(Item(name=name))
+
+
+async def insert_async(database: Database, name: str) -> None:
+    """Insert an item in an async scope."""
+    async with session_scope(database) as session:
+        session.add(Item(name=name))
+
+
+def connections(backend: Backend) -> int:
+    """Return how many connections there are: known to the server, or on the file."""
+    if backend.name != "sqlite":
+        return backend.backends()
+    path = str(backend.witness.url.database)
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return sum(str(link.readlink()) == path for link in links if link.is_symlink())
+
+
+def left(backend: Backend, expected: int = 0) -> int:
+    """Return how many connections stay; a server may take a moment to see that one has gone."""
+    deadline = time.monotonic() + 2
+    while connections(backend) != expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return connections(backend)
+
+
+def async_url(backend: Backend) -> URL:
+    """Return the URL with which an owner would make an async engine."""
+    return translate(parse(backend.url), asynchronous=True, installed=lambda module: find_spec(module) is not None).url
+
+
+def run_uvloop(job: Any) -> None:
+    """Run on uvloop, as ``asyncio.run`` does on asyncio's own loop."""
+    import uvloop  # not everywhere
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(job)
+
+
+def run_by_hand(job: Any) -> None:
+    """Run on a loop that is shut down as the documentation of asyncio says."""
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(job)
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def needs_uvloop() -> None:
+    """Skip where there is no uvloop, but not in CI."""
+    if find_spec("uvloop") is None:
+        assert "CI" not in os.environ, "uvloop is not installed"
+        pytest.skip("uvloop is not installed")
+
+
+@pytest.mark.parametrize("run", [asyncio.run, run_by_hand, run_uvloop], ids=["asyncio.run", "by hand", "uvloop"])
+def test_every_loop_leaves_nothing_behind(backend: Backend, run: Callable[[Any], object]) -> None:
+    """Five jobs, each on a loop of its own, on one ``Database``: no error, no warning, no connection left."""
+    if run is run_uvloop:
+        needs_uvloop()
+    database = Database(backend.url)
+    counts = []
+    for number in range(JOBS):
+        run(insert_async(database, str(number)))
+        counts.append(left(backend))
+    gc.collect()
+    assert backend.names() == [str(number) for number in range(JOBS)]
+    assert counts == [0] * JOBS
+
+
+def test_loops_in_several_threads_at_once(backend: Backend) -> None:
+    """Each thread runs its jobs on loops of its own, all on one ``Database``."""
+    database = Database(backend.url)
+    together = threading.Barrier(6)
+
+    def work(number: int) -> None:
+        for turn in range(3):
+            together.wait(timeout=20)
+            asyncio.run(insert_async(database, f"{number}.{turn}"))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    assert backend.names() == sorted(f"{number}.{turn}" for number in range(6) for turn in range(3))
+    assert left(backend) == 0
+
+
+def test_a_loop_closed_carelessly_harms_no_other(backend: Backend) -> None:
+    """Without ``shutdown_asyncgens()`` nobody can close its connections, but they do not pile up."""
+    database = Database(backend.url)
+
+    def run_carelessly(number: int) -> None:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(insert_async(database, str(number)))
+        loop.close()
+        gc.collect()
+
+    # The complaints of asyncio and of the drivers about the careless loop are true.
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore", ResourceWarning)
+        patch.setattr(sys, "unraisablehook", lambda _unraisable: None)
+        for number in range(JOBS):
+            run_carelessly(number)
+        assert connections(backend) < JOBS
+        asyncio.run(insert_async(database, "careful"))
+        gc.collect()
+    assert backend.names() == [*map(str, range(JOBS)), "careful"]
+    assert left(backend) == 0
+
+
+async def test_disposed_engines_may_be_used_again(backend: Backend) -> None:
+    """Both kinds get new ones."""
+    database = Database(backend.url)
+    for name in ("a", "b"):
+        insert(database, f"{name} sync")
+        await insert_async(database, f"{name} async")
+        before = connections(backend)
+        await database.async_dispose()
+        assert (before, left(backend)) == (2, 0)
+    assert backend.names() == ["a async", "a sync", "b async", "b sync"]
+
+
+async def test_a_loop_has_one_engine(backend: Backend) -> None:
+    """And asking for it opens nothing."""
+    database = Database(backend.url)
+    assert database.async_engine is database.async_engine
+    assert database.engine is database.engine
+    other = await asyncio.to_thread(asyncio.run, engine_of(database))
+    assert other is not database.async_engine
+    assert connections(backend) == 0
+    await database.async_dispose()
+
+
+async def engine_of(database: Database) -> object:
+    """Return the async engine of the running loop."""
+    return database.async_engine
+
+
+def test_without_a_loop_there_is_no_async_engine(sqlite: Backend) -> None:
+    """The error says what to use there."""
+    with pytest.raises(WrongEventLoopError, match=r"no asyncio event loop is running; .* use the sync session and"):
+        _ = Database(sqlite.url).async_engine
+
+
+# Engines handed in
+
+
+async def test_an_engine_handed_in_is_its_owners(backend: Backend) -> None:
+    """Nobody but the owner disposes it: neither ``dispose()``, nor a shutdown, nor the end of the loop."""
+    engine = create_engine(backend.witness.url)
+    async_engine = create_async_engine(async_url(backend))
+    database = Database(engine=engine, async_engine=async_engine)
+    insert(database, "a")
+    await insert_async(database, "b")
+
+    database.dispose()
+    await database.async_dispose()
+    events = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    sent: list[str] = []
+
+    async def receive() -> Any:
+        return next(events)
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise NotImplementedError
+
+    await SQLAlchemyMiddleware(app, database)({"type": "lifespan"}, receive, send)
+
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert (database.engine, database.async_engine) == (engine, async_engine)
+    assert [pool.checkedin() for pool in (engine.pool, async_engine.pool)] == [1, 1]  # type: ignore[attr-defined]
+    assert connections(backend) == 2
+    engine.dispose()
+    await async_engine.dispose()
+    assert backend.names() == ["a", "b"]
+    assert left(backend) == 0
+
+
+async def test_one_engine_handed_in_and_one_of_ours(backend: Backend) -> None:
+    """Beside an engine a URL gives the other kind."""
+    engine = create_engine(backend.witness.url)
+    database = Database(backend.url, engine=engine)
+    insert(database, "a")
+    await insert_async(database, "b")
+    await database.async_dispose()
+    assert connections(backend) == 1
+    engine.dispose()
+    assert backend.names() == ["a", "b"]
+
+
+def test_configuring_again_needs_a_disposed_database(sqlite: Backend) -> None:
+    """The same arguments change nothing, others are refused while engines are in use."""
+    database = Database(sqlite.url)
+    insert(database, "a")
+    database.configure(sqlite.url)
+    with pytest.raises(ConfigurationError, match=r"is configured and in use; .* or dispose\(\) this one first"):
+        database.configure("sqlite://")
+    database.dispose()
+    database.configure("sqlite://")
+    assert "memdb" in repr(database)
+
+
+# Forks
+
+FORK = '''
+import asyncio, gc, json, os, sys, traceback
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from asgi_sqla import Database, current_unit, session_scope
+
+url, witness, handed_in, numbered = sys.argv[1:]
+database = Database(url)
+if handed_in == "handed in":
+    database = Database(engine=create_engine(witness), async_engine=create_async_engine(url))
+query = text(f"SELECT {numbered}")
+results = {}
+
+def job():
+    with session_scope(database) as session:
+        return session.scalar(query)
+
+async def async_job():
+    async with session_scope(database) as session:
+        return await session.scalar(query)
+
+def in_child(work):
+    """Fork; the child answers through a pipe with what ``work`` returned, and dies without clean-up."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(write, json.dumps(work()).encode())
+            gc.collect()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.close(write)
+    answer = b"".join(iter(lambda: os.read(read, 4096), b""))
+    os.close(read)
+    os.waitpid(pid, 0)
+    return json.loads(answer or "null")
+
+def use():
+    try:
+        unit = repr(current_unit())
+    except LookupError:
+        unit = None
+    if handed_in == "handed in":  # an engine of one loop, as its owner wants it
+        return [unit, job(), asyncio.run(async_job_and_dispose())]
+    return [unit, job(), *[asyncio.run(async_job()) for _ in range(5)]]
+
+async def async_job_and_dispose():
+    answer = await async_job()
+    await database.async_engine.dispose()
+    return answer
+
+async def main():
+    before = await async_job()
+    async with session_scope(database) as session:
+        open_before = await session.scalar(query)
+        results["from a loop"] = in_child(use)
+        open_after = await session.scalar(query)
+    results["open transaction"] = open_before == open_after
+    results["async"] = before == await asyncio.wait_for(async_job(), 5)
+    if handed_in == "handed in":
+        await database.async_engine.dispose()
+
+before = job()
+asyncio.run(main())
+results["from none"] = in_child(use)
+results["sync"] = before == job()
+results["mine"] = before
+database.engine.dispose()
+print(json.dumps(results))
+'''
+
+
+@pytest.mark.parametrize(("handed_in", "filters"), [("by url", "error"), ("by url", "default"), ("handed in", "error")])
+def test_a_forked_child_starts_afresh(backend: Backend, handed_in: str, filters: str) -> None:
+    """It has no unit, uses no connection of its parent, leaves none; and the parent's go on, inside a loop too."""
+    if backend.name == "sqlite":
+        number = "41"
+    elif backend.is_postgresql:
+        number = "pg_backend_pid()"
+    else:
+        number = "connection_id()"
+    urls = [url.render_as_string(hide_password=False) for url in (async_url(backend), backend.witness.url)]
+    ran = subprocess.run(
+        [sys.executable, "-W", filters, "-W", "ignore::DeprecationWarning", "-c", FORK, *urls, handed_in, number],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert ran.stderr == ""
+    results = json.loads(ran.stdout)
+    assert [results[key] for key in ("open transaction", "async", "sync")] == [True, True, True]
+    for key in ("from a loop", "from none"):
+        unit, *numbers = results[key]
+        assert unit is None
+        assert len(numbers) == (2 if handed_in == "handed in" else 6)
+        if backend.name != "sqlite":
+            assert results["mine"] not in numbers
+    assert left(backend) == 0
+
+
+async def test_a_check_leaves_its_connection_in_the_pool(backend: Backend) -> None:
+    """It was made by the async engine, and serves the first request."""
+    database = Database(backend.url)
+    await database.check()
+    async with session_scope(database) as session:
+        assert await session.scalar(text("SELECT 1")) == 1
+    assert connections(backend) == 1
+    await database.async_dispose()

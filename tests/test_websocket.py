@@ -1,0 +1,362 @@
+"""WebSockets on a real socket: each message is a request, and an idle one holds nothing."""
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import pytest
+from fastapi import Depends, FastAPI
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from support.databases import NO_OWNER, Backend, Item, backend_names
+from support.servers import Server, wait_until
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from asgi_sqla import Database, SQLAlchemyMiddleware, UnitOfWorkEndedError, session_scope
+
+KINDS = ["sync", "async"]
+POSTGRESQL = [name for name in backend_names() if name in ("asyncpg", "psycopg")]
+on_one = pytest.mark.parametrize("backend", (POSTGRESQL or backend_names())[:1], indirect=True)
+"""For what is about conversations more than about databases."""
+
+Endpoint = Callable[[WebSocket], Awaitable[None]]
+
+
+def application(endpoint: Endpoint) -> Starlette:
+    """Return an application with one websocket."""
+    return Starlette(routes=[WebSocketRoute("/", endpoint)])
+
+
+def client(server: Server) -> ClientConnection:
+    """Return a conversation with the server."""
+    return connect(f"ws://127.0.0.1:{server.port}/", open_timeout=10, close_timeout=5)
+
+
+def vanish(connection: ClientConnection) -> None:
+    """Break the connection off as a machine does that loses its network: no close frame, a reset."""
+    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.socket.close()
+
+
+async def add(database: Database, kind: str, **fields: Any) -> None:
+    """Write an item through the session of ``kind``, in the task that asks."""
+    if kind == "async":
+        database.async_session.add(Item(**fields))
+        await database.async_session.flush()
+    else:
+        database.session.add(Item(**fields))
+        database.session.flush()
+
+
+def errors(records: list[logging.LogRecord]) -> list[str]:
+    """Return the class of every exception that was logged."""
+    return [type(record.exc_info[1]).__name__ for record in records if record.exc_info]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_message_commits_when_the_handler_asks_for_the_next(database: Database, backend: Backend, kind: str) -> None:
+    """Between messages the work of the last is there for all to see, and no connection is held."""
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        async for name in websocket.iter_text():
+            await add(database, kind, name=name)
+            await websocket.send_text(f"got {name}")
+
+    with Server(SQLAlchemyMiddleware(application(endpoint), database)) as server, client(server) as conversation:
+        for name in ("a", "b"):
+            conversation.send(name)
+            assert conversation.recv(10) == f"got {name}"
+            assert wait_until(lambda: server.out_now(database) == 0)
+            assert backend.names()[-1] == name
+        assert server.running == 1
+
+
+@pytest.mark.parametrize("at", ["idle", "in the middle of its work"])
+@pytest.mark.parametrize("kind", KINDS)
+@on_one
+def test_a_client_that_vanishes_leaves_no_connection_behind(
+    database: Database, backend: Backend, kind: str, at: str
+) -> None:
+    """However the client goes, the handler comes to its end, and with it every transaction."""
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        async for name in websocket.iter_text():
+            await add(database, kind, name=name)
+            await websocket.send_text("got it")
+            if at != "idle":
+                while websocket.client_state.name == "CONNECTED":
+                    await websocket.send_text("and more")
+                    await asyncio.sleep(0.005)
+
+    with Server(SQLAlchemyMiddleware(application(endpoint), database)) as server:
+        with client(server) as conversation:
+            conversation.send("a")
+            conversation.recv(10)
+            vanish(conversation)
+        idle = server.idle()
+        out = server.out_now(database)
+        left = backend.backends("idle in transaction") if POSTGRESQL else 0
+
+    assert (idle, out, left) == (True, 0, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_rolls_back_its_own_message_alone(
+    database: Database, backend: Backend, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What earlier messages did stays; what the failing one did goes; the server sees the error once."""
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        async for name in websocket.iter_text():
+            await add(database, kind, name=name)
+            if name == "bad":
+                raise ValueError(name)
+
+    with Server(SQLAlchemyMiddleware(application(endpoint), database)) as server:
+        with client(server) as conversation:
+            conversation.send("good")
+            conversation.send("bad")
+            wait_until(lambda: server.running == 0)
+        out = server.out(database)
+
+    assert (out, backend.names()) == (0, ["good"])
+    assert errors(caplog.records) == ["ValueError"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@on_one
+def test_work_after_the_last_message_commits_when_the_handler_returns(
+    database: Database, backend: Backend, kind: str
+) -> None:
+    """What a handler does once the client has gone is kept like the rest."""
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        try:
+            await websocket.receive_text()
+        except WebSocketDisconnect:
+            await add(database, kind, name="goodbye")
+
+    with Server(SQLAlchemyMiddleware(application(endpoint), database)) as server:
+        with client(server):
+            pass
+        out = server.out(database)
+
+    assert (out, backend.names()) == (0, ["goodbye"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failed_commit_is_raised_where_the_next_message_was_asked_for(
+    database: Database, backend: Backend, kind: str
+) -> None:
+    """The handler learns of it before the next message, and the conversation can go on."""
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        while True:
+            try:
+                name = await websocket.receive_text()
+            except DBAPIError as exc:
+                await websocket.send_text(type(exc).__name__)
+                continue
+            except WebSocketDisconnect:
+                return
+            await add(database, kind, name=name, owner_id=NO_OWNER if name == "bad" else None)
+
+    with Server(SQLAlchemyMiddleware(application(endpoint), database)) as server:
+        with client(server) as conversation:
+            conversation.send("bad")
+            told = conversation.recv(10)
+            conversation.send("good")
+        out = server.out(database)
+
+    assert (told, out, backend.names()) == (backend.commit_error.__name__, 0, ["good"])
+
+
+@pytest.mark.parametrize("reader_uses_it", [False, True], ids=["writer alone", "reader too"])
+@pytest.mark.parametrize("kind", KINDS)
+@on_one
+def test_where_another_task_reads_nothing_is_committed_in_the_middle_of_the_work(
+    database: Database, backend: Backend, kind: str, reader_uses_it: bool
+) -> None:
+    """A reader that reads ahead says nothing of the writer's work: all of it commits when the application returns."""
+    seen: list[list[str]] = []
+
+    async def read_ahead(websocket: WebSocket, queue: "asyncio.Queue[str | None]") -> None:
+        async for name in websocket.iter_text():
+            await queue.put(name)
+        await queue.put(None)
+
+    async def write(websocket: WebSocket, queue: "asyncio.Queue[str | None]") -> None:
+        while (name := await queue.get()) is not None:
+            await add(database, kind, name=f"{name}, first half")
+            await websocket.send_text("half")
+            await asyncio.sleep(0)
+            seen.append(backend.names())
+            await add(database, kind, name=f"{name}, second half")
+            await websocket.send_text("done")
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        queue: asyncio.Queue[str | None] = asyncio.Queue()
+        if reader_uses_it:
+            await add(database, kind, name="hello")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(read_ahead(websocket, queue))
+            group.create_task(write(websocket, queue))
+
+    with Server(SQLAlchemyMiddleware(application(endpoint), database)) as server:
+        with client(server) as conversation:
+            for name in ("a", "b", "c"):
+                conversation.send(name)
+            answers = [conversation.recv(10) for _ in range(6)]
+        out = server.out(database)
+
+    halves = [f"{name}, {half} half" for name in "abc" for half in ("first", "second")]
+    assert (answers, seen, out) == (["half", "done"] * 3, [[]] * 3, 0)
+    assert backend.names() == halves + (["hello"] if reader_uses_it else [])
+
+
+@on_one
+def test_a_writer_task_that_opens_its_own_scopes_commits_each(database: Database, backend: Backend) -> None:
+    """As the README advises where one task reads and another writes: a scope for each message."""
+    queue: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def write(websocket: WebSocket) -> None:
+        while (name := await queue.get()) is not None:
+            async with session_scope(database) as session:
+                session.add(Item(name=name))
+            await websocket.send_text("done")
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(write(websocket))
+            async for name in websocket.iter_text():
+                await queue.put(name)
+            await queue.put(None)
+
+    with Server(SQLAlchemyMiddleware(application(endpoint), database)) as server, client(server) as conversation:
+        for name in ("a", "b"):
+            conversation.send(name)
+            assert conversation.recv(10) == "done"
+            assert backend.names()[-1] == name
+        assert server.out_now(database) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "seen", "kept"), [(403, 403, []), (303, 303, ["a"])], ids=["an error", "a redirect"]
+)
+@pytest.mark.parametrize("kind", KINDS)
+@on_one
+def test_a_denial_response_is_judged_by_its_status(
+    database: Database, backend: Backend, kind: str, status: int, seen: int, kept: list[str]
+) -> None:
+    """A websocket that is refused with a response is a request like any other."""
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await add(database, kind, name="a")
+        await websocket.send_denial_response(PlainTextResponse("no", status))
+
+    assert denial_of(endpoint, database) == (seen, b"no", 0)
+    assert backend.names() == kept
+
+
+@on_one
+def test_a_failed_commit_before_a_denial_response_is_answered_as_over_http(
+    database: Database, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client gets our error in place of the redirect, and the log has it once."""
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await add(database, "async", name="a", owner_id=NO_OWNER)
+        await websocket.send_denial_response(PlainTextResponse("there", 303))
+
+    assert denial_of(endpoint, database) == (500, b"Internal Server Error", 0)
+    assert backend.names() == []
+    assert errors(caplog.records) == [backend.commit_error.__name__]
+
+
+def denial_of(endpoint: Endpoint, database: Database) -> tuple[int, bytes, int]:
+    """Return status and body of the refusal, and how many connections are out after it."""
+    with Server(SQLAlchemyMiddleware(application(endpoint), database)) as server:
+        with pytest.raises(InvalidStatus) as refused:
+            client(server)
+        out = server.out(database)
+    return refused.value.response.status_code, bytes(refused.value.response.body), out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@on_one
+def test_a_task_that_outlives_its_message_is_told_to_open_its_own_scope(
+    database: Database, backend: Backend, kind: str
+) -> None:
+    """The unit it was started in has ended by then; the error says so, and what to write."""
+
+    async def later(websocket: WebSocket, go: asyncio.Event) -> None:
+        await go.wait()
+        try:
+            await add(database, kind, name="later")
+        except UnitOfWorkEndedError as exc:
+            await websocket.send_text(str(exc))
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        go = asyncio.Event()
+        tasks = []
+        async for name in websocket.iter_text():
+            if name == "go":
+                go.set()
+                continue
+            await add(database, kind, name=name)
+            tasks.append(asyncio.create_task(later(websocket, go)))
+        await asyncio.gather(*tasks)
+
+    with Server(SQLAlchemyMiddleware(application(endpoint), database)) as server:
+        with client(server) as conversation:
+            conversation.send("a")
+            conversation.send("go")
+            told = conversation.recv(10)
+        out = server.out(database)
+
+    assert told == (
+        "<UnitOfWork WEBSOCKET / ended> has ended, and its sessions with it; a task, thread or callback that outlives "
+        "its request opens its own unit of work: async with session_scope() as session: ..."
+    )
+    assert (out, backend.names()) == (0, ["a"])
+
+
+@on_one
+def test_fastapi_dependencies_share_the_unit_of_the_first_message(database: Database, backend: Backend) -> None:
+    """What a dependency of a websocket writes is committed when its endpoint first asks for a message."""
+    api = FastAPI()
+
+    async def greet() -> None:
+        database.async_session.add(Item(name="greeting"))
+
+    @api.websocket("/")
+    async def endpoint(websocket: WebSocket, _: Annotated[None, Depends(greet)]) -> None:
+        await websocket.accept()
+        async for name in websocket.iter_text():
+            seen = await database.async_session.scalar(text("SELECT count(*) FROM item"))
+            await websocket.send_text(f"{name}: {seen}")
+
+    with Server(SQLAlchemyMiddleware(api, database)) as server:
+        with client(server) as conversation:
+            assert wait_until(lambda: backend.names() == ["greeting"])
+            conversation.send("rows")
+            assert conversation.recv(10) == "rows: 1"
+        out = server.out(database)
+
+    assert out == 0
