@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from itertools import count
+from time import monotonic, sleep
 from typing import Any, Literal, TypeAlias
 
 from sqlalchemy import event
@@ -18,6 +19,8 @@ from asgi_sqla.errors import ConfigurationError
 TransactionMode: TypeAlias = Literal["deferred", "immediate"]
 BUSY_TIMEOUT = 5.0
 """Seconds a statement waits for another connection's lock before ``database is locked``."""
+SWITCH_TIMEOUT = 0.02
+"""Seconds to go on trying to switch a file to WAL that somebody is writing to."""
 
 _memories = count(1)
 
@@ -45,6 +48,23 @@ def shared_memory(url: URL) -> tuple[URL, sqlite3.Connection]:
     return shared.set(database=name), anchor
 
 
+def _switch_to_wal(cursor: Any) -> None:
+    """Switch a file to WAL, which it then stays; where somebody writes to it now, leave that to a later connection.
+
+    The switch needs the file for itself, and SQLite does not wait for a writer here, whatever the timeout.
+    """
+    until = monotonic() + SWITCH_TIMEOUT
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if monotonic() > until:
+                return
+            sleep(SWITCH_TIMEOUT / 10)
+        else:
+            return
+
+
 def prepare(engine: Engine, mode: TransactionMode | None) -> None:
     """Give every connection of ``engine`` our settings, and every transaction a real BEGIN unless ``mode`` is None."""
     wal = not {"memdb", "ro", "1"}.intersection(str(engine.url.query.get(key)) for key in ("vfs", "mode", "immutable"))
@@ -55,7 +75,7 @@ def prepare(engine: Engine, mode: TransactionMode | None) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA foreign_keys=ON")
         if wal:
-            cursor.execute("PRAGMA journal_mode=WAL")
+            _switch_to_wal(cursor)
         cursor.close()
 
     def on_begin(connection: Connection) -> None:

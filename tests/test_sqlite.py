@@ -1,0 +1,326 @@
+"""SQLite: what our engines set, files and memory, sync and async."""
+
+# The blocks that raise are the scopes under test, so they hold more than one statement.
+# ruff: noqa: PT012
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from support.databases import Backend, Base, Item
+
+from asgi_sqla import Database, session_scope
+
+KINDS = ["sync", "async"]
+
+
+class Boom(BaseException):
+    """A failure of the application."""
+
+
+async def scalar(database: Database, kind: str, statement: str) -> Any:
+    """Return the one value of a statement, through a scope of ``kind``."""
+    if kind == "sync":
+        with session_scope(database) as session:
+            return session.scalar(text(statement))
+    async with session_scope(database) as async_session:
+        return await async_session.scalar(text(statement))
+
+
+@pytest.fixture
+async def file(sqlite: Backend) -> AsyncIterator[Database]:
+    """Return a database in a file."""
+    database = Database(sqlite.url)
+    yield database
+    await database.async_dispose()
+
+
+@pytest.fixture
+async def memory() -> AsyncIterator[Database]:
+    """Return a database in memory, with the tables."""
+    database = Database("sqlite://")
+    Base.metadata.create_all(database.engine)
+    yield database
+    await database.async_dispose()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("pragma", "value"), [("foreign_keys", 1), ("journal_mode", "wal"), ("busy_timeout", 5000)])
+async def test_what_is_set(file: Database, kind: str, pragma: str, value: object) -> None:
+    """Foreign keys hold, readers and a writer do not wait for each other, and writers wait for one another."""
+    assert await scalar(file, kind, f"PRAGMA {pragma}") == value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_timeout_of_ones_own_is_kept(sqlite: Backend, kind: str) -> None:
+    """Whether it is in the URL or in ``connect_args``."""
+    for database in (
+        Database(f"{sqlite.url}?timeout=0.25"),
+        Database(sqlite.url, engine_options={"connect_args": {"timeout": 0.25}}),
+        Database("sqlite://?timeout=0.25"),
+    ):
+        assert await scalar(database, kind, "PRAGMA busy_timeout") == 250
+        await database.async_dispose()
+
+
+async def test_an_engine_handed_in_is_left_as_it_is(sqlite: Backend) -> None:
+    """Its owner has decided."""
+    engine = create_engine(sqlite.url)
+    assert await scalar(Database(engine=engine), "sync", "PRAGMA foreign_keys") == 0
+    engine.dispose()
+
+
+async def test_foreign_keys_hold(file: Database, sqlite: Backend) -> None:
+    """Sync and async; a deferred one at COMMIT."""
+    with pytest.raises(IntegrityError, match="FOREIGN KEY constraint failed"), session_scope(file) as session:
+        session.add(Item(name="a", owner_id=1))
+    with pytest.raises(IntegrityError, match="FOREIGN KEY constraint failed"):
+        async with session_scope(file) as async_session:
+            async_session.add(Item(name="a", owner_id=1))
+    assert sqlite.names() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_tables_are_made_in_the_transaction(file: Database, sqlite: Backend, kind: str) -> None:
+    """What the driver by itself would commit at once is rolled back with the rest."""
+    statements = ["CREATE TABLE fresh (id INTEGER)", "INSERT INTO fresh VALUES (1)", "DROP TABLE owner"]
+    with pytest.raises(Boom):
+        if kind == "sync":
+            with session_scope(file) as session:
+                for statement in statements:
+                    session.execute(text(statement))
+                raise Boom
+        async with session_scope(file) as async_session:
+            for statement in statements:
+                await async_session.execute(text(statement))
+            raise Boom
+    with sqlite.witness.connect() as connection:
+        tables = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"))
+        assert list(tables.scalars()) == ["item", "owner"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_transaction_reads_one_state(file: Database, kind: str) -> None:
+    """What others commit meanwhile it does not see, for it has really begun."""
+    count = text("SELECT count(*) FROM item")
+    seen = []
+    if kind == "sync":
+        with session_scope(file) as session:
+            seen.append(session.scalar(count))
+            with session_scope(file) as other:
+                other.add(Item(name="a"))
+            seen.append(session.scalar(count))
+    else:
+        async with session_scope(file) as async_session:
+            seen.append(await async_session.scalar(count))
+            async with session_scope(file) as async_other:
+                async_other.add(Item(name="a"))
+            seen.append(await async_session.scalar(count))
+    assert (seen, await scalar(file, kind, "SELECT count(*) FROM item")) == ([0, 0], 1)
+
+
+@pytest.mark.parametrize(("mode", "statement"), [(None, "BEGIN DEFERRED"), ("immediate", "BEGIN IMMEDIATE")])
+async def test_how_transactions_begin(sqlite: Backend, mode: Any, statement: str) -> None:
+    """As ``transaction_mode`` says, of both kinds."""
+    database = Database(sqlite.url, transaction_mode=mode)
+    begun: list[str] = []
+    for engine in (database.engine, database.async_engine.sync_engine):
+        event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, *_: begun.append(sql))
+    for kind in KINDS:
+        await scalar(database, kind, "SELECT 1")
+    await database.async_dispose()
+    assert [sql.upper() for sql in begun] == [statement, "SELECT 1"] * 2
+
+
+async def test_immediate_transactions_take_turns(sqlite: Backend) -> None:
+    """Those that read and then write neither fail nor overwrite each other, as deferred ones would."""
+    database = Database(sqlite.url, transaction_mode="immediate")
+    with session_scope(database) as session:
+        session.execute(text("INSERT INTO owner VALUES (1)"))
+
+    async def increment() -> None:
+        async with session_scope(database) as session:
+            (value,) = (await session.execute(text("SELECT id FROM owner"))).scalars()
+            await asyncio.sleep(0.002)
+            await session.execute(text("UPDATE owner SET id = :value"), {"value": value + 1})
+
+    await asyncio.gather(*(increment() for _ in range(10)))
+    assert await scalar(database, "sync", "SELECT id FROM owner") == 11
+    await database.async_dispose()
+
+
+def test_many_connections_may_be_the_first(tmp_path: Path) -> None:
+    """Switching a new file to WAL needs it alone; whoever comes at that moment waits."""
+    for turn in range(3):
+        urls = [f"sqlite:///{tmp_path / f'{turn}.db'}"] * 16
+        databases = [Database(url, transaction_mode="immediate") for url in urls]
+        with ThreadPoolExecutor(len(databases)) as pool:
+            modes = list(pool.map(first_use, databases))
+        assert modes == ["wal"] * len(databases)
+
+
+async def test_a_writer_does_not_keep_the_first_reader_out(file: Database, sqlite: Backend) -> None:
+    """While it writes the file cannot be switched to WAL; a later connection does that."""
+    with sqlite.witness.begin() as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        for kind in KINDS:
+            assert await scalar(file, kind, "SELECT count(*) FROM item") == 0
+            assert await scalar(file, kind, "PRAGMA journal_mode") == "delete"
+    await file.async_dispose()
+    assert await scalar(file, "sync", "PRAGMA journal_mode") == "wal"
+
+
+def first_use(database: Database) -> str:
+    """Write something to a file that may be new; return its journal mode."""
+    with session_scope(database) as session:
+        session.execute(text("CREATE TABLE IF NOT EXISTS t (x)"))
+        session.execute(text("INSERT INTO t VALUES (1)"))
+        mode = str(session.scalar(text("PRAGMA journal_mode")))
+    database.dispose()
+    return mode
+
+
+async def test_a_file_that_cannot_be_written_can_be_read(sqlite: Backend) -> None:
+    """Nothing is switched there."""
+    with sqlite.witness.begin() as connection:
+        connection.execute(text("INSERT INTO item (name) VALUES ('a')"))
+    database = Database(f"sqlite:///file:{sqlite.witness.url.database}?mode=ro&uri=true")
+    for kind in KINDS:
+        assert await scalar(database, kind, "SELECT name FROM item") == "a"
+    await database.async_dispose()
+
+
+# In memory
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite://", "sqlite:///:memory:", "sqlite+aiosqlite://", "sqlite+pysqlite:///:memory:"]
+    + ["sqlite:///file::memory:?cache=shared&uri=true", "sqlite:///file:x?mode=memory&cache=shared&uri=true"],
+)
+async def test_in_memory_there_is_one_database(url: str) -> None:
+    """Whatever thread, kind of session or event loop asks."""
+    database = Database(url)
+    Base.metadata.create_all(database.engine)
+
+    def in_thread() -> None:
+        with session_scope(database) as session:
+            session.add(Item(name="thread"))
+
+    async def in_scope(name: str) -> None:
+        async with session_scope(database) as session:
+            session.add(Item(name=name))
+
+    await asyncio.to_thread(in_thread)
+    await in_scope("loop")
+    await asyncio.to_thread(asyncio.run, in_scope("other loop"))
+    for kind in KINDS:
+        assert await scalar(database, kind, "SELECT group_concat(name) FROM item") == "thread,loop,other loop"
+    await database.async_dispose()
+    assert await scalar(database, "sync", "SELECT count(*) FROM item") == 3
+    await database.async_dispose()
+
+
+async def test_in_memory_transactions_are_isolated(memory: Database) -> None:
+    """Nobody sees what is not committed, and one's rollback does not undo another's insert."""
+    first_wrote, second_began = asyncio.Event(), asyncio.Event()
+
+    async def first() -> None:
+        async with session_scope(memory) as session:
+            session.add(Item(name="kept"))
+            await session.flush()
+            first_wrote.set()
+            await second_began.wait()
+            await asyncio.sleep(0.02)
+
+    async def second() -> None:
+        await first_wrote.wait()
+        async with session_scope(memory) as session:
+            second_began.set()  # its first statement waits for the first to commit
+            session.add(Item(name="lost"))
+            await session.flush()
+            assert await session.scalar(text("SELECT group_concat(name) FROM item")) == "kept,lost"
+            raise Boom
+
+    results = await asyncio.gather(first(), second(), return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), Boom]
+    assert await scalar(memory, "sync", "SELECT group_concat(name) FROM item") == "kept"
+
+
+async def test_in_memory_a_writer_waits_no_longer_than_told() -> None:
+    """Then it is an error, not a row on top of somebody else's."""
+    database = Database("sqlite://?timeout=0.05")
+    Base.metadata.create_all(database.engine)
+    async with session_scope(database) as session:
+        session.add(Item(name="a"))
+        await session.flush()
+        with pytest.raises(OperationalError, match="database is locked"):
+            async with session_scope(database) as other:
+                other.add(Item(name="b"))
+    assert await scalar(database, "async", "SELECT group_concat(name) FROM item") == "a"
+    await database.async_dispose()
+
+
+async def test_in_memory_keeps_every_promise_of_a_file(memory: Database) -> None:
+    """Foreign keys hold, and savepoints work."""
+    with pytest.raises(IntegrityError, match="FOREIGN KEY constraint failed"):
+        async with session_scope(memory) as session:
+            session.add(Item(name="a", owner_id=1))
+    async with session_scope(memory) as session:
+        session.add(Item(name="a"))
+        with pytest.raises(Boom):
+            async with session_scope(memory, propagation="nested"):
+                session.add(Item(name="b"))
+                raise Boom
+    assert await scalar(memory, "async", "SELECT group_concat(name) FROM item") == "a"
+
+
+async def test_two_databases_in_memory_are_two(memory: Database) -> None:
+    """Each ``Database`` has its own, whatever both are called."""
+    other = Database("sqlite://")
+    with pytest.raises(DBAPIError, match="no such table"):
+        await scalar(other, "sync", "SELECT * FROM item")
+    await other.async_dispose()
+
+
+def test_in_memory_data_goes_with_its_database() -> None:
+    """Nothing keeps it once the ``Database`` is garbage."""
+    database = Database("sqlite://")
+    Base.metadata.create_all(database.engine)
+    name = database.engine.url.database
+    assert tables(name) == 2
+    database.dispose()
+    assert tables(name) == 2
+    del database
+    gc.collect()
+    assert tables(name) == 0
+
+
+def tables(name: str | None) -> int:
+    """Return how many tables the in-memory database of that name has."""
+    connection = sqlite3.connect(f"{name}?vfs=memdb", uri=True)
+    try:
+        (count,) = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()
+        return int(count)
+    finally:
+        connection.close()
+
+
+async def test_readers_of_a_file_do_not_wait_for_a_writer(file: Database) -> None:
+    """That is what WAL is for: the reader sees the state before, at once."""
+    async with session_scope(file) as session:
+        session.add(Item(name="a"))
+        await session.flush()
+        began = time.monotonic()
+        assert await scalar(file, "async", "SELECT count(*) FROM item") == 0
+        assert time.monotonic() - began < 4  # the busy timeout is 5
