@@ -73,5 +73,7 @@ class Request(Exchange, UnitOfWork):
                 if self.used:
                     return self._settle_and_send(message)
                 self._started = True
+        else:
+            self._complete = not message.get("more_body", False)
         forwarded: Awaitable[None] = self._send(message)
         return forwarded
