@@ -54,6 +54,8 @@ class Exchange:
     _receive: Any
     _send: Any
     _started = False
+    _complete = False
+    """Whether the response was sent to its end; a framework that gives one up may return as if all were well."""
     _failure: Exception | None = None
     """Why we answered in the application's place."""
     _mapped = False
@@ -88,7 +90,7 @@ class Exchange:
     async def _finish(self, raised: BaseException | None) -> None:
         """End the unit, now that the application has returned or ``raised``."""
         unit = self._unit
-        commit = raised is None and self._started and self._failure is None
+        commit = raised is None and self._started and self._complete and self._failure is None
         try:
             await unit.close(commit, raised)
         except Exception as exc:

@@ -68,5 +68,7 @@ class Request(Exchange, UnitOfWork):
             self._started = True
         elif self._failure is not None:
             raise Answered
+        else:
+            self._complete = not message.get("more_body", False)
         forwarded: Awaitable[None] = self._send(message)
         return forwarded

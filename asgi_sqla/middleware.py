@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
+
+from sqlalchemy.engine import URL
 
 from asgi_sqla.answers import Answers, ErrorResponses
 from asgi_sqla.database import Database, db
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.exchange import KEY, Rules
 from asgi_sqla.http import Request
-from asgi_sqla.lifespan import Lifespan
+from asgi_sqla.lifespan import Lifespan, OnStartup
 from asgi_sqla.replay import replay
 from asgi_sqla.verdict import CommitOn, ReadOnly, below_400, read_only_of, verdict_of
 from asgi_sqla.websocket import Conversation
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
 
 Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """Any ASGI 3 application. asgiref's own type would refuse Starlette's, which has other mappings in it."""
@@ -39,7 +38,8 @@ class SQLAlchemyMiddleware:
     answered 500 and raised on. ``read_only`` says which requests only read: a set of HTTP methods, or
     a callable of the ASGI scope. ``retries`` is how often a request is begun again that a passing
     failure of the database stopped before anything was sent; its body is kept for that up to
-    ``replay_limit`` bytes. ``check_on_startup`` connects to every database first.
+    ``replay_limit`` bytes. ``check_on_startup`` connects to every database first, and
+    ``on_startup`` is awaited next, such as ``migrations.async_sync``: what fails there fails the start.
 
     Raises ConfigurationError when an argument is wrong, at once.
     """
@@ -56,10 +56,16 @@ class SQLAlchemyMiddleware:
         retries: int = 0,
         replay_limit: int = 2**20,
         check_on_startup: bool = False,
+        on_startup: OnStartup | None = None,
     ) -> None:
         _check_application(app)
         self._databases = _databases(database, url)
         self._check_on_startup = check_on_startup
+        if on_startup is not None and not callable(on_startup):
+            raise ConfigurationError(
+                f"on_startup={on_startup!r} cannot be called; pass a function to await, such as migrations.async_sync"
+            )
+        self._on_startup = on_startup
         self._rules = Rules(
             app,
             verdict_of(commit_on),
@@ -84,7 +90,8 @@ class SQLAlchemyMiddleware:
         elif kind == "websocket" and KEY not in scope:
             await Conversation(self._rules, scope, receive, send).run()
         elif kind == "lifespan":
-            await Lifespan(self._databases, scope, receive, send).run(self._app, self._check_on_startup)
+            lifespan = Lifespan(self._databases, scope, receive, send)
+            await lifespan.run(self._app, self._check_on_startup, self._on_startup)
         else:
             await self._app(scope, receive, send)
 

@@ -7,6 +7,8 @@ Must not know: who uses them; and it never touches an engine that was handed in.
 from __future__ import annotations
 
 import sqlite3
+from asyncio import CancelledError
+from contextlib import suppress
 from itertools import count
 from time import monotonic, sleep
 from typing import Any, Literal, TypeAlias
@@ -65,6 +67,16 @@ def _switch_to_wal(cursor: Any) -> None:
             return
 
 
+def _release(connection: Any, _record: object, _exception: BaseException | None) -> None:
+    """Roll back before an invalidated connection is closed.
+
+    A cancelled statement whose cursor some traceback still holds keeps a closed connection, and its
+    lock on the database, alive.
+    """
+    with suppress(Exception, CancelledError):
+        connection.rollback()
+
+
 def prepare(engine: Engine, mode: TransactionMode | None) -> None:
     """Give every connection of ``engine`` our settings, and every transaction a real BEGIN unless ``mode`` is None."""
     wal = not {"memdb", "ro", "1"}.intersection(str(engine.url.query.get(key)) for key in ("vfs", "mode", "immutable"))
@@ -82,5 +94,6 @@ def prepare(engine: Engine, mode: TransactionMode | None) -> None:
         connection.exec_driver_sql(f"BEGIN {mode}")
 
     event.listen(engine, "connect", on_connect)
+    event.listen(engine, "invalidate", _release)
     if mode is not None:
         event.listen(engine, "begin", on_begin)

@@ -1,6 +1,6 @@
 """A websocket conversation: each message is a request, and an idle socket holds nothing.
 
-Lives here: when the unit of a message ends, and whether that can be told at all.
+Lives here: when the unit of a message ends, whether that can be told at all, and what a close code says.
 Must not know: how sessions are ended.
 """
 
@@ -17,6 +17,9 @@ from asgi_sqla.unit import UnitOfWork
 
 if TYPE_CHECKING:
     from asgiref.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable
+
+WENT_WELL = (1000, 1001)
+"""The close codes of a conversation that ended as it should: normally, or because a side goes away."""
 
 
 class Message(UnitOfWork):
@@ -37,6 +40,8 @@ class Conversation(Exchange):
     """One websocket: a unit after the other."""
 
     _started = True
+    _complete = True
+    _accepted = False
 
     def __init__(self, rules: Rules, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         self._rules = rules
@@ -66,10 +71,35 @@ class Conversation(Exchange):
             self._scope.pop(KEY, None)
 
     async def receive(self) -> ASGIReceiveEvent:
-        """End the unit of the message before, if that can be told from this call, and await the next.
+        """End the unit of the message before, if that can be told from this call, and await the next."""
+        await self._end_message()
+        event: ASGIReceiveEvent = await self._receive()
+        return event
 
-        It can when nobody but this task has used the unit's sessions: then what it did is done. Where
-        another task reads ahead, the call says nothing about the work in hand, and the unit goes on.
+    async def send(self, message: Any) -> None:
+        """Forward; a denial response is judged by its status before it starts, a close by its code."""
+        if self._failure is not None:
+            raise Answered
+        kind = message["type"]
+        if kind == "websocket.http.response.start":
+            self._started = False
+            await self._settle_and_send(message)
+            return
+        if kind == "websocket.accept":
+            self._accepted = True
+        elif kind == "websocket.close":
+            # Most frameworks make an exception a code, and return as if all were well. Before the
+            # handshake a close is a refusal, which servers answer 403.
+            if not self._accepted or message.get("code", 1000) not in WENT_WELL:
+                self._message.rollback_only()
+            await self._end_message()
+        await self._send(message)
+
+    async def _end_message(self) -> None:
+        """End the unit of a message whose work is done, and open the next.
+
+        It is when nobody but this task has used the unit's sessions. Where another task reads ahead,
+        or closes, that says nothing about the work in hand, and the unit goes on.
         """
         message = self._message
         user = current_user()
@@ -79,18 +109,6 @@ class Conversation(Exchange):
             finally:
                 self._message = self._next()
                 enter(self._message)
-        event: ASGIReceiveEvent = await self._receive()
-        return event
-
-    async def send(self, message: Any) -> None:
-        """Forward; a denial response is judged by its status, before it starts."""
-        if self._failure is not None:
-            raise Answered
-        if message["type"] == "websocket.http.response.start":
-            self._started = False
-            await self._settle_and_send(message)
-        else:
-            await self._send(message)
 
     def _next(self) -> Message:
         message = Message(self._scope.get("path", ""))

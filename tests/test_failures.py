@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from contextvars import copy_context
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from anyio import to_thread
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 from support.asgi import App, Call, http_scope, respond
-from support.databases import Backend, backend_names
-from support.failing import BrokenError, Patient, Trouble, engine_of, execute, insert, until
+from support.databases import NO_OWNER, Backend, Base, Item, backend_names
+from support.failing import BrokenError, Patient, Trouble, engine_of, execute, insert, ticks, until
 
-from asgi_sqla import Database, SQLAlchemyMiddleware
+from asgi_sqla import Database, SessionInUseError, SQLAlchemyMiddleware, UnitOfWorkEndedError
 
 Messages = list[tuple[Any, ...]]
 
@@ -215,4 +223,357 @@ async def next_requests(database: Database, kind: str, count: int) -> list[int]:
 
     middleware = SQLAlchemyMiddleware(app, database)
     calls = [await Call(middleware, http_scope(f"/next/{number}"))() for number in range(count)]
-    return [call.status for call in calls]
+    return [status for call in calls for status in call.starts]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_verdict_that_raises(database: Database, backend: Backend, kind: str) -> None:
+    """Its exception is a failure as any other before the start: rolled back, answered, raised."""
+    failure = BrokenError()
+
+    def verdict(scope: Any, message: Any) -> bool:
+        raise failure
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await insert(database, kind, name="a")
+        await respond(send, 201)
+
+    call = await Call(SQLAlchemyMiddleware(app, database, commit_on=verdict))()
+
+    assert (seen(call), backend.names()) == (FAILED, [])
+    assert call.raised is failure
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_failing_commit_is_told_once(
+    database: Database, kind: str, mapped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Mapped it is logged with its traceback, not raised; unmapped it is raised, and left to the server to log."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await insert(database, kind, name="a", owner_id=NO_OWNER)
+        await respond(send, 201)
+
+    mapping = {IntegrityError: 409} if mapped else None
+    call = await Call(SQLAlchemyMiddleware(app, database, error_responses=mapping))()
+
+    told = [record.exc_info[1] for record in caplog.records if record.exc_info] + [call.raised]
+    assert [type(one) for one in told if one is not None] == [IntegrityError]
+    assert call.status == (409 if mapped else 500)
+
+
+async def swallow_execute(database: Database, kind: str) -> None:
+    with suppress(DBAPIError):
+        await execute(database, kind, "SELECT no_such_column")
+
+
+async def swallow_on_connection(database: Database, kind: str) -> None:
+    statement = text("SELECT no_such_column")
+    with suppress(DBAPIError):
+        if kind == "sync":
+            await to_thread.run_sync(lambda: database.session.connection().execute(statement))
+        else:
+            await (await database.async_session.connection()).execute(statement)
+
+
+async def swallow_stream(database: Database, kind: str) -> None:
+    statement = text("SELECT 1 / (2 - number) FROM generate_series(1, 2) AS number")
+    options = {"yield_per": 1}
+    with suppress(Exception):  # while fetching, SQLAlchemy lets asyncpg's own exceptions through
+        if kind == "sync":
+            await to_thread.run_sync(lambda: database.session.execute(statement, execution_options=options).all())
+        else:
+            result = await database.async_session.stream(statement, execution_options=options)
+            await result.all()
+
+
+async def swallow_in_savepoint(database: Database, kind: str) -> None:
+    def with_savepoint(session: Session) -> None:
+        with suppress(DBAPIError), session.begin_nested(), suppress(DBAPIError):
+            session.execute(text("SELECT no_such_column"))
+
+    if kind == "sync":
+        await to_thread.run_sync(lambda: with_savepoint(database.session))
+    else:
+        await database.async_session.run_sync(with_savepoint)
+
+
+async def swallow_savepoint_statement(database: Database, kind: str) -> None:
+    await swallow_execute(database, kind)
+    with suppress(DBAPIError):
+        if kind == "sync":
+            await to_thread.run_sync(lambda: database.session.begin_nested())
+        else:
+            await database.async_session.begin_nested()
+
+
+SWALLOWED = [
+    swallow_execute,
+    swallow_on_connection,
+    swallow_stream,
+    swallow_in_savepoint,
+    swallow_savepoint_statement,
+]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("swallow", SWALLOWED)
+@pytest.mark.parametrize("backend", [n for n in backend_names() if n != "sqlite"], indirect=True)  # it aborts nothing
+async def test_an_aborted_transaction_is_never_a_success(
+    database: Database, backend: Backend, swallow: Any, kind: str
+) -> None:
+    """A handler that swallows a failed statement, and with it the transaction, is not answered 201."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await insert(database, kind, name="a")
+        await swallow(database, kind)
+        await respond(send, 201)
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+
+    healed = swallow is swallow_in_savepoint  # its rollback is to before the failure
+    assert (call.starts, backend.names()) == (([201], ["a"]) if healed else ([500], []))
+    assert isinstance(call.raised, type(None) if healed else DBAPIError)
+    assert idle_in_transaction(backend) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_rollback_that_fails_hides_nothing(
+    database: Database, backend: Backend, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The handler's exception leaves as it came, every session is ended, and the failed ROLLBACK is logged."""
+    failure = ValueError("no")
+    trouble = Trouble(backend, "rollback", "exception")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for each in ["sync", "async"] if kind == "both" else [kind]:
+            await execute(database, each, "SELECT count(*) FROM item")
+            trouble.watch(engine_of(database, each))
+        raise failure
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+
+    assert (seen(call), out(database)) == (NOTHING, 0)
+    assert call.raised is failure
+    told = [type(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert told == [BrokenError] * (2 if kind == "both" else 1)
+    assert idle_in_transaction(backend) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_close_that_fails_hides_nothing(
+    database: Database,
+    backend: Backend,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The handler's exception leaves as it came, every session is ended, and the failures are logged."""
+    failure = ValueError("no")
+    database.configure(backend.url, session_options={"class_": BreaksOnClose})
+    monkeypatch.setattr(BreaksOnClose, "breaks", True)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for each in ["sync", "async"] if kind == "both" else [kind]:
+            await execute(database, each, "SELECT count(*) FROM item")
+        raise failure
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+
+    assert (seen(call), out(database)) == (NOTHING, 0)
+    assert call.raised is failure
+    told = [type(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert told == [BrokenError] * (2 if kind == "both" else 1)
+    assert idle_in_transaction(backend) == 0
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_the_second_commit_of_two_fails(
+    database: Database, backend: Backend, sqlite: Backend, tmp_path: Path, kind: str
+) -> None:
+    """The client gets the error, and the exception says which database had committed and which had not."""
+    second = Database(f"sqlite:///{tmp_path / 'second.db'}")
+    witness = create_engine(f"sqlite:///{tmp_path / 'second.db'}", poolclass=NullPool)
+    Base.metadata.create_all(witness)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await insert(database, kind, name="first")
+        await insert(second, kind, name="second", owner_id=NO_OWNER)
+        await respond(send, 201)
+
+    call = await Call(SQLAlchemyMiddleware(app, (database, second)))()
+    await second.async_dispose()
+
+    assert (seen(call), backend.names()) == (FAILED, ["first"])
+    assert isinstance(call.raised, IntegrityError)
+    (note,) = call.raised.__notes__
+    assert f"these had been committed: {database!r}; these are rolled back: {second!r}" in note
+    with witness.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM item")) == 0
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_an_application_that_returns_without_a_response(database: Database, backend: Backend, kind: str) -> None:
+    """Frameworks do so after they cancelled a handler: nothing is committed."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def handler() -> None:
+            await insert(database, kind, name="a")
+            task.cancel()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(handler())
+        with suppress(asyncio.CancelledError):
+            await task
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+
+    assert (seen(call), call.raised, backend.names()) == (NOTHING, None, [])
+
+
+async def cold(database: Database) -> None:
+    """Leave the session without a connection."""
+
+
+async def warm(database: Database) -> None:
+    """Give the session a connection and a transaction."""
+    await insert(database, "async", name="warm")
+
+
+async def executing(session: AsyncSession) -> None:
+    for _ in range(100):
+        await session.execute(text(SLOW))
+
+
+async def streaming(session: AsyncSession) -> None:
+    result = await session.stream(text(SLOW_ROWS), execution_options={"yield_per": 1})
+    async for _ in result:
+        pass
+
+
+async def in_savepoints(session: AsyncSession) -> None:
+    for _ in range(1000):
+        async with session.begin_nested():
+            pass
+
+
+SLOW = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) SELECT count(*) FROM n"
+SLOW_ROWS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9000) SELECT i FROM n"
+
+
+@pytest.mark.parametrize("end", ["raises", "201", "422"])
+@pytest.mark.parametrize("busy", [executing, streaming, in_savepoints])
+@pytest.mark.parametrize("temperature", [cold, warm])
+@pytest.mark.parametrize("turns", [1, 10])
+@pytest.mark.filterwarnings("ignore:.*ServerCursor.*:ResourceWarning")  # psycopg's, of the one cut short
+@pytest.mark.filterwarnings("ignore:.*ServerCursor.*:pytest.PytestUnraisableExceptionWarning")
+async def test_a_sibling_that_is_still_busy(
+    database: Database, backend: Backend, temperature: Any, busy: Any, end: str, turns: int
+) -> None:
+    """A task that still uses the session at the end, whatever it is at, poisons nothing, and no 201 is a lie."""
+    tasks = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await temperature(database)
+        tasks.append(asyncio.create_task(busy(database.async_session)))
+        await ticks(turns)
+        if end == "raises":
+            raise BrokenError
+        await respond(send, int(end))
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+    tasks[0].cancel()
+    await asyncio.wait(tasks)
+    await until(lambda: out(database) == 0)
+
+    kept = ["warm"] if temperature is warm and call.starts == [201] else []
+    assert backend.names() == kept
+    assert call.starts in {"raises": [[]], "201": [[201], [500]], "422": [[422]]}[end]
+    assert (call.raised is None) <= (call.starts != [500])
+    assert idle_in_transaction(backend) == 0
+    assert await next_requests(database, "async", 4) == [201] * 4
+    assert idle_in_transaction(backend) == 0
+
+
+@pytest.mark.parametrize("temperature", [cold, warm])
+async def test_gather_with_a_failing_sibling(database: Database, backend: Backend, temperature: Any) -> None:
+    """The handler's own error names the task it left behind, and the pool serves all that come after."""
+    failure = ValueError("no")
+
+    async def raises() -> None:
+        raise failure
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await temperature(database)
+        await asyncio.gather(database.async_session.execute(text(SLOW)), raises())
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+    statuses = await next_requests(database, "async", 16)
+
+    assert call.raised is failure
+    assert "a task or thread was still using a session of it at its end" in failure.__notes__[0]
+    assert (call.starts, statuses) == ([], [201] * 16)
+    assert idle_in_transaction(backend) == 0
+    assert backend.names() == sorted(f"/next/{number}" for number in range(16))
+
+
+@pytest.mark.parametrize("temperature", [cold, warm])
+async def test_a_sibling_that_executes_when_the_response_starts(
+    database: Database, backend: Backend, temperature: Any
+) -> None:
+    """Nothing is committed under its feet: the client gets a 500, the server the error that names the cause."""
+    tasks = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await temperature(database)
+        tasks.append(asyncio.create_task(executing(database.async_session)))
+        await ticks(2)
+        await respond(send, 200)
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+    (done,), _ = await asyncio.wait(tasks)
+
+    assert (seen(call), type(call.raised), backend.names()) == (FAILED, SessionInUseError, [])
+    assert "GET /" in str(call.raised)
+    assert isinstance(done.exception(), UnitOfWorkEndedError)
+    assert await next_requests(database, "async", 16) == [201] * 16
+    assert idle_in_transaction(backend) == 0
+
+
+@pytest.mark.parametrize("end", ["raises", "cancelled", "201"])
+async def test_a_thread_that_outlives_its_request(database: Database, backend: Backend, end: str) -> None:
+    """Its transaction is rolled back when its call returns, its next call is an error, and nothing leaks."""
+    going, go_on, late = threading.Event(), threading.Event(), []
+
+    def handler() -> None:
+        session = database.session
+        session.add(Item(name="a"))
+        session.flush()
+        event.listen(engine_of(database, "sync"), "before_execute", lambda *_: (going.set(), go_on.wait(5)))
+        for _ in range(2):
+            try:
+                session.execute(text("SELECT 1"))
+            except UnitOfWorkEndedError as exc:
+                late.append(exc)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        thread = asyncio.get_running_loop().run_in_executor(None, copy_context().run, handler)
+        threads.append(thread)
+        await until(going.is_set)
+        if end == "raises":
+            raise BrokenError
+        if end == "cancelled":
+            raise asyncio.CancelledError
+        await respond(send, 201)
+
+    threads: list[asyncio.Future[None]] = []
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+    assert backend.names() == []
+    go_on.set()
+    await threads[0]
+
+    raised = {"raises": BrokenError, "cancelled": asyncio.CancelledError, "201": SessionInUseError}
+    assert (call.starts, type(call.raised)) == ([500] if end == "201" else [], raised[end])
+    assert [type(exc) for exc in late] == [UnitOfWorkEndedError]
+    assert (backend.names(), out(database), idle_in_transaction(backend)) == ([], 0, 0)

@@ -30,7 +30,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("replay",),
     ("middleware",),
     ("__init__",),
-    ("models", "migrations", "settings", "cli", "testing"),
+    ("models", "migrations", "testing"),
+    ("settings",),
+    ("cli",),
     ("demo",),
 )
 """The rooms from the cellar up: each knows only rooms on floors below its own."""

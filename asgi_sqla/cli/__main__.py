@@ -1,0 +1,6 @@
+"""Runs ``python -m asgi_sqla.cli``, the same as ``asgi-sqla``."""
+
+from asgi_sqla.cli.program import main
+
+if __name__ == "__main__":
+    main(prog_name="asgi-sqla")

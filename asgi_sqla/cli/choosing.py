@@ -1,0 +1,65 @@
+"""Which database the command line is about.
+
+Lives here: what ``--db`` and its companions name, and the environment without them.
+Must not know: the commands.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from asgi_sqla.database import Database
+from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.migrations import Migrations
+from asgi_sqla.settings import LOCATION, migrations_from
+
+
+class Chosen:
+    """The migrations that were handed in."""
+
+    def __init__(self, migrations: Migrations) -> None:
+        self._migrations = migrations
+
+    def migrations(self) -> Migrations:
+        """Return them."""
+        return self._migrations
+
+
+class Named(Chosen):
+    """What options name, or the environment; looked for when a command needs it."""
+
+    def __init__(self, db: str | None, location: str | None, metadata: str | None) -> None:
+        self.db = db
+        self.location = location
+        self.metadata = metadata
+
+    def migrations(self) -> Migrations:
+        """Import what ``--db`` names, or read ``DATABASE_URL``."""
+        metadata = None if self.metadata is None else load(self.metadata)
+        found = migrations_from(metadata=metadata) if self.db is None else load(self.db)
+        if isinstance(found, Database):
+            return Migrations(found, self.location or LOCATION, metadata=metadata)
+        if not isinstance(found, Migrations):
+            raise ConfigurationError(f"--db {self.db} is {found!r}, neither a Database nor Migrations")
+        if self.location is not None:
+            found.location = Path(self.location)
+        return found
+
+
+def load(reference: str) -> Any:
+    """Return what "package.module:name" names, seen from the current directory."""
+    module, colon, name = reference.partition(":")
+    if not (module and colon and name):
+        raise ConfigurationError(f'{reference!r} names nothing that can be imported; write "package.module:name"')
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module)
+        for each in name.split("."):
+            found = getattr(found, each)
+    except (ImportError, AttributeError) as exc:
+        raise ConfigurationError(f"{reference!r} cannot be imported: {type(exc).__name__}: {exc}") from exc
+    return found

@@ -1,0 +1,133 @@
+"""The commands.
+
+Lives here: their arguments, and what they print.
+Must not know: which database they are about, or how anything is migrated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import runpy
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import sqlalchemy
+
+from asgi_sqla.cli.checking import check_async, check_sync
+from asgi_sqla.cli.choosing import Chosen, Named
+from asgi_sqla.cli.reporting import BEHIND, REFUSED
+from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.migrations import Status, SyncResult, scaffold
+from asgi_sqla.settings import LOCATION
+
+STATUS_CODES = {Status.UP_TO_DATE: 0, Status.UNVERSIONED: REFUSED, Status.UNKNOWN_REVISION: REFUSED}
+SAID = {
+    SyncResult.CREATED: "Database created.",
+    SyncResult.UPGRADED: "Database upgraded.",
+    SyncResult.STAMPED: "Database stamped, and up to date.",
+    SyncResult.UP_TO_DATE: "Database up to date.",
+}
+
+
+@click.command()
+@click.option("--stamp", metavar="REVISION", help="What tables without a version are at, such as heads.")
+@click.pass_obj
+def sync(chosen: Chosen, stamp: str | None) -> None:
+    """Create or upgrade the database; safe in many processes at once."""
+    click.echo(SAID[chosen.migrations().sync(stamp=stamp)])
+
+
+@click.command()
+@click.pass_obj
+def status(chosen: Chosen) -> None:
+    """Print the state of the database; 0 if it is up to date, 3 if sync will help, 4 if not."""
+    migrations = chosen.migrations()
+    found = migrations.status()
+    click.echo(f"status   {found.value}")
+    click.echo(f"current  {', '.join(migrations.current()) or '-'}")
+    click.echo(f"latest   {', '.join(migrations.latest()) or '-'}")
+    raise SystemExit(STATUS_CODES.get(found, BEHIND))
+
+
+@click.command()
+@click.argument("target", default="heads")
+@click.pass_obj
+def upgrade(chosen: Chosen, target: str) -> None:
+    """Run the revisions up to TARGET."""
+    chosen.migrations().upgrade(target)
+    click.echo(f"Upgraded to {target}.")
+
+
+@click.command()
+@click.argument("target")
+@click.pass_obj
+def downgrade(chosen: Chosen, target: str) -> None:
+    """Undo the revisions down to TARGET, such as base."""
+    chosen.migrations().downgrade(target)
+    click.echo(f"Downgraded to {target}.")
+
+
+@click.command()
+@click.option("--message", "-m", required=True, help="What it does.")
+@click.option("--autogenerate", is_flag=True, help="Fill it from the models.")
+@click.option("--head", default="head", help="The revision to build on, where there are several heads.")
+@click.pass_obj
+def revision(chosen: Chosen, message: str, autogenerate: bool, head: str) -> None:
+    """Write a new revision script."""
+    for path in chosen.migrations().revision(message, autogenerate=autogenerate, head=head):
+        click.echo(path)
+
+
+@click.command()
+@click.pass_obj
+def create(chosen: Chosen) -> None:
+    """Create the tables of an empty database."""
+    chosen.migrations().create()
+    click.echo(SAID[SyncResult.CREATED])
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def drop(chosen: Chosen, yes: bool) -> None:
+    """Drop the tables with all that is in them."""
+    migrations = chosen.migrations()
+    if not yes:
+        click.confirm(f"Drop every table of {migrations.database!r}?", abort=True)
+    migrations.drop()
+    click.echo("Database dropped.")
+
+
+@click.command()
+@click.pass_obj
+def check(chosen: Chosen) -> None:
+    """Connect in both kinds, and print versions and the numbers of the pools."""
+    database = chosen.migrations().database
+    click.echo(f"asgi-sqla {version('asgi-sqla')}, SQLAlchemy {sqlalchemy.__version__}, {database!r}")
+    found = [check_sync(database), asyncio.run(check_async(database))]
+    if not any(found):
+        raise ConfigurationError(f"{database!r} has no driver of either kind")
+
+
+@click.command()
+@click.pass_obj
+def init(chosen: Chosen) -> None:
+    """Write a migrations directory for what --db names."""
+    if not isinstance(chosen, Named) or chosen.db is None:
+        raise ConfigurationError("init needs --db package.module:name, for the env.py to import")
+    for path in scaffold(Path(chosen.location or LOCATION), chosen.db, chosen.metadata):
+        click.echo(path)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def demo(arguments: tuple[str, ...]) -> None:
+    """Run the tour: a real server, a real client, every promise checked."""
+    sys.argv[1:] = arguments
+    runpy.run_module("asgi_sqla.demo", run_name="__main__", alter_sys=True)
+
+
+MIGRATING = (sync, status, upgrade, downgrade, revision, create, drop, check)
+"""The commands for any command line."""

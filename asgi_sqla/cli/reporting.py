@@ -1,0 +1,81 @@
+"""What a command says while it works, and how it ends.
+
+Lives here: progress on stderr, and the exit code of every expected error.
+Must not know: the commands.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from alembic.util import CommandError
+from sqlalchemy.exc import SQLAlchemyError
+
+from asgi_sqla.errors import AsgiSqlaError, ConfigurationError
+from asgi_sqla.migrations import MigrationError, MigrationLockError
+
+FAILED = 1
+"""Exit code: an error, such as a database that cannot be reached."""
+USAGE = 2
+"""Exit code: a wrong argument."""
+BEHIND = 3
+"""Exit code of ``status``: not up to date, and ``sync`` will help."""
+REFUSED = 4
+"""Exit code: the database is in a state about which a person has to decide."""
+LOCKED = 5
+"""Exit code: another process kept the migration lock."""
+
+CODES: tuple[tuple[type[Exception], int], ...] = (
+    (MigrationLockError, LOCKED),
+    (MigrationError, REFUSED),
+    (ConfigurationError, USAGE),
+    (AsgiSqlaError, FAILED),
+    (CommandError, FAILED),
+    (SQLAlchemyError, FAILED),
+    (OSError, FAILED),
+)
+"""The exit code of each error that is one line; the first class that fits counts."""
+EXPECTED = tuple(kind for kind, _ in CODES)
+
+
+class Group(click.Group):
+    """A group that shows progress, and makes of every expected error a line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            with progress():
+                return super().invoke(ctx)
+        except EXPECTED as exc:
+            said = str(exc) if isinstance(exc, AsgiSqlaError) else f"{type(exc).__name__}: {exc}"
+            click.echo(f"Error: {said}", err=True)
+            ctx.exit(next(code for kind, code in CODES if isinstance(exc, kind)))
+
+
+class _Progress(logging.Handler):
+    """Shows on stderr what is waited for, and each revision as it runs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("asgi_sqla") or str(record.msg).startswith("Running"):
+            click.echo(record.getMessage(), err=True)
+
+
+@contextmanager
+def progress() -> Iterator[None]:
+    """Show what is logged about migrations."""
+    handler = _Progress()
+    loggers = [logging.getLogger(name) for name in ("asgi_sqla", "alembic.runtime.migration")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)

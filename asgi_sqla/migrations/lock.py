@@ -1,0 +1,209 @@
+"""The lock that lets one process at a time look at, and change, the schema of a database.
+
+Lives here: how each kind of database is locked: by the connection that migrates, so that both end
+together, whatever happens to the process.
+Must not know: Alembic, or what is done under the lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from asgi_sqla.migrations.state import MigrationError
+
+logger = logging.getLogger("asgi_sqla")
+
+KEY = 0x6173_6769_5F73_716C
+"""Our number among PostgreSQL's advisory locks, which each database there has its own of."""
+
+
+class MigrationLockError(MigrationError, TimeoutError):
+    """Another process held the migration lock for longer than ``lock_timeout`` seconds."""
+
+
+class Lock(Protocol):
+    """The lock of one kind of database, on one connection."""
+
+    def acquire(self) -> bool:
+        """Try, waiting a moment at the most; return whether it is ours."""
+        ...
+
+    def release(self) -> None:
+        """Give it up; the transaction is over."""
+        ...
+
+    def check(self) -> None:
+        """Look at what was done, before it is committed."""
+        ...
+
+
+@contextmanager
+def locked(connection: Connection, timeout: float) -> Iterator[None]:
+    """Hold the lock; at the end commit what is open, or roll it back if an exception leaves."""
+    lock = _LOCKS.get(connection.dialect.name, _None)(connection)
+    _acquire(connection, lock, timeout)
+    try:
+        yield
+        lock.check()
+        connection.commit()
+    except BaseException:
+        with suppress(DBAPIError):  # the connection may be what failed
+            connection.rollback()
+        raise
+    finally:
+        _release(connection, lock)
+
+
+def _acquire(connection: Connection, lock: Lock, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    waiting = False
+    while not lock.acquire():
+        if not waiting:
+            logger.info("waiting for the migration lock of %r", connection.engine.url)
+        waiting = True
+        if time.monotonic() > deadline:
+            raise MigrationLockError(
+                f"another process has held the migration lock of {connection.engine.url!r} for more than "
+                f"{timeout:g} seconds; wait for its end, or raise lock_timeout="
+            )
+
+
+def _release(connection: Connection, lock: Lock) -> None:
+    try:
+        lock.release()
+    except BaseException as exc:  # it ends with the connection, so the connection has to end
+        connection.invalidate(exc)
+        if not isinstance(exc, DBAPIError):
+            raise
+
+
+class _OfSession:
+    """A lock that belongs to the connection, and outlasts its transactions."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def ask(self, query: str, **parameters: Any) -> Any:
+        """Return the one value, and leave no transaction: a snapshot would hide what others did."""
+        value = self.connection.scalar(text(query), parameters)
+        self.connection.commit()
+        return value
+
+    def check(self) -> None:
+        """Trust the database, which checked each statement."""
+
+
+class _PostgreSQL(_OfSession):
+    """An advisory lock; asked for again and again, since waiting in it would hold a snapshot.
+
+    (And CREATE INDEX CONCURRENTLY waits for snapshots: two processes would wait for each other.)
+    """
+
+    def acquire(self) -> bool:
+        if self.ask("SELECT pg_try_advisory_lock(:key)", key=KEY):
+            return True
+        self.ask("SELECT pg_sleep(0.1)")
+        return False
+
+    def release(self) -> None:
+        self.ask("SELECT pg_advisory_unlock(:key)", key=KEY)
+
+
+class _MariaDB(_OfSession):
+    """``GET_LOCK``, which all databases of a server share: so its name holds the database's."""
+
+    @property
+    def name(self) -> str:
+        name = str(self.connection.engine.url.database)
+        return f"asgi_sqla_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+    def acquire(self) -> bool:
+        return bool(self.ask("SELECT GET_LOCK(:name, 1)", name=self.name))
+
+    def release(self) -> None:
+        self.ask("SELECT RELEASE_LOCK(:name)", name=self.name)
+
+
+class _SQLite:
+    """An exclusive transaction, with foreign keys off in it.
+
+    SQLite changes a table by making it anew. With foreign keys on, dropping the old one would delete
+    the rows that refer to it; they can only be turned off outside a transaction.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._foreign_keys = False
+        self._schema: object = None
+
+    def acquire(self) -> bool:
+        self._leave_transaction()
+        self._foreign_keys = bool(self._ask("PRAGMA foreign_keys"))
+        self._ask("PRAGMA foreign_keys=OFF")
+        try:
+            self._connection.exec_driver_sql("BEGIN EXCLUSIVE")
+        except OperationalError as exc:
+            if "locked" not in str(exc.orig):
+                raise
+            self._connection.rollback()
+            self.release()
+            return False
+        self._schema = self._ask("PRAGMA schema_version")
+        return True
+
+    def check(self) -> None:
+        """Raise if rows refer to what is gone, as far as the schema was changed."""
+        if not self._foreign_keys or self._ask("PRAGMA schema_version") == self._schema:
+            return
+        broken = self._connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+        if broken is not None:
+            raise MigrationError(
+                f"a row of {broken[0]} refers to a row of {broken[2]} that is not there; nothing was changed"
+            )
+
+    def release(self) -> None:
+        self._leave_transaction()
+        self._ask(f"PRAGMA foreign_keys={'ON' if self._foreign_keys else 'OFF'}")
+        self._connection.rollback()
+
+    def _leave_transaction(self) -> None:
+        """Have SQLAlchemy in a transaction, and the database in none yet."""
+        if not self._connection.in_transaction():
+            self._connection.begin()
+        driver_connection = self._connection.connection.driver_connection
+        if getattr(driver_connection, "in_transaction", False):
+            self._connection.exec_driver_sql("ROLLBACK")
+
+    def _ask(self, query: str) -> Any:
+        result = self._connection.exec_driver_sql(query)
+        return result.scalar() if result.returns_rows else None
+
+
+class _None(_OfSession):
+    """No lock, on a database of which we know none."""
+
+    def acquire(self) -> bool:
+        logger.warning(
+            "no migration lock is known for %s; let one process at a time migrate", self.connection.dialect.name
+        )
+        return True
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+_LOCKS: dict[str, type[Any]] = {
+    "postgresql": _PostgreSQL,
+    "mysql": _MariaDB,
+    "mariadb": _MariaDB,
+    "sqlite": _SQLite,
+}

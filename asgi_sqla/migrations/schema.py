@@ -1,0 +1,192 @@
+"""The schema of one database, on a connection that holds the lock: looked at and changed.
+
+Lives here: what each command does, and where a change is a transaction and where it cannot be.
+Must not know: how the connection was had, or whether anybody awaits.
+"""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Column, Integer, MetaData, Table, exists, select
+from sqlalchemy.engine import Connection
+
+from asgi_sqla.migrations.state import MigrationError, State, Status
+
+T = TypeVar("T")
+logger = logging.getLogger("asgi_sqla")
+
+ENV = "from asgi_sqla.migrations import run_env"
+
+
+class SyncResult(Enum):
+    """What ``sync`` did."""
+
+    UP_TO_DATE = "up to date"
+    """Nothing: there was nothing to do."""
+    CREATED = "created"
+    """It created the tables."""
+    UPGRADED = "upgraded"
+    """It ran the revisions that were missing."""
+    STAMPED = "stamped"
+    """It wrote down the revision it was told, which is the newest."""
+
+
+def configuration(location: Path) -> Config:
+    """Return Alembic's configuration of the scripts in ``location``; its ``alembic.ini`` counts, if there is one."""
+    if not (location / "env.py").is_file():
+        raise MigrationError(f"there is no env.py in {location}; write it: asgi-sqla init {location}")
+    ini = location / "alembic.ini"
+    config = Config(str(ini) if ini.is_file() else None, cmd_opts=Namespace(quiet=True))
+    config.set_main_option("script_location", str(location).replace("%", "%%"))
+    if config.get_main_option("path_separator") is None:
+        config.set_main_option("path_separator", "os")
+    return config
+
+
+class Schema:
+    """What can be done to the schema, once the lock is held."""
+
+    def __init__(
+        self, connection: Connection, location: Path, metadata: MetaData | None, options: dict[str, Any]
+    ) -> None:
+        self._connection = connection
+        self._location = location
+        self._metadata = metadata
+        self._config = configuration(location)
+        self._config.attributes["connection"] = connection
+        self._scripts = ScriptDirectory.from_config(self._config)
+        self._state = State(connection, self._scripts, metadata, options)
+
+    def status(self) -> Status:
+        """Return the state of the database."""
+        return self._quietly(self._state.status)
+
+    def current(self) -> tuple[str, ...]:
+        """Return the revisions the database is at."""
+        return self._quietly(self._state.heads)
+
+    def create(self) -> None:
+        """Create the tables of the metadata at the newest revision, or without one run every revision."""
+        status = self.status()
+        if status not in (Status.EMPTY, Status.INTERRUPTED):
+            raise MigrationError(f"the database cannot be created, it is not empty: {status.value}")
+        if self._transactional:
+            self._fill()
+            return
+        if status is Status.INTERRUPTED:
+            self._clear()
+        marker = Table(self._state.marker, MetaData(), Column("id", Integer), schema=self._state.schema)
+        marker.create(self._connection, checkfirst=True)
+        self._connection.commit()
+        self._fill()
+        marker.drop(self._connection)
+
+    def upgrade(self, target: str) -> None:
+        """Run the revisions up to ``target``."""
+        self._alembic(command.upgrade, target)
+
+    def downgrade(self, target: str) -> None:
+        """Undo the revisions down to ``target``."""
+        self._alembic(command.downgrade, target)
+
+    def drop(self) -> None:
+        """Drop the tables of the metadata, or without one undo every revision; and the version table."""
+        if self._metadata is None:
+            self.downgrade("base")
+        else:
+            self._metadata.drop_all(self._connection)
+        for name in (self._state.marker, self._state.version_table):
+            Table(name, MetaData(), schema=self._state.schema).drop(self._connection, checkfirst=True)
+
+    def sync(self, stamp: str | None) -> SyncResult:
+        """Bring the database to the newest revision, from whatever state that can be done."""
+        status = self.status()
+        if status is Status.UNVERSIONED and stamp is not None:
+            self._alembic(command.stamp, stamp)
+            status = self.status()
+            if status is Status.UP_TO_DATE:
+                return SyncResult.STAMPED
+        if status is Status.UP_TO_DATE:
+            return SyncResult.UP_TO_DATE
+        if status in (Status.EMPTY, Status.INTERRUPTED):
+            self.create()
+            return SyncResult.CREATED
+        if status is not Status.UPGRADE_AVAILABLE:
+            raise MigrationError(self._refusal(status))
+        self.upgrade("heads")
+        return SyncResult.UPGRADED
+
+    def revision(self, message: str, options: dict[str, Any]) -> list[Path]:
+        """Write a new script, and return where."""
+        made = self._alembic(command.revision, message, **options)
+        return [Path(script.path) for script in (made if isinstance(made, list) else [made]) if script is not None]
+
+    def _refusal(self, status: Status) -> str:
+        if status is Status.UNKNOWN_REVISION:
+            return (
+                f"the database is at {', '.join(self.current())}, which is not among the scripts in {self._location}: "
+                "a newer version of them was here; deploy that one again, or downgrade with it first"
+            )
+        tables = self._state.tables()
+        return (
+            f"the database has tables ({', '.join(tables[:3])}{', …' if tables[3:] else ''}) but no version; if they "
+            'are those of a revision, say of which: sync(stamp="heads"), or asgi-sqla sync --stamp heads'
+        )
+
+    @property
+    def _transactional(self) -> bool:
+        return self._connection.dialect.name in ("postgresql", "sqlite")
+
+    def _in_one_transaction(self) -> AbstractContextManager[Any]:
+        """Have what follows happen whole or not at all, where the database can; on SQLite the lock does it."""
+        one = self._transactional and not self._connection.in_transaction()
+        return self._connection.begin() if one else nullcontext()
+
+    def _fill(self) -> None:
+        if self._metadata is None:
+            self.upgrade("heads")
+            return
+        logger.info("creating %s tables", len(self._metadata.tables))
+        with self._in_one_transaction():
+            self._metadata.create_all(self._connection)
+            if not self._transactional:
+                self._connection.commit()
+            self._alembic(command.stamp, "heads")
+
+    def _clear(self) -> None:
+        """Drop what an interrupted creation left: it began with none of the tables, so there is nothing in them."""
+        if self._metadata is None:
+            return
+        names = set(self._state.tables())
+        for table in self._metadata.tables.values():
+            if table.fullname in names and self._connection.scalar(select(exists().select_from(table))):
+                raise MigrationError(
+                    f"{table.fullname} has rows, though its creation was interrupted; look at it first"
+                )
+        self._metadata.drop_all(self._connection)
+
+    def _quietly(self, read: Callable[[], T]) -> T:
+        """Read, and leave no transaction behind in which Alembic would not commit."""
+        before = self._connection.in_transaction()
+        value = read()
+        if not before:
+            self._connection.commit()
+        return value
+
+    def _alembic(self, do: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if ENV.rpartition(" ")[2] not in (self._location / "env.py").read_text():
+            raise MigrationError(
+                f"{self._location / 'env.py'} does not call run_env(), so it would use a connection without the lock; "
+                f"have it say: {ENV}; run_env(migrations)"
+            )
+        return do(self._config, *arguments, **options)

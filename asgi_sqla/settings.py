@@ -1,0 +1,134 @@
+"""A ``Database`` and its ``Migrations`` from settings: pydantic's, a mapping, or environment variables.
+
+Lives here: which names settings have, and what of ours they become.
+Must not know: what is done with what it makes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from asgi_sqla.database import Database
+from asgi_sqla.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from sqlalchemy import MetaData
+
+    from asgi_sqla.migrations import Migrations
+
+LOCATION = "migrations"
+"""Where the migrations are if the settings do not say."""
+
+_OF_DATABASE = frozenset(inspect.signature(Database).parameters) - {"engine", "async_engine"}
+
+
+class DatabaseSettings(BaseSettings):
+    """The settings of one database, from ``DATABASE_URL`` and other variables beginning with ``DATABASE_``.
+
+    A field of this class in settings of your own is named there as pydantic names nested settings.
+    Fields left out leave SQLAlchemy its default; ``DATABASE_ENGINE_OPTIONS`` is JSON, for all the
+    other options of the engines.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="DATABASE_", extra="ignore", hide_input_in_errors=True)
+
+    url: SecretStr
+    echo: bool | Literal["debug"] | None = None
+    isolation_level: str | None = None
+    max_overflow: int | None = None
+    pool_pre_ping: bool | None = None
+    pool_recycle: int | None = None
+    pool_size: int | None = None
+    pool_timeout: float | None = None
+    engine_options: dict[str, Any] | None = None
+    transaction_mode: Literal["deferred", "immediate"] | None = None
+    migrations_path: Path | None = None
+
+
+def database_from(settings: Mapping[str, Any] | BaseModel | None = None) -> Database:
+    """Return the ``Database`` that ``settings`` describe: pydantic's, a mapping, or the environment if None.
+
+    ``url`` and the other arguments of ``Database`` are taken by their names, and every other name is an
+    option of the engines. They may lie in a part called ``sqlalchemy``, or be written "sqlalchemy.url".
+
+    Raises ConfigurationError where there is no ``url``, or a value is of the wrong kind.
+    """
+    arguments = dict(_part(_plain(settings), "sqlalchemy"))
+    arguments.pop("migrations_path", None)
+    if not arguments.get("url"):
+        raise ConfigurationError(
+            f"the settings have no url, only {', '.join(sorted(arguments)) or 'nothing'}; "
+            'write {"url": "sqlite:///app.db"}, or {"sqlalchemy": {"url": ...}}'
+        )
+    options = {**arguments.pop("engine_options", {})}
+    options.update({name: arguments.pop(name) for name in sorted(arguments.keys() - _OF_DATABASE)})
+    return Database(**arguments, engine_options=options)
+
+
+def migrations_from(
+    settings: Mapping[str, Any] | BaseModel | None = None,
+    *,
+    database: Database | None = None,
+    metadata: MetaData | type[Any] | None = None,
+) -> Migrations:
+    """Return the ``Migrations`` that ``settings`` describe, of ``database`` if that is made already.
+
+    ``migrations_path``, or ``alembic.migrations_path``, is where the scripts are: "migrations" if left out.
+    """
+    from asgi_sqla.migrations import Migrations  # another extra's, for who asks for migrations
+
+    plain = _plain(settings)
+    location = _part(plain, "alembic").get("migrations_path") or plain.get("migrations_path") or LOCATION
+    return Migrations(database or database_from(settings), location, metadata=metadata)
+
+
+def _plain(settings: Mapping[str, Any] | BaseModel | None) -> dict[str, Any]:
+    """Return the settings as nested mappings of plain values, without those that are None."""
+    if settings is None:
+        settings = _from_environment()
+    if isinstance(settings, BaseModel):
+        settings = settings.model_dump()
+    if not isinstance(settings, Mapping):
+        raise ConfigurationError(f"settings={settings!r} are neither pydantic settings nor a mapping, nor None")
+    plain: dict[str, Any] = {}
+    for key, value in settings.items():
+        part, dot, name = key.partition(".")
+        if dot:
+            plain.setdefault(part, {})[name] = _value(name, value)
+        elif value is not None:
+            plain[key] = _value(key, value)
+    return plain
+
+
+def _value(name: str, value: Any) -> Any:
+    if isinstance(value, BaseModel | Mapping) and name in ("sqlalchemy", "alembic"):
+        return _plain(value)
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return str(value) if name == "url" and value is not None and not _is_url(value) else value
+
+
+def _is_url(value: object) -> bool:
+    return hasattr(value, "render_as_string")  # SQLAlchemy's own, whose str() hides the password
+
+
+def _part(plain: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the part of that name; or all of it, where it is not in parts."""
+    if name in plain:
+        part: dict[str, Any] = plain[name]
+        return part
+    return {} if name == "alembic" else {key: value for key, value in plain.items() if key != "alembic"}
+
+
+def _from_environment() -> DatabaseSettings:
+    try:
+        return DatabaseSettings()  # type: ignore[call-arg]  # its url comes from the environment
+    except ValidationError as exc:
+        wrong = "; ".join(f"DATABASE_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in exc.errors())
+        raise ConfigurationError(f"the environment does not describe a database: {wrong}") from None

@@ -1,0 +1,268 @@
+"""The command line: what each command prints, and the exit codes a script can use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
+from support.empty import KINDS, empty_database
+from support.migrating import Project, importable
+
+from asgi_sqla import Database
+from asgi_sqla.cli import BEHIND, FAILED, LOCKED, REFUSED, USAGE, commands, main, syncdb
+from asgi_sqla.migrations import Migrations, SyncResult
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """Return a project on SQLite, in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    with importable(tmp_path):
+        project = Project(tmp_path, f"sqlite:///{tmp_path / 'shop.db'}")
+        project.first()
+        yield project
+        project.migrations.database.dispose()
+
+
+def run(project: Project, *arguments: str, answer: str | None = None) -> Result:
+    """Run ``asgi-sqla`` on the project's migrations."""
+    return CliRunner().invoke(main, ["--db", f"{project.module}:migrations", *arguments], input=answer)
+
+
+def ended(result: Result) -> tuple[int, str]:
+    """Return the exit code and what was printed on stdout."""
+    return result.exit_code, result.stdout
+
+
+def test_a_deployment(project: Project) -> None:
+    """Status tells a script what to do, sync does it."""
+    steps = [run(project, "status"), run(project, "sync"), run(project, "status"), run(project, "sync")]
+    project.second()
+    steps += [run(project, "status"), run(project, "sync")]
+
+    assert [ended(step) for step in steps] == [
+        (BEHIND, "status   empty\ncurrent  -\nlatest   first\n"),
+        (0, "Database created.\n"),
+        (0, "status   up to date\ncurrent  first\nlatest   first\n"),
+        (0, "Database up to date.\n"),
+        (BEHIND, "status   upgrade available\ncurrent  first\nlatest   second\n"),
+        (0, "Database upgraded.\n"),
+    ]
+
+
+def test_progress_goes_to_stderr(project: Project) -> None:
+    """What is created, and each revision as it runs."""
+    created = run(project, "sync")
+    project.second()
+    upgraded = run(project, "sync")
+
+    assert created.stderr == "creating 2 tables\nRunning stamp_revision  -> first\n"
+    assert upgraded.stderr == "Running upgrade first -> second\n"
+
+
+def test_each_command_alone(project: Project) -> None:
+    """Create, downgrade, upgrade, revision."""
+    assert ended(run(project, "create")) == (0, "Database created.\n")
+    assert ended(run(project, "downgrade", "base")) == (0, "Downgraded to base.\n")
+    assert ended(run(project, "upgrade")) == (0, "Upgraded to heads.\n")
+    made = run(project, "revision", "-m", "more", "--autogenerate")
+    assert (made.exit_code, Path(made.stdout.strip()).read_text()[:7]) == (0, '"""more')
+
+
+def test_drop_asks_first(project: Project) -> None:
+    """Nothing is dropped without a yes."""
+    run(project, "sync")
+
+    refused = run(project, "drop", answer="n\n")
+    assert (refused.exit_code, "customer" in project.tables()) == (1, True)
+    assert "Drop every table of <Database sqlite:///" in refused.output
+    assert run(project, "drop", answer="y\n").exit_code == 0
+    assert project.tables() == []
+    run(project, "sync")
+    assert ended(run(project, "drop", "--yes")) == (0, "Database dropped.\n")
+
+
+def test_tables_without_a_version_want_a_person(project: Project) -> None:
+    """Both status and sync say so by their exit code; --stamp is the answer."""
+    with project.migrations.database.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE customer (id INTEGER)"))
+
+    refused = run(project, "sync")
+    assert (run(project, "status").exit_code, refused.exit_code) == (REFUSED, REFUSED)
+    assert "asgi-sqla sync --stamp heads" in refused.stderr
+    assert ended(run(project, "sync", "--stamp", "heads")) == (0, "Database stamped, and up to date.\n")
+
+
+def test_a_lock_that_is_not_given_up_has_an_exit_code(project: Project) -> None:
+    """A script may try again later."""
+    project.migrations.lock_timeout = 0.0
+    project.migrations.database.configure(project.url, engine_options={"connect_args": {"timeout": 0.1}})
+    other = Migrations(Database(project.url, engine_options={"poolclass": NullPool}), project.migrations.location)
+
+    result = other.with_lock(lambda _connection: run(project, "sync"))
+    assert (result.exit_code, "waiting for the migration lock" in result.stderr) == (LOCKED, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--db", "shop", "sync"], USAGE, "'shop' names nothing that can be imported"),
+        (["--db", "nowhere:db", "sync"], USAGE, "No module named 'nowhere'"),
+        (["--db", "pathlib:Path", "sync"], USAGE, "neither a Database nor Migrations"),
+        (["--db", "pathlib:nothing", "sync"], USAGE, "has no attribute 'nothing'"),
+        (["sync"], USAGE, "DATABASE_URL: Field required"),
+        (["init"], USAGE, "init needs --db"),
+        (["revision"], USAGE, "Missing option '--message'"),
+    ],
+)
+def test_a_wrong_use_is_one_line(
+    arguments: list[str], code: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an exit code of its own."""
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    result = CliRunner().invoke(main, arguments)
+
+    assert (result.exit_code, message in result.stderr) == (code, True)
+
+
+def test_a_database_that_cannot_be_reached_is_one_line(project: Project) -> None:
+    """The driver's own words."""
+    project.migrations.database.configure(f"sqlite:///{project.folder / 'missing' / 'shop.db'}")
+    for command in ("status", "sync", "check"):
+        result = run(project, command)
+        assert (result.exit_code, "unable to open database file" in result.stderr) == (FAILED, True)
+
+
+def test_what_alembic_refuses_is_one_line(project: Project) -> None:
+    """Its own words."""
+    result = run(project, "upgrade", "nowhere")
+
+    assert (result.exit_code, result.stderr) == (
+        FAILED,
+        "Error: CommandError: Can't locate revision identified by 'nowhere'\n",
+    )
+
+
+def test_the_environment_names_the_database(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DATABASE_URL alone will do: the revisions make the tables."""
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{project.folder / 'other.db'}")
+
+    assert ended(CliRunner().invoke(main, ["sync"])) == (0, "Database created.\n")
+    engine = create_engine(f"sqlite:///{project.folder / 'other.db'}", poolclass=NullPool)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "first"
+
+
+def test_a_database_beside_its_metadata(project: Project) -> None:
+    """Instead of Migrations, with the default location or another."""
+    found = ["--db", f"{project.module}:db", "--metadata", f"{project.module}:Base"]
+    assert ended(CliRunner().invoke(main, [*found, "sync"])) == (0, "Database created.\n")
+    (project.folder / "migrations").rename(project.folder / "elsewhere")
+    assert ended(CliRunner().invoke(main, [*found, "--location", "elsewhere", "sync"])) == (0, "Database up to date.\n")
+
+
+def test_init_writes_what_the_other_commands_need(tmp_path: Path) -> None:
+    """From nothing to a database with a first revision, with the commands as installed."""
+    (tmp_path / "shop.py").write_text(
+        "from sqlalchemy.orm import Mapped, mapped_column\n"
+        "from asgi_sqla import Database\n"
+        "from asgi_sqla.models import Base\n"
+        "class Item(Base):\n"
+        "    __tablename__ = 'item'\n"
+        "    id: Mapped[int] = mapped_column(primary_key=True)\n"
+        "db = Database('sqlite:///shop.db')\n"
+    )
+    command = [sys.executable, "-m", "asgi_sqla.cli", "--db", "shop:db", "--metadata", "shop:Base"]
+
+    def call(*arguments: str) -> str:
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert call("init").split() == ["migrations/env.py", "migrations/script.py.mako", "migrations/alembic.ini"]
+    assert call("init") == ""
+    assert call("revision", "-m", "first", "--autogenerate").endswith("_first.py\n")
+    assert call("sync") == "Database created.\n"
+    (env,) = (tmp_path / "migrations").glob("env.py")
+    statements = [line for line in env.read_text().splitlines() if line and not line.startswith('"""')]
+    assert statements == [
+        "from shop import Base, db",
+        "from asgi_sqla.migrations import run_env",
+        "run_env(db, Base.metadata)",
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_connects_and_prints_versions_and_pool_numbers(kind: str, tmp_path: Path) -> None:
+    """In both kinds."""
+    with empty_database(kind, tmp_path) as url, importable(tmp_path):
+        project = Project(tmp_path, url)
+        result = run(project, "check")
+        project.migrations.database.dispose()
+
+    first, sync, asynchronous = result.stdout.splitlines()
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert first.startswith("asgi-sqla ")
+    assert "SQLAlchemy" in first
+    for line in (sync, asynchronous):
+        assert "driver" in line
+        assert "Current Checked out connections: 1" in line
+
+
+def test_check_says_which_kind_has_no_driver(project: Project) -> None:
+    """One of the two is enough."""
+    engine = create_engine("sqlite://")
+    project.migrations.database.configure(engine=engine)
+
+    result = run(project, "check")
+    engine.dispose()
+    assert (result.exit_code, result.stdout.splitlines()[2][:12]) == (0, "async  none:")
+
+
+def test_a_command_line_of_ones_own_takes_the_group(project: Project) -> None:
+    """Without options, for the migrations are known."""
+
+    @click.group()
+    def shop() -> None:
+        """Run the shop."""
+
+    shop.add_command(commands(project.migrations))
+    result = CliRunner().invoke(shop, ["db", "sync"])
+    behind = CliRunner().invoke(shop, ["db", "status"])
+
+    assert ended(result) == (0, "Database created.\n")
+    assert behind.exit_code == 0
+    assert CliRunner().invoke(shop, ["db", "init"]).exit_code == USAGE
+
+
+def test_syncdb_is_for_a_command_of_ones_own(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """It takes migrations, or settings, and says what was done."""
+    settings = {"sqlalchemy": {"url": project.url}, "alembic": {"migrations_path": project.migrations.location}}
+
+    assert syncdb(project.migrations) == SyncResult.CREATED
+    assert syncdb(settings) == SyncResult.UP_TO_DATE
+    assert capsys.readouterr().out == "Database created.\nDatabase up to date.\n"
+
+
+def test_the_script_is_installed() -> None:
+    """It says its version, and what its exit codes mean."""
+    script = Path(sys.executable).with_name("asgi-sqla")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
+
+    assert "4 somebody has to decide" in " ".join(done.stdout.split())
+
+
+def test_the_package_knows_none_of_it() -> None:
+    """Importing it brings no Alembic, no click, no pydantic."""
+    code = (
+        "import sys, asgi_sqla; print(sorted({'alembic', 'click', 'pydantic', 'pydantic_settings'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"

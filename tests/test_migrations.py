@@ -1,0 +1,550 @@
+"""Migrations: what each command does, in every state, and many processes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.util import CommandError
+from sqlalchemy import MetaData, create_engine, insert, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+from support.empty import KINDS, empty_database
+from support.migrating import Project, importable
+
+from asgi_sqla import ConfigurationError, Database, WrongEventLoopError
+from asgi_sqla.migrations import (
+    MigrationError,
+    MigrationLockError,
+    Migrations,
+    Status,
+    SyncResult,
+    exists_in_db,
+    is_sqlite,
+)
+
+PROCESSES = 8
+
+
+@pytest.fixture(params=KINDS)
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
+    """Return a project on each kind of database in turn, with the revision that makes its tables."""
+    with empty_database(request.param, tmp_path) as url, importable(tmp_path):
+        project = Project(tmp_path, url)
+        project.first()
+        yield project
+        project.migrations.database.dispose()
+
+
+@pytest.fixture
+def on_sqlite(tmp_path: Path) -> Iterator[Project]:
+    """Return a project on SQLite."""
+    with importable(tmp_path):
+        project = Project(tmp_path, f"sqlite:///{tmp_path / 'shop.db'}")
+        project.first()
+        yield project
+        project.migrations.database.dispose()
+
+
+# The commands
+
+
+def test_sync_creates_then_upgrades_then_has_nothing_to_do(project: Project) -> None:
+    """And the state is what it did."""
+    migrations = project.migrations
+    found = [migrations.status(), migrations.sync(), migrations.status(), migrations.sync()]
+    project.second()
+    found += [migrations.status(), migrations.sync(), migrations.status()]
+
+    assert found == [
+        Status.EMPTY,
+        SyncResult.CREATED,
+        Status.UP_TO_DATE,
+        SyncResult.UP_TO_DATE,
+        Status.UPGRADE_AVAILABLE,
+        SyncResult.UPGRADED,
+        Status.UP_TO_DATE,
+    ]
+    assert project.columns() == ["id", "name", "age", "town"]
+    assert (migrations.current(), migrations.latest()) == (("second",), ("second",))
+
+
+def test_each_command_alone(project: Project) -> None:
+    """Create, downgrade, upgrade and drop."""
+    migrations = project.migrations
+    migrations.create()
+    assert project.tables() == ["alembic_version", "customer", "purchase"]
+    migrations.downgrade("base")
+    assert (project.tables(), migrations.current()) == (["alembic_version"], ())
+    migrations.upgrade()
+    assert (project.tables()[1:], migrations.current()) == (["customer", "purchase"], ("first",))
+    migrations.drop()
+    assert (project.tables(), migrations.status()) == ([], Status.EMPTY)
+
+
+async def test_each_command_has_an_awaitable_twin(project: Project) -> None:
+    """It does the same."""
+    migrations = project.migrations
+    await migrations.async_create()
+    assert await migrations.async_status() == Status.UP_TO_DATE
+    await migrations.async_downgrade("base")
+    await migrations.async_upgrade()
+    assert (await migrations.async_current(), await migrations.async_latest()) == (("first",), ("first",))
+    assert await migrations.async_sync() == SyncResult.UP_TO_DATE
+    (path,) = await migrations.async_revision("third")
+    assert path.read_text().startswith('"""third')
+    path.unlink()
+    await migrations.async_drop()
+    assert project.tables() == []
+
+
+ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mariadb+asyncmy"}
+
+
+def async_only(project: Project) -> Migrations:
+    """Return migrations of a database that has only an async engine."""
+    kind, _, rest = project.url.partition("://")
+    database = Database(async_engine=create_async_engine(f"{ASYNC_DRIVERS[kind]}://{rest}"))
+    return Migrations(database, project.migrations.location, metadata=project.migrations.metadata)
+
+
+async def test_an_async_engine_alone_will_do(project: Project) -> None:
+    """The twins use it on the running event loop."""
+    migrations = async_only(project)
+
+    assert await migrations.async_sync() == SyncResult.CREATED
+    project.second()
+    assert await migrations.async_sync() == SyncResult.UPGRADED
+    assert await migrations.async_status() == Status.UP_TO_DATE
+    with pytest.raises(WrongEventLoopError, match=r"await migrations\.async_sync"):
+        migrations.sync()
+    await migrations.database.async_engine.dispose()
+
+
+def test_an_async_engine_alone_will_do_without_an_event_loop(project: Project) -> None:
+    """The plain commands run one of their own, again and again."""
+    migrations = async_only(project)
+
+    assert (migrations.sync(), migrations.sync(), migrations.current()) == (
+        SyncResult.CREATED,
+        SyncResult.UP_TO_DATE,
+        ("first",),
+    )
+
+
+def test_autogenerate_writes_what_the_models_have_and_the_database_lacks(project: Project) -> None:
+    """Nothing where they agree: the names of the constraints are alike, too."""
+    migrations = project.migrations
+    (migrations.location / "versions" / "first.py").unlink()
+    (path,) = migrations.revision("tables", autogenerate=True)
+    assert 'op.create_table("customer"' in path.read_text().replace("'", '"')
+    assert alembic(project, "upgrade", "heads") == 0  # in this process MariaDB's foreign keys are left out
+    (path,) = migrations.revision("nothing", autogenerate=True)
+    assert "op." not in path.read_text().replace("alembic import op", "")
+
+
+def test_without_metadata_the_revisions_are_all_there_is(project: Project) -> None:
+    """Creating runs them, dropping undoes them."""
+    migrations = Migrations(project.migrations.database, project.migrations.location)
+
+    assert (migrations.sync(), migrations.sync()) == (SyncResult.CREATED, SyncResult.UP_TO_DATE)
+    assert project.tables() == ["alembic_version", "customer", "purchase"]
+    migrations.drop()
+    assert project.tables() == []
+
+
+# States
+
+
+def test_not_to_reach_the_database_is_an_error(tmp_path: Path) -> None:
+    """It is never taken for an empty one."""
+    with importable(tmp_path):
+        project = Project(tmp_path, f"sqlite:///{tmp_path / 'missing' / 'shop.db'}")
+        for command in (project.migrations.status, project.migrations.sync, project.migrations.current):
+            with pytest.raises(OperationalError, match="unable to open database file"):
+                command()
+
+
+def test_tables_without_a_version_are_left_alone_until_told(project: Project) -> None:
+    """Told the revision they are at, sync goes on from there."""
+    migrations = project.migrations
+    assert migrations.metadata is not None
+    migrations.metadata.create_all(migrations.database.engine)
+
+    assert migrations.status() == Status.UNVERSIONED
+    with pytest.raises(MigrationError, match=r'tables \(customer, purchase\) but no version.*sync\(stamp="heads"\)'):
+        migrations.sync()
+    with pytest.raises(MigrationError, match="cannot be created"):
+        migrations.create()
+    project.second()
+    assert (migrations.sync(stamp="first"), project.columns()) == (SyncResult.UPGRADED, ["id", "name", "age", "town"])
+
+
+def test_stamping_alone_may_be_enough(on_sqlite: Project) -> None:
+    """The tables are at the newest revision already; asked again there is nothing to do."""
+    migrations = on_sqlite.migrations
+    assert migrations.metadata is not None
+    migrations.metadata.create_all(migrations.database.engine)
+
+    assert (migrations.sync(stamp="heads"), migrations.sync(stamp="heads")) == (
+        SyncResult.STAMPED,
+        SyncResult.UP_TO_DATE,
+    )
+
+
+def test_tables_of_others_do_not_make_a_database_less_empty(on_sqlite: Project) -> None:
+    """With metadata, only its tables count."""
+    with on_sqlite.migrations.database.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE somebody_elses (id INTEGER)"))
+
+    assert (on_sqlite.migrations.status(), on_sqlite.migrations.sync()) == (Status.EMPTY, SyncResult.CREATED)
+    without = Migrations(on_sqlite.migrations.database, on_sqlite.migrations.location)
+    assert without.status() == Status.UP_TO_DATE
+
+
+def test_a_revision_that_the_scripts_do_not_know_is_a_state_of_its_own(on_sqlite: Project) -> None:
+    """An older version of the application does not touch the database of a newer one."""
+    on_sqlite.second()
+    on_sqlite.migrations.sync()
+    (on_sqlite.migrations.location / "versions" / "second.py").unlink()
+
+    assert on_sqlite.migrations.status() == Status.UNKNOWN_REVISION
+    with pytest.raises(MigrationError, match="is at second, which is not among the scripts"):
+        on_sqlite.migrations.sync()
+
+
+def test_a_database_created_before_the_first_revision_is_up_to_date(on_sqlite: Project) -> None:
+    """There is nothing to be behind of."""
+    (on_sqlite.migrations.location / "versions" / "first.py").unlink()
+
+    assert (on_sqlite.migrations.sync(), on_sqlite.migrations.sync()) == (SyncResult.CREATED, SyncResult.UP_TO_DATE)
+    assert (on_sqlite.migrations.current(), on_sqlite.migrations.latest()) == ((), ())
+
+
+def test_several_heads_are_all_reached(on_sqlite: Project) -> None:
+    """A branch that is missing makes an upgrade available, one that another depends on is not missed."""
+    on_sqlite.script("left", "first")
+    on_sqlite.migrations.create()
+    on_sqlite.script("right", "first")
+    on_sqlite.script("leaning", "first", depends_on="left")
+
+    assert on_sqlite.migrations.latest() == ("leaning", "left", "right")
+    assert on_sqlite.migrations.status() == Status.UPGRADE_AVAILABLE
+    assert on_sqlite.migrations.sync() == SyncResult.UPGRADED
+    assert on_sqlite.migrations.status() == Status.UP_TO_DATE
+    assert set(on_sqlite.migrations.current()) == {"leaning", "right"}
+
+
+def test_a_failed_revision_leaves_nothing_where_changes_are_transactions(project: Project) -> None:
+    """On MariaDB the revisions before it are kept, and it is tried again from its start."""
+    project.migrations.sync()
+    project.second()
+    project.script("third", "second", 'op.execute("SELECT * FROM nowhere")')
+
+    with pytest.raises(Exception, match="nowhere"):
+        project.migrations.sync()
+    kept = project.url.startswith("mariadb")
+    assert (project.migrations.current(), "age" in project.columns()) == (("second",) if kept else ("first",), kept)
+    project.script("third", "second")
+    assert (project.migrations.sync(), project.migrations.current()) == (SyncResult.UPGRADED, ("third",))
+
+
+# SQLite
+
+
+def test_changing_a_table_keeps_the_rows_that_refer_to_it(on_sqlite: Project) -> None:
+    """SQLite makes it anew, and with foreign keys on, dropping the old one would delete them."""
+    fill(on_sqlite)
+    on_sqlite.script(
+        "second", "first", 'with op.batch_alter_table("customer", recreate="always") as t: t.drop_column("name")'
+    )
+
+    assert on_sqlite.migrations.sync() == SyncResult.UPGRADED
+    with on_sqlite.migrations.database.engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM purchase")) == 1
+        assert connection.scalar(text("PRAGMA foreign_keys")) == 1
+    with pytest.raises(IntegrityError), on_sqlite.migrations.database.engine.begin() as connection:
+        connection.execute(text("INSERT INTO purchase (customer_id) VALUES (99)"))
+
+
+def test_a_revision_that_leaves_rows_without_what_they_refer_to_is_undone(on_sqlite: Project) -> None:
+    """The error names the tables."""
+    fill(on_sqlite)
+    on_sqlite.script("second", "first", 'op.execute("DELETE FROM customer"); op.execute("CREATE TABLE x (id INTEGER)")')
+
+    with pytest.raises(MigrationError, match="a row of purchase refers to a row of customer that is not there"):
+        on_sqlite.migrations.sync()
+    assert (on_sqlite.migrations.current(), "x" in on_sqlite.tables()) == (("first",), False)
+
+
+def fill(project: Project) -> None:
+    """Create the database with a customer and a purchase."""
+    project.migrations.sync()
+    with project.migrations.database.engine.begin() as connection:
+        connection.execute(text("INSERT INTO customer (id, name) VALUES (1, 'foo')"))
+        connection.execute(text("INSERT INTO purchase (customer_id) VALUES (1)"))
+
+
+def test_a_database_in_memory_is_migrated_too(tmp_path: Path) -> None:
+    """And is seen by its sessions."""
+    with importable(tmp_path):
+        project = Project(tmp_path, "sqlite://")
+        project.first()
+        assert project.migrations.sync() == SyncResult.CREATED
+        with project.migrations.database.engine.connect() as connection:
+            assert exists_in_db(connection, "customer")
+        project.migrations.database.dispose()
+
+
+def test_an_engine_with_the_drivers_own_transactions_is_migrated_too(on_sqlite: Project) -> None:
+    """Handed in, it has none of our settings."""
+    engine = create_engine(f"sqlite:///{on_sqlite.folder / 'own.db'}", poolclass=NullPool)
+    migrations = Migrations(
+        Database(engine=engine), on_sqlite.migrations.location, metadata=on_sqlite.migrations.metadata
+    )
+
+    assert (migrations.sync(), migrations.sync()) == (SyncResult.CREATED, SyncResult.UP_TO_DATE)
+
+
+# The plain alembic command
+
+
+def test_the_alembic_command_does_the_same(project: Project) -> None:
+    """Its env.py is three statements, and it waits for the lock, too."""
+    assert alembic(project, "upgrade", "heads") == 0
+    assert project.migrations.status() == Status.UP_TO_DATE
+    assert alembic(project, "check") == 0
+    assert alembic(project, "downgrade", "base") == 0
+    assert project.tables() == ["alembic_version"]
+
+
+def test_the_alembic_command_prints_sql_without_a_database(tmp_path: Path) -> None:
+    """Offline, it only needs to know the dialect."""
+    project = Project(tmp_path, "postgresql://nowhere.invalid/shop")
+    project.first()
+
+    code, out = run_alembic(project, "upgrade", "heads", "--sql")
+    assert (code, "CREATE TABLE customer" in out) == (0, True)
+
+
+def alembic(project: Project, *arguments: str) -> int:
+    """Run the alembic command and return its exit code."""
+    return run_alembic(project, *arguments)[0]
+
+
+def run_alembic(project: Project, *arguments: str) -> tuple[int, str]:
+    """Run the alembic command and return its exit code and output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "alembic", "-c", "migrations/alembic.ini", *arguments],
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_an_env_that_would_not_use_the_lock_is_refused(on_sqlite: Project) -> None:
+    """The error says what to write."""
+    (on_sqlite.migrations.location / "env.py").write_text("print('my own')\n")
+
+    with pytest.raises(MigrationError, match=r"does not call run_env\(\)"):
+        on_sqlite.migrations.sync()
+
+
+def test_a_database_and_metadata_will_do_for_env(on_sqlite: Project) -> None:
+    """No Migrations has to be made in the application."""
+    env = (
+        "from asgi_sqla.migrations import run_env",
+        f"from {on_sqlite.module} import Base, db",
+        "run_env(db, Base.metadata)",
+    )
+    (on_sqlite.migrations.location / "env.py").write_text("\n".join(env))
+
+    assert alembic(on_sqlite, "upgrade", "heads") == 0
+    assert alembic(on_sqlite, "check") == 0
+
+
+# The lock
+
+
+def test_a_lock_that_is_held_is_waited_for(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    """It says so, and goes on when it is free."""
+    caplog.set_level(logging.INFO, logger="asgi_sqla")
+    done: list[SyncResult] = []
+    other = holder(project, connect_timeout=0.1)
+    thread = threading.Thread(target=lambda: done.append(project.migrations.sync()))
+
+    def hold(_connection: object) -> None:
+        thread.start()
+        for _ in range(500):
+            if "waiting for the migration lock" in caplog.text:
+                return
+            thread.join(0.02)
+
+    other.with_lock(hold)
+    thread.join()
+
+    assert "waiting for the migration lock" in caplog.text
+    assert done == [SyncResult.CREATED]
+
+
+def holder(project: Project, connect_timeout: float) -> Migrations:
+    """Return other migrations of the database; on SQLite those of the project lose patience early."""
+    if project.url.startswith("sqlite"):
+        project.migrations.database.configure(
+            project.url, engine_options={"connect_args": {"timeout": connect_timeout}}
+        )
+    return Migrations(Database(project.url, engine_options={"poolclass": NullPool}), project.migrations.location)
+
+
+def test_a_lock_that_is_held_too_long_is_an_error(project: Project) -> None:
+    """It is a TimeoutError, and the lock can be had afterwards."""
+    other = holder(project, connect_timeout=0.1)
+    project.migrations.lock_timeout = 0.2
+
+    def ask(_connection: object) -> None:
+        with pytest.raises(MigrationLockError, match=r"more than 0.2 seconds") as caught:
+            project.migrations.sync()
+        assert isinstance(caught.value, TimeoutError)
+
+    other.with_lock(ask)
+    assert project.migrations.sync() == SyncResult.CREATED
+
+
+def test_the_lock_is_free_after_an_error(project: Project) -> None:
+    """Whatever raised, and the connection is usable."""
+
+    def fail(_connection: object) -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError):
+        project.migrations.with_lock(fail)
+    other = Migrations(Database(project.url, engine_options={"poolclass": NullPool}), project.migrations.location)
+    assert other.with_lock(lambda connection: connection.scalar(select(1))) == 1
+
+
+async def test_commands_of_one_process_take_turns(project: Project) -> None:
+    """Threads and tasks alike, though Alembic keeps its state in a global."""
+    results = await asyncio.gather(
+        *[project.migrations.async_sync() for _ in range(4)],
+        *[asyncio.to_thread(project.migrations.sync) for _ in range(4)],
+    )
+
+    assert sorted(result.name for result in results) == ["CREATED"] + ["UP_TO_DATE"] * 7
+
+
+def test_a_database_without_a_known_lock_is_warned_of(
+    on_sqlite: Project, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is migrated all the same."""
+    from asgi_sqla.migrations import lock
+
+    monkeypatch.delitem(lock._LOCKS, "sqlite")
+    on_sqlite.migrations.status()
+
+    assert "no migration lock is known for sqlite" in caplog.text
+
+
+# Many processes
+
+
+def test_of_eight_processes_that_sync_at_once_one_creates_and_one_upgrades(project: Project) -> None:
+    """The others see that it is done, and all exit 0."""
+    codes, said = project.at_once(PROCESSES, "sync")
+    assert codes == [0] * PROCESSES
+    assert sorted(last_lines(said)) == ["Database created."] + ["Database up to date."] * (PROCESSES - 1)
+    assert project.tables() == ["alembic_version", "customer", "purchase"]
+
+    project.second()
+    codes, said = project.at_once(PROCESSES, "sync")
+    assert codes == [0] * PROCESSES
+    assert sorted(last_lines(said)) == ["Database up to date."] * (PROCESSES - 1) + ["Database upgraded."]
+    assert project.columns() == ["id", "name", "age", "town"]
+
+
+def last_lines(said: list[str]) -> list[str]:
+    """Return what each said in the end."""
+    return [each.splitlines()[-1] for each in said]
+
+
+def test_a_creation_that_was_killed_in_the_middle_is_completed_by_the_next(project: Project) -> None:
+    """Also where creating tables cannot be undone."""
+    project.kill_in_the_middle("sync")
+
+    codes, said = project.at_once(2, "sync")
+    assert (codes, sorted(last_lines(said))) == ([0, 0], ["Database created.", "Database up to date."])
+    assert project.tables() == ["alembic_version", "customer", "purchase"]
+    assert project.migrations.status() == Status.UP_TO_DATE
+
+
+def test_an_upgrade_that_was_killed_in_the_middle_is_completed_by_the_next(project: Project) -> None:
+    """On MariaDB because the revision asks what is there, with exists_in_db."""
+    project.migrations.sync()
+    project.second()
+    project.kill_in_the_middle("upgrade")
+
+    codes, said = project.at_once(2, "sync")
+    assert (codes, sorted(last_lines(said))) == ([0, 0], ["Database up to date.", "Database upgraded."])
+    assert project.columns() == ["id", "name", "age", "town"]
+
+
+@pytest.mark.parametrize("project", ["mariadb"], indirect=True)
+def test_what_an_interrupted_creation_left_is_not_dropped_once_it_has_rows(project: Project) -> None:
+    """Somebody uses it: a person has to look."""
+    project.kill_in_the_middle("sync")
+    migrations = project.migrations
+    assert migrations.status() == Status.INTERRUPTED
+    assert isinstance(migrations.metadata, MetaData)
+    with migrations.database.engine.begin() as connection:
+        connection.execute(insert(migrations.metadata.tables["customer"]).values(name="foo"))
+
+    with pytest.raises(MigrationError, match="customer has rows"):
+        migrations.sync()
+
+
+# Helpers of scripts, and arguments
+
+
+def test_scripts_can_ask_what_is_there(project: Project) -> None:
+    """A table, a column, a view; of an engine or a connection."""
+    project.migrations.sync()
+    engine = project.migrations.database.engine
+    with engine.begin() as connection:
+        connection.execute(text("CREATE VIEW names AS SELECT name FROM customer"))
+
+    with engine.connect() as connection:
+        found = [exists_in_db(connection, table) for table in ("customer", "names", "nothing")]
+    assert found == [True, True, False]
+    assert [exists_in_db(engine, "customer", column) for column in ("name", "nmae")] == [True, False]
+    assert exists_in_db(engine, "nothing", "name") is False
+    assert is_sqlite(engine) == project.url.startswith("sqlite")
+
+
+def test_a_location_without_scripts_is_an_error_that_says_how_to_make_them(tmp_path: Path) -> None:
+    """It is looked at when it is used, for the scaffold may come later."""
+    migrations = Migrations(Database("sqlite://"), tmp_path / "nowhere")
+
+    with pytest.raises(MigrationError, match="asgi-sqla init"):
+        migrations.latest()
+
+
+def test_wrong_arguments_are_errors_at_once(tmp_path: Path) -> None:
+    """The message says what to write."""
+    with pytest.raises(ConfigurationError, match=r"write Migrations\(Database\(url\), location\)"):
+        Migrations("sqlite://", tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"pass Base.metadata"):
+        Migrations(Database("sqlite://"), tmp_path, metadata="Base")  # type: ignore[arg-type]
+
+
+def test_what_alembic_refuses_is_its_own_error(on_sqlite: Project) -> None:
+    """Nothing is wrapped."""
+    with pytest.raises(CommandError, match="nowhere"):
+        on_sqlite.migrations.upgrade("nowhere")
