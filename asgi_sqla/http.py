@@ -58,7 +58,8 @@ class Request(Exchange, UnitOfWork):
         finally:
             self.ended = True
             leave(token)
-            scope.pop(KEY, None)  # or the scope and its unit would keep each other alive
+            if KEY in scope:  # or the scope and its unit would keep each other alive
+                del scope[KEY]
 
     def send(self, message: Any) -> Awaitable[None]:
         """Settle before the response starts; forward everything else as it is."""
@@ -69,6 +70,6 @@ class Request(Exchange, UnitOfWork):
         elif self._failure is not None:
             raise Answered
         else:
-            self._complete = not message.get("more_body", False)
+            self._complete = "more_body" not in message or not message["more_body"]
         forwarded: Awaitable[None] = self._send(message)
         return forwarded

@@ -7,13 +7,15 @@ Must not know: units of work. None is opened here, for what start-up code starts
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asgi_sqla.database import Database
 
 if TYPE_CHECKING:
     from asgiref.typing import ASGI3Application, ASGIReceiveCallable, ASGISendCallable
+
+OnStartup: TypeAlias = Callable[[], Awaitable[object]]
 
 _LAST = ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed")
 """The messages after which an application has nothing more to say."""
@@ -37,15 +39,18 @@ class Lifespan:
         self._send = send
         self._asked = False
 
-    async def run(self, app: ASGI3Application, check: bool) -> None:
+    async def run(self, app: ASGI3Application, check: bool, on_startup: OnStartup | None = None) -> None:
         """Pass the lifespan to ``app``, or live it in the place of one that does not speak it."""
         try:
-            await self._run(app, check)
+            await self._run(app, check, on_startup)
         finally:
             await self._dispose()
 
-    async def _run(self, app: ASGI3Application, check: bool) -> None:
-        if check and (failure := await self._first_failure()) is not None:
+    async def _run(self, app: ASGI3Application, check: bool, on_startup: OnStartup | None) -> None:
+        failure = await self._first_failure() if check else None
+        if failure is None and on_startup is not None:
+            failure = await self._failure_of(on_startup)
+        if failure is not None:
             await self._receive()
             await self._dispose()
             await self._send_event("lifespan.startup.failed", message=failure)
@@ -84,6 +89,14 @@ class Lifespan:
             except Exception as exc:
                 logger.error("%r cannot be used at start-up", database, exc_info=exc)
                 return f"{database!r} cannot be used: {type(exc).__name__}: {exc}"
+        return None
+
+    async def _failure_of(self, on_startup: OnStartup) -> str | None:
+        try:
+            await on_startup()
+        except Exception as exc:
+            logger.error("on_startup=%r failed", on_startup, exc_info=exc)
+            return f"on_startup failed: {type(exc).__name__}: {exc}"
         return None
 
     async def _dispose(self) -> None:

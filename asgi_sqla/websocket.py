@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from asgi_sqla.context import enter, leave
+from asgi_sqla.context import enter, inherited, leave
 from asgi_sqla.exchange import KEY, Answered, Exchange, Rules
 from asgi_sqla.guard import current_user
 from asgi_sqla.sessions import Sessions
@@ -99,11 +99,13 @@ class Conversation(Exchange):
         """End the unit of a message whose work is done, and open the next.
 
         It is when nobody but this task has used the unit's sessions. Where another task reads ahead,
-        or closes, that says nothing about the work in hand, and the unit goes on.
+        or closes, that says nothing about the work in hand, and the unit goes on; so it does inside a
+        ``session_scope()``, which shadows the unit until its own end.
         """
         message = self._message
         user = current_user()
-        if isinstance(user, asyncio.Task) and message.sessions.users == {user}:
+        alone = isinstance(user, asyncio.Task) and (message.sessions.users or set()) <= {user}
+        if message.used and alone and inherited() is message:
             try:
                 await message.close(commit=True)
             finally:

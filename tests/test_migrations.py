@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.util import CommandError
@@ -19,7 +20,7 @@ from sqlalchemy.pool import NullPool
 from support.empty import KINDS, empty_database
 from support.migrating import Project, importable
 
-from asgi_sqla import ConfigurationError, Database, WrongEventLoopError
+from asgi_sqla import ConfigurationError, Database, SQLAlchemyMiddleware, WrongEventLoopError
 from asgi_sqla.migrations import (
     MigrationError,
     MigrationLockError,
@@ -510,6 +511,43 @@ def test_what_an_interrupted_creation_left_is_not_dropped_once_it_has_rows(proje
         migrations.sync()
 
 
+# At the start of an application
+
+
+async def start(project: Project) -> list[str]:
+    """Start an application that syncs first, stop it, and return what the server was told."""
+    told: list[str] = []
+    events = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+    async def receive() -> Any:
+        return next(events)
+
+    async def send(message: Any) -> None:
+        told.append(message["type"] + (f": {message['message']}" if "message" in message else ""))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise NotImplementedError
+
+    migrations = project.migrations
+    middleware = SQLAlchemyMiddleware(app, migrations.database, on_startup=migrations.async_sync)
+    await middleware({"type": "lifespan"}, receive, send)
+    return told
+
+
+async def test_an_application_can_sync_when_it_starts(project: Project) -> None:
+    """Before its own start-up, and the engines are disposed at its end as ever."""
+    assert await start(project) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert project.migrations.status() == Status.UP_TO_DATE
+
+
+async def test_an_application_that_cannot_sync_does_not_start(on_sqlite: Project) -> None:
+    """The server is told why."""
+    (on_sqlite.migrations.location / "env.py").unlink()
+
+    (told,) = await start(on_sqlite)
+    assert told.startswith("lifespan.startup.failed: on_startup failed: MigrationError: there is no env.py in")
+
+
 # Helpers of scripts, and arguments
 
 
@@ -542,6 +580,8 @@ def test_wrong_arguments_are_errors_at_once(tmp_path: Path) -> None:
         Migrations("sqlite://", tmp_path)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"pass Base.metadata"):
         Migrations(Database("sqlite://"), tmp_path, metadata="Base")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"such as migrations\.async_sync"):
+        SQLAlchemyMiddleware(print, Database("sqlite://"), on_startup=3)  # type: ignore[arg-type]
 
 
 def test_what_alembic_refuses_is_its_own_error(on_sqlite: Project) -> None:

@@ -338,6 +338,30 @@ def test_a_task_that_outlives_its_message_is_told_to_open_its_own_scope(
 
 
 @on_one
+def test_a_scope_around_messages_stays_the_current_unit(database: Database, backend: Backend) -> None:
+    """Asking for a message inside a scope ends nothing: the scope shadows the conversation, and that goes on after."""
+    same: list[bool] = []
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await add(database, "async", name="before")
+        async with session_scope(database) as session:
+            session.add(Item(name=await websocket.receive_text()))
+            same.append(database.async_session is session)
+        await add(database, "async", name=await websocket.receive_text())
+        await websocket.send_text("done")
+
+    with Server(SQLAlchemyMiddleware(application(endpoint), database)) as server:
+        with client(server) as conversation:
+            conversation.send("inside")
+            conversation.send("outside")
+            assert conversation.recv(10) == "done"
+        out = server.out(database)
+
+    assert (same, out, backend.names()) == ([True], 0, ["before", "inside", "outside"])
+
+
+@on_one
 def test_fastapi_dependencies_share_the_unit_of_the_first_message(database: Database, backend: Backend) -> None:
     """What a dependency of a websocket writes is committed when its endpoint first asks for a message."""
     api = FastAPI()
