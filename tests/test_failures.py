@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,6 +25,7 @@ from support.databases import NO_OWNER, Backend, Base, Item, backend_names
 from support.failing import BrokenError, Patient, Trouble, engine_of, execute, insert, ticks, until
 
 from asgi_sqla import Database, SessionInUseError, SQLAlchemyMiddleware, UnitOfWorkEndedError
+from asgi_sqla.answers import ErrorResponses
 
 Messages = list[tuple[Any, ...]]
 
@@ -255,7 +258,7 @@ async def test_a_failing_commit_is_told_once(
         await insert(database, kind, name="a", owner_id=NO_OWNER)
         await respond(send, 201)
 
-    mapping = {IntegrityError: 409} if mapped else None
+    mapping: ErrorResponses | None = {IntegrityError: 409} if mapped else None
     call = await Call(SQLAlchemyMiddleware(app, database, error_responses=mapping))()
 
     told = [record.exc_info[1] for record in caplog.records if record.exc_info] + [call.raised]
@@ -489,7 +492,8 @@ async def test_a_sibling_that_is_still_busy(
 
     kept = ["warm"] if temperature is warm and call.starts == [201] else []
     assert backend.names() == kept
-    assert call.starts in {"raises": [[]], "201": [[201], [500]], "422": [[422]]}[end]
+    allowed: dict[str, list[list[int]]] = {"raises": [[]], "201": [[201], [500]], "422": [[422]]}
+    assert call.starts in allowed[end]
     assert (call.raised is None) <= (call.starts != [500])
     assert idle_in_transaction(backend) == 0
     assert await next_requests(database, "async", 4) == [201] * 4
@@ -546,11 +550,15 @@ async def test_a_thread_that_outlives_its_request(database: Database, backend: B
     """Its transaction is rolled back when its call returns, its next call is an error, and nothing leaks."""
     going, go_on, late = threading.Event(), threading.Event(), []
 
+    def pause(*_arguments: Any) -> None:
+        going.set()
+        go_on.wait(5)
+
     def handler() -> None:
         session = database.session
         session.add(Item(name="a"))
         session.flush()
-        event.listen(engine_of(database, "sync"), "before_execute", lambda *_: (going.set(), go_on.wait(5)))
+        event.listen(engine_of(database, "sync"), "before_execute", pause)
         for _ in range(2):
             try:
                 session.execute(text("SELECT 1"))
@@ -577,3 +585,52 @@ async def test_a_thread_that_outlives_its_request(database: Database, backend: B
     assert (call.starts, type(call.raised)) == ([500] if end == "201" else [], raised[end])
     assert [type(exc) for exc in late] == [UnitOfWorkEndedError]
     assert (backend.names(), out(database), idle_in_transaction(backend)) == ([], 0, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_requests_cancelled_at_random(
+    database: Database, backend: Backend, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whenever the cancellations come, no connection stays out or in transaction, and no pool has to clean up."""
+    caplog.set_level(logging.WARNING, "sqlalchemy.pool")
+    chance = random.Random(kind)
+    each = ["sync", "async"] if kind == "both" else [kind]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await insert(database, each[-1], name=scope["path"])
+        for one in each:
+            await execute(database, one, "SELECT count(*) FROM item")
+        await respond(send, 201)
+
+    middleware = SQLAlchemyMiddleware(app, database)
+    told: list[str] = []
+    cut_short: list[str] = []
+
+    async def client(number: int) -> None:
+        for request in range(REQUESTS // CLIENTS // len(KINDS)):
+            path = f"/{number}/{request}"
+            call = Call(middleware, http_scope(path))
+            task = asyncio.create_task(call())
+            for _ in range(chance.choice([1, 1, 2])):
+                await asyncio.sleep(chance.random() * 0.008)
+                task.cancel()
+            await asyncio.wait((task,))
+            assert isinstance(call.raised, asyncio.CancelledError | None)
+            (told if call.starts else cut_short).append(path)
+
+    async with asyncio.TaskGroup() as clients:
+        for number in range(CLIENTS):
+            clients.create_task(client(number))
+    await until(lambda: out(database) == 0)
+    gc.collect()
+
+    assert (out(database), idle_in_transaction(backend)) == (0, 0)
+    assert set(told) <= set(backend.names())
+    assert len(cut_short) > 0
+    assert [record for record in caplog.records if record.name.startswith("sqlalchemy.pool")] == []
+    assert await next_requests(database, each[-1], 4) == [201] * 4
+
+
+REQUESTS = 1002
+"""For each backend, a third of each kind."""
+CLIENTS = 6

@@ -1,7 +1,6 @@
 """FastAPI, under a real server: wherever the middleware is put, and whatever else the application is made of."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Annotated, Any
@@ -16,18 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from starlette.background import BackgroundTask
 from starlette.middleware.base import BaseHTTPMiddleware
-from support.databases import NO_OWNER, Backend, Item, backend_names
-from support.servers import Server
+from support.databases import NO_OWNER, Backend, Item
+from support.marks import KINDS, on_one, on_postgresql
+from support.servers import Server, errors, statuses
 
 from asgi_sqla import Database, SQLAlchemyMiddleware, current_unit, session_scope
 
-KINDS = ["sync", "async"]
 POSITIONS = ["add_middleware", "outermost"]
 at_every_position = pytest.mark.parametrize("position", POSITIONS)
-POSTGRESQL = [name for name in backend_names() if name in ("asyncpg", "psycopg")]
-on_postgresql = pytest.mark.parametrize("backend", POSTGRESQL, indirect=True)
-on_one = pytest.mark.parametrize("backend", (POSTGRESQL or backend_names())[:1], indirect=True)
-"""For what is about FastAPI more than about databases."""
 CallNext = Callable[[Request], Awaitable[Response]]
 
 
@@ -37,16 +32,6 @@ def install(api: FastAPI, database: Database, position: str = "outermost", **opt
         return SQLAlchemyMiddleware(api, database, **options)
     api.add_middleware(SQLAlchemyMiddleware, database=database, **options)
     return api
-
-
-def statuses(wire: bytes) -> list[int]:
-    """Return the status of every response on the wire."""
-    return [int(part[:3]) for part in wire.split(b"HTTP/1.1 ")[1:]]
-
-
-def errors(records: list[logging.LogRecord]) -> list[str]:
-    """Return the class of every exception that was logged."""
-    return [type(record.exc_info[1]).__name__ for record in records if record.exc_info]
 
 
 def writing_api(database: Database) -> FastAPI:

@@ -25,13 +25,11 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response, S
 from starlette.routing import Route
 from support.asgi import Call, http_scope, respond
 from support.databases import NO_OWNER, Backend, Item, backend_names
-from support.servers import Server, request_bytes, wait_until
+from support.marks import KINDS, on_one, on_postgresql
+from support.servers import Server, request_bytes, statuses, wait_until
 
 from asgi_sqla import ERROR_RESPONSES, Database, SQLAlchemyMiddleware, UnitOfWorkEndedError, WrongEventLoopError
 
-KINDS = ["sync", "async"]
-POSTGRESQL = [name for name in backend_names() if name in ("asyncpg", "psycopg")]
-on_postgresql = pytest.mark.parametrize("backend", POSTGRESQL, indirect=True)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -168,11 +166,6 @@ def test_a_connection_lost_before_commit_is_one_error_on_the_wire_and_one_in_the
     check_failed_commit(database, backend, kind, "terminated backend", 503, caplog)
 
 
-def statuses(wire: bytes) -> list[int]:
-    """Return the status of every response on the wire."""
-    return [int(part[:3]) for part in wire.split(b"HTTP/1.1 ")[1:]]
-
-
 def about(record: logging.LogRecord) -> str:
     """Return what a record says, short of what is the driver's own."""
     if record.exc_info and isinstance(record.exc_info[1], DBAPIError) and record.exc_info[2] is not None:
@@ -253,6 +246,7 @@ def stalled(server: Server, path: str) -> Iterator[socket.socket]:
 
 @pytest.mark.parametrize(("body", "waiting"), [("plain", 0), ("streamed", 4)])  # uvicorn takes a plain body whole
 @pytest.mark.parametrize("kind", KINDS)
+@on_one
 def test_slow_readers_hold_no_connection(backend: Backend, kind: str, body: str, waiting: int) -> None:
     """A pool of 2, four stalled readers of 20 MB that used the database: a fifth request is answered all the same."""
     database = Database(backend.url, engine_options={"pool_size": 2, "max_overflow": 0, "pool_timeout": 2})
@@ -322,6 +316,7 @@ class Lingering:
 
 @pytest.mark.parametrize(("cancelled", "kept"), [("before the start", []), ("in the body", ["a"])])
 @pytest.mark.parametrize("kind", KINDS)
+@on_one
 def test_a_stream_cancelled_before_its_start_keeps_nothing(
     database: Database, backend: Backend, kind: str, cancelled: str, kept: list[str]
 ) -> None:
@@ -346,6 +341,7 @@ def test_a_stream_cancelled_before_its_start_keeps_nothing(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@on_one
 def test_a_stream_cancelled_in_the_middle_of_its_work_keeps_none_of_it(
     database: Database, backend: Backend, kind: str
 ) -> None:

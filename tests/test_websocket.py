@@ -1,7 +1,6 @@
 """WebSockets on a real socket: each message is a request, and an idle one holds nothing."""
 
 import asyncio
-import logging
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -15,17 +14,13 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
-from support.databases import NO_OWNER, Backend, Item, backend_names
-from support.servers import Server, wait_until
+from support.databases import NO_OWNER, Backend, Item
+from support.marks import KINDS, on_one
+from support.servers import Server, errors, wait_until
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from asgi_sqla import Database, SQLAlchemyMiddleware, UnitOfWorkEndedError, session_scope
-
-KINDS = ["sync", "async"]
-POSTGRESQL = [name for name in backend_names() if name in ("asyncpg", "psycopg")]
-on_one = pytest.mark.parametrize("backend", (POSTGRESQL or backend_names())[:1], indirect=True)
-"""For what is about conversations more than about databases."""
 
 Endpoint = Callable[[WebSocket], Awaitable[None]]
 
@@ -54,11 +49,6 @@ async def add(database: Database, kind: str, **fields: Any) -> None:
     else:
         database.session.add(Item(**fields))
         database.session.flush()
-
-
-def errors(records: list[logging.LogRecord]) -> list[str]:
-    """Return the class of every exception that was logged."""
-    return [type(record.exc_info[1]).__name__ for record in records if record.exc_info]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,7 +95,7 @@ def test_a_client_that_vanishes_leaves_no_connection_behind(
             vanish(conversation)
         idle = server.idle()
         out = server.out_now(database)
-        left = backend.backends("idle in transaction") if POSTGRESQL else 0
+        left = backend.backends("idle in transaction") if backend.is_postgresql else 0
 
     assert (idle, out, left) == (True, 0, 0)
 

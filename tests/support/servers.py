@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
 import time
@@ -128,3 +129,13 @@ def wait_until(true: Callable[[], object], seconds: float = PATIENCE) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def statuses(wire: bytes) -> list[int]:
+    """Return the status of every response on the wire."""
+    return [int(part[:3]) for part in wire.split(b"HTTP/1.1 ")[1:]]
+
+
+def errors(records: list[logging.LogRecord]) -> list[str]:
+    """Return the class of every exception that was logged."""
+    return [type(record.exc_info[1]).__name__ for record in records if record.exc_info]

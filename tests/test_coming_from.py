@@ -1,0 +1,281 @@
+"""Coming from older systems: the example of each one's documentation, rewritten by the README's tables."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import httpx
+import pytest
+from click.testing import CliRunner
+from fastapi import Depends, FastAPI
+from pydantic import BaseModel
+from pydantic_settings import BaseSettings
+from sqlalchemy import Unicode, UnicodeText, column, select, table, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+from support.servers import Server
+
+from asgi_sqla import Database, SQLAlchemyMiddleware, session_scope
+from asgi_sqla import db as global_db
+from asgi_sqla.cli import syncdb
+from asgi_sqla.migrations import Migrations, Status, SyncResult, exists_in_db, is_sqlite, scaffold
+from asgi_sqla.models import Base, NotFoundError, get_or_create, update_or_create
+from asgi_sqla.settings import migrations_from
+
+
+class Person(Base):
+    __tablename__ = "coming_from_person"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(Unicode(254), index=True, unique=True)
+    full_name: Mapped[str | None] = mapped_column(Unicode(254))
+    timezone: Mapped[str | None] = mapped_column(Unicode(127))
+
+
+class Todo(Base):
+    __tablename__ = "coming_from_todo"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(UnicodeText)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """Return the URL of a SQLite file with the tables, and a person in it."""
+    database = Database(f"sqlite:///{tmp_path / 'app.db'}")
+    Base.metadata.create_all(database.engine)
+    with session_scope(database) as session:
+        session.add(Person(name="foo"))
+    yield f"sqlite:///{tmp_path / 'app.db'}"
+    database.dispose()
+
+
+@pytest.fixture
+def db() -> Iterator[Database]:
+    """Return the global database, and make it as it was before."""
+    before = dict(vars(global_db))
+    yield global_db
+    global_db.dispose()
+    vars(global_db).clear()
+    vars(global_db).update(before)
+
+
+@contextmanager
+def served(app: Any) -> Iterator[httpx.Client]:
+    """Serve ``app`` on a real server, and give a client of it."""
+    with Server(app) as server, httpx.Client(base_url=server.url) as client:
+        yield client
+
+
+# FastAPI-SQLAlchemy
+
+
+def test_fastapi_sqlalchemy(url: str, db: Database) -> None:
+    """DBSessionMiddleware, db.session in a route, and db() outside of one."""
+    app = FastAPI()
+    app.add_middleware(SQLAlchemyMiddleware, url=url)
+
+    @app.get("/users")
+    def get_users() -> list[str]:
+        return [user.name for user in db.session.query(Person).all()]
+
+    with served(app) as client:
+        assert client.get("/users").json() == ["foo"]
+
+    with session_scope():
+        assert db.session.query(Person).count() == 1
+
+
+def test_fastapi_sqlalchemy_without_commit_on_exit(url: str, db: Database) -> None:
+    """Its default, nothing is kept that the handler did not commit, is a commit_on that says never."""
+    app = FastAPI()
+    app.add_middleware(SQLAlchemyMiddleware, url=url, commit_on=())
+
+    @app.post("/users")
+    def add_user(name: str, keep: bool) -> None:
+        db.session.add(Person(name=name))
+        if keep:
+            db.session.commit()
+
+    with served(app) as client:
+        client.post("/users", params={"name": "kept", "keep": True})
+        client.post("/users", params={"name": "lost", "keep": False})
+
+    with session_scope() as session:
+        assert list(session.scalars(select(Person.name).order_by(Person.name))) == ["foo", "kept"]
+
+
+# fastapi-async-sqlalchemy
+
+
+def test_fastapi_async_sqlalchemy(url: str, db: Database) -> None:
+    """The session in a route, a context inside a route, and one outside of any."""
+    people = table("coming_from_person", column("name"))
+    at_start: list[Any] = []
+
+    async def get_db_fetch() -> list[Any]:
+        async with session_scope():
+            return [row.name for row in await db.async_session.execute(people.select())]
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        at_start.extend(await get_db_fetch())
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+    db.configure(url, engine_options={"pool_pre_ping": True, "pool_size": 5, "max_overflow": 10})
+    app.add_middleware(SQLAlchemyMiddleware)
+
+    @app.get("/")
+    async def get_files() -> list[str]:
+        result = await db.async_session.execute(people.select())
+        return [row.name for row in result.fetchall()]
+
+    @app.get("/db_context")
+    async def db_context() -> list[str]:
+        return await get_db_fetch()
+
+    with served(app) as client:
+        assert client.get("/").json() == ["foo"]
+        assert client.get("/db_context").json() == ["foo"]
+    assert at_start == ["foo"]
+
+
+def test_fastapi_async_sqlalchemy_with_several_databases(url: str) -> None:
+    """A pair of middleware and proxy each becomes a Database each, in one middleware."""
+    first_db, second_db = Database(url), Database("sqlite://")
+    app = FastAPI()
+    app.add_middleware(SQLAlchemyMiddleware, database=(first_db, second_db))
+
+    @app.get("/first-db-files")
+    async def first() -> Any:
+        return await first_db.async_session.scalar(text("SELECT count(*) FROM coming_from_person"))
+
+    @app.get("/second-db-files")
+    async def second() -> Any:
+        return await second_db.async_session.scalar(text("SELECT count(*) FROM sqlite_master"))
+
+    with served(app) as client:
+        assert (client.get("/first-db-files").json(), client.get("/second-db-files").json()) == (1, 0)
+
+
+def test_fastapi_async_sqlalchemy_with_concurrent_queries(url: str, db: Database) -> None:
+    """multi_sessions becomes a scope in each task."""
+    app = FastAPI()
+    app.add_middleware(SQLAlchemyMiddleware, url=url)
+
+    @app.get("/concurrent-queries")
+    async def parallel_select() -> list[int]:
+        async def execute_query(number: int) -> int:
+            async with session_scope() as session:
+                return int((await session.execute(text(f"SELECT {number}"))).scalar_one())
+
+        return await asyncio.gather(*[execute_query(number) for number in range(1, 7)])
+
+    with served(app) as client:
+        assert client.get("/concurrent-queries").json() == [1, 2, 3, 4, 5, 6]
+
+
+def test_fastapi_async_sqlalchemy_orm(url: str, db: Database) -> None:
+    """A session that begins with its first use, and a commit in the handler, which may stay or go."""
+    app = FastAPI()
+    app.add_middleware(SQLAlchemyMiddleware, url=url)
+
+    @app.post("/todo")
+    async def create_todo(commit: bool) -> None:
+        db.async_session.add(Todo(text="write"))
+        if commit:
+            await db.async_session.commit()
+
+    with served(app) as client:
+        codes = [client.post("/todo", params={"commit": commit}).status_code for commit in (True, False)]
+
+    with session_scope() as session:
+        assert (codes, session.query(Todo).count()) == ([200, 200], 2)
+
+
+# sqlalchemy-helpers
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> Path:
+    """Return a migrations directory without a revision."""
+    scaffold(tmp_path / "migrations", "app.database:migrations")
+    env = f"from {__name__} import env\n\nenv()  # calls run_env()\n"
+    (tmp_path / "migrations" / "env.py").write_text(env)
+    return tmp_path / "migrations"
+
+
+def env() -> None:
+    """Run Alembic's environment without an application module."""
+    from asgi_sqla.migrations import run_env
+
+    run_env(Database("sqlite://"), Base.metadata)
+
+
+def test_sqlalchemy_helpers_manager_and_queries(tmp_path: Path, location: Path) -> None:
+    """DatabaseManager, sync, the query functions and the model methods."""
+    db = Database(f"sqlite:///{tmp_path / 'new.db'}")
+    manager = Migrations(db, location, metadata=Base)
+    assert manager.sync() == SyncResult.CREATED
+    assert manager.status() == Status.UP_TO_DATE
+
+    with session_scope(db) as session:
+        user, created = get_or_create(session, Person, name="foo")
+        assert created
+        user, created = Person.get_or_create(session, name="foo")
+        assert not created
+        user, created = update_or_create(session, Person, name="foo", defaults={"full_name": "Foo"})
+        assert (created, user.full_name) == (False, "Foo")
+        assert session.scalars(select(Person).filter_by(name="foo")).one() is user
+        assert Person.get_one(session, name="foo") is user
+        assert Person.get_by_pk(session, user.id) is user
+    assert exists_in_db(db.engine, "coming_from_person", "full_name")
+    assert is_sqlite(db.engine)
+    db.dispose()
+
+
+def test_sqlalchemy_helpers_with_fastapi(tmp_path: Path, location: Path) -> None:
+    """Settings in its layout, syncdb, the session as a dependency, a 404, and a readiness check."""
+
+    class SQLAlchemyModel(BaseModel):
+        url: str = f"sqlite:///{tmp_path / 'new.db'}"
+
+    class AlembicModel(BaseModel):
+        migrations_path: Path = location
+
+    class Settings(BaseSettings):
+        sqlalchemy: SQLAlchemyModel = SQLAlchemyModel()
+        alembic: AlembicModel = AlembicModel()
+
+    migrations = migrations_from(Settings(), metadata=Base)
+    db = migrations.database
+
+    @click.command("syncdb")
+    def syncdb_command() -> None:
+        syncdb(migrations)
+
+    assert CliRunner().invoke(syncdb_command, standalone_mode=False).output == "creating 2 tables\nDatabase created.\n"
+
+    app = FastAPI()
+    app.add_middleware(SQLAlchemyMiddleware, database=db, error_responses={NotFoundError: 404})
+
+    @app.post("/user/{name}")
+    async def add_user(name: str, db_session: Annotated[AsyncSession, Depends(db.get_async_session)]) -> bool:
+        return (await Person.get_or_create(db_session, name=name))[1]
+
+    @app.get("/user/{name}")
+    async def get_user(name: str, db_session: Annotated[AsyncSession, Depends(db.get_async_session)]) -> dict[str, Any]:
+        user = await Person.first_or_404(db_session, name=name)
+        return {"id": user.id, "name": user.name}
+
+    @app.get("/ready")
+    async def readiness() -> str:
+        return (await migrations.async_status()).value
+
+    with served(app) as client:
+        assert [client.post("/user/foo").json() for _ in range(2)] == [True, False]
+        assert client.get("/user/foo").json() == {"id": 1, "name": "foo"}
+        assert client.get("/user/bar").status_code == 404
+        assert client.get("/ready").json() == "up to date"
