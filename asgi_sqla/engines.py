@@ -142,10 +142,9 @@ class Engines:
         engines = [self._given, self._made]
         engines += [one.sync_engine for one in (self._given_async,) if one is not None]
         engines += [of_loop.engine.sync_engine for of_loop in self._of_loops.values()]
-        for engine in engines:
-            if engine is not None:
-                _parents.append(engine.pool)
-                engine.dispose(close=False)
+        for engine in filter(None, engines):
+            _parents.append(engine.pool)
+            engine.dispose(close=False)
         _parents.append(self._of_loops)
         self._made = None
         self._of_loops = {}
