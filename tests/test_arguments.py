@@ -63,7 +63,9 @@ def middleware(**arguments: Any) -> SQLAlchemyMiddleware:
 def named(argument: str, value: Any, call: Callable[..., object], *, hint: str) -> Any:
     """Return a case: ``call(argument=value)`` raises an error with both, and ``hint``, in it."""
     return pytest.param(
-        functools.partial(call, **{argument: value}), (f"{argument}={value!r}", hint), id=f"{argument}={value!r:.40}"
+        functools.partial(call, **{argument: value}),
+        (f"{argument}={value!r}", hint),
+        id=f"{argument}={getattr(value, '__name__', None) or type(value).__name__}",
     )
 
 
