@@ -1,0 +1,253 @@
+"""Counts: what a request costs where no clock is needed, and so exactly. A change that raises one fails here."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from support.asgi import http_scope, respond
+from support.databases import NO_OWNER, Backend, Item, make_backend
+from support.wire import Wire, wire
+
+from asgi_sqla import Database, SQLAlchemyMiddleware
+
+KINDS = ["sync", "async"]
+KNOWN_ID = 1_000_000
+"""The primary key of a row that is there."""
+
+
+class Counts(NamedTuple):
+    """What one request does."""
+
+    sessions: int
+    checkouts: int
+    statements: int
+    round_trips: int
+
+
+async def bare(scope: Any, receive: Any, send: Any) -> None:
+    """Answer, and use no database."""
+    await respond(send)
+
+
+async def receive() -> Any:
+    """Receive nothing."""
+
+
+async def drop(message: Any) -> None:
+    """Send nowhere."""
+
+
+_names = count(1)
+
+
+def writing(database: Database, kind: str, status: int, owner_id: int | None = None) -> Any:
+    """Return an application that inserts a row and answers ``status``."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        item = Item(name=f"item {next(_names)}", owner_id=owner_id)
+        if kind == "sync":
+            database.session.add(item)
+            await asyncio.to_thread(database.session.flush)
+        else:
+            database.async_session.add(item)
+            await database.async_session.flush()
+        await respond(send, status)
+
+    return app
+
+
+async def calls(app: Any) -> Counter[str]:
+    """Return how often one request enters each Python function; a coroutine that waits would count again."""
+    entered: Counter[str] = Counter()
+
+    def profile(frame: Any, what: str, _argument: Any) -> None:
+        if what == "call":
+            entered[frame.f_code.co_name] += 1
+
+    scope = http_scope()
+    sys.setprofile(profile)
+    try:
+        await app(scope, receive, drop)
+    finally:
+        sys.setprofile(None)
+    return entered
+
+
+async def test_an_unused_request_enters_five_functions_of_ours(sqlite: Backend) -> None:
+    """The middleware, the making and the running of its unit, and ``send`` for each of two messages."""
+    ours = SQLAlchemyMiddleware(bare, Database(sqlite.url))
+
+    added = await calls(ours) - await calls(bare)
+
+    assert added == {"__call__": 1, "__init__": 1, "run": 1, "send": 2}
+
+
+async def test_an_unused_request_holds_few_blocks_of_memory(sqlite: Backend) -> None:
+    """While the application runs: the request, what undoes it, and the coroutines around the application."""
+    held: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        held.append(sys.getallocatedblocks())
+        await respond(send)
+
+    async def blocks(app: Any) -> int:
+        scopes = [http_scope() for _ in range(20)]
+        before = sys.getallocatedblocks()
+        held.clear()
+        for scope in scopes:
+            await app(scope, receive, drop)
+        return min(held) - before
+
+    behind = SQLAlchemyMiddleware(app, Database(sqlite.url))
+    gc.disable()
+    try:
+        without, ours = await blocks(app), await blocks(behind)
+        without, ours = await blocks(app), await blocks(behind)
+    finally:
+        gc.enable()
+
+    assert ours - without == (6 if sys.version_info < (3, 13) else 5)
+
+
+@pytest.mark.parametrize("status", [201, 422])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_request_leaves_nothing_for_the_garbage_collector(sqlite: Backend, kind: str, status: int) -> None:
+    """Units, sessions and transactions are gone when the request is, whether it used them or not."""
+    database = Database(sqlite.url)
+    app = SQLAlchemyMiddleware(writing(database, kind, status), database)
+    for _ in range(3):
+        await app(http_scope(), receive, drop)
+
+    gc.collect()
+    gc.disable()
+    try:
+        await app(http_scope(), receive, drop)
+        await SQLAlchemyMiddleware(bare, database)(http_scope(), receive, drop)
+        garbage = gc.collect()
+    finally:
+        gc.enable()
+    await database.async_dispose()
+
+    assert garbage == 0
+
+
+class Counting(Session):
+    """Counts how many of it are made."""
+
+    made = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        Counting.made += 1
+
+
+class Tally:
+    """Counts what requests do to one database behind a wire."""
+
+    def __init__(self, wire: Wire, database: Database) -> None:
+        self.database = database
+        self._wire = wire
+        self._checkouts = 0
+        self._statements = 0
+        for engine in (database.engine, database.async_engine.sync_engine):
+            event.listen(engine, "checkout", self._checkout)
+            event.listen(engine, "before_cursor_execute", self._statement)
+
+    def _checkout(self, *_: Any) -> None:
+        self._checkouts += 1
+
+    def _statement(self, *_: Any) -> None:
+        self._statements += 1
+
+    def _now(self) -> Counts:
+        return Counts(Counting.made, self._checkouts, self._statements, self._wire.round_trips)
+
+    async def request(self, app: Any, **options: Any) -> Counts:
+        """Return what one request of ``app`` does, after some that warm it up."""
+        for _ in range(8):  # psycopg prepares a statement that it has seen five times
+            await self._call(app, options)
+        before = self._now()
+        await self._call(app, options)
+        return Counts(*(now - then for now, then in zip(self._now(), before, strict=True)))
+
+    async def _call(self, app: Any, options: Any) -> None:
+        with suppress(IntegrityError):
+            await SQLAlchemyMiddleware(app, self.database, **options)(http_scope(), receive, drop)
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+async def tally(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Tally]:
+    """Return a count of everything on PostgreSQL, whose table holds one row."""
+    backend = make_backend(request.param, tmp_path)
+    with Session(backend.witness) as session:
+        session.add(Item(id=KNOWN_ID, name="known"))
+        session.commit()
+    with wire(backend.url) as (counting, url):
+        database = Database(url, session_options={"class_": Counting})
+        yield Tally(counting, database)
+        await database.async_dispose()
+    backend.witness.dispose()
+
+
+def reading(database: Database, kind: str) -> Any:
+    """Return an application that reads a row by its key."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if kind == "sync":
+            found = await asyncio.to_thread(database.session.get, Item, KNOWN_ID)
+        else:
+            found = await database.async_session.get(Item, KNOWN_ID)
+        assert found is not None
+        await respond(send)
+
+    return app
+
+
+async def test_an_unused_request_sends_nothing(tally: Tally) -> None:
+    """No session, no connection, no statement, no round trip."""
+    assert await tally.request(bare) == Counts(sessions=0, checkouts=0, statements=0, round_trips=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_select_takes_three_round_trips(tally: Tally, kind: str) -> None:
+    """BEGIN, SELECT, COMMIT, on one connection of one session."""
+    app = reading(tally.database, kind)
+
+    assert await tally.request(app) == Counts(sessions=1, checkouts=1, statements=1, round_trips=3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_read_only_select_takes_one_round_trip(tally: Tally, kind: str) -> None:
+    """The SELECT alone, with neither BEGIN nor COMMIT; its engine is another one, not counted here."""
+    app = reading(tally.database, kind)
+
+    assert await tally.request(app, read_only={"GET"}) == Counts(sessions=1, checkouts=0, statements=0, round_trips=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", [201, 422])
+async def test_an_insert_takes_three_round_trips(tally: Tally, kind: str, status: int) -> None:
+    """BEGIN, INSERT, and COMMIT or ROLLBACK."""
+    app = writing(tally.database, kind, status)
+
+    assert await tally.request(app) == Counts(sessions=1, checkouts=1, statements=1, round_trips=3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_failed_commit_takes_three_round_trips(tally: Tally, kind: str) -> None:
+    """PostgreSQL has rolled back when it refuses a COMMIT, and need not be told."""
+    app = writing(tally.database, kind, 201, NO_OWNER)
+
+    assert await tally.request(app) == Counts(sessions=1, checkouts=1, statements=1, round_trips=3)
