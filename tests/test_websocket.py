@@ -11,13 +11,14 @@ from fastapi import Depends, FastAPI
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from starlette.applications import Starlette
+from starlette.exceptions import WebSocketException
 from starlette.responses import PlainTextResponse
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from support.databases import NO_OWNER, Backend, Item
 from support.marks import KINDS, on_one
 from support.servers import Server, errors, wait_until
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from asgi_sqla import Database, SQLAlchemyMiddleware, UnitOfWorkEndedError, session_scope
@@ -285,6 +286,47 @@ def denial_of(endpoint: Endpoint, database: Database) -> tuple[int, bytes, int]:
             client(server)
         out = server.out(database)
     return refused.value.response.status_code, bytes(refused.value.response.body), out
+
+
+@pytest.mark.parametrize(("code", "kept"), [(1000, ["a", "b"]), (1001, ["a", "b"]), (1011, ["a"]), (4000, ["a"])])
+@pytest.mark.parametrize("how", ["close()", "WebSocketException"])
+@on_one
+def test_a_close_is_judged_by_its_code(
+    database: Database, backend: Backend, how: str, code: int, kept: list[str]
+) -> None:
+    """A conversation closed with an error code loses the work of the last message, and of that alone."""
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await add(database, "async", name=await websocket.receive_text())
+        await add(database, "async", name=await websocket.receive_text())
+        if how == "close()":
+            await websocket.close(code)
+        else:
+            raise WebSocketException(code)
+
+    with Server(SQLAlchemyMiddleware(application(endpoint), database)) as server:
+        with client(server) as conversation:
+            conversation.send("a")
+            conversation.send("b")
+            with pytest.raises(ConnectionClosed) as closed:
+                conversation.recv(10)
+        out = server.out(database)
+
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, out, backend.names()) == (code, 0, kept)
+
+
+@on_one
+def test_a_refused_handshake_keeps_nothing(database: Database, backend: Backend) -> None:
+    """A close before the accept is answered 403, and is an error like any other."""
+
+    async def endpoint(websocket: WebSocket) -> None:
+        await add(database, "async", name="a")
+        await websocket.close()
+
+    status, _, out = denial_of(endpoint, database)
+    assert (status, out, backend.names()) == (403, 0, [])
 
 
 @pytest.mark.parametrize("kind", KINDS)
