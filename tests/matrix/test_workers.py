@@ -151,7 +151,7 @@ WORKERS = {
         cancel=shut_down,
     ),
     "rq": Kind("rq", "on_rq", 1, command=RQ),
-    "rq simple": Kind("rq", "on_rq", 10, way="simple", command=RQ),
+    "rq simple": Kind("rq", "on_rq", 1, way="simple", command=RQ),
 }
 
 
@@ -337,7 +337,9 @@ def forget(queue: str) -> None:
             redis.delete(key)
 
 
-pytestmark = [pytest.mark.parametrize("worker", WORKERS, indirect=True), pytest.mark.xdist_group("workers")]
+pytestmark = pytest.mark.parametrize(
+    "worker", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in WORKERS], indirect=True
+)
 kinds = pytest.mark.parametrize("kind", KINDS)
 forms = pytest.mark.parametrize("form", FORMS)
 

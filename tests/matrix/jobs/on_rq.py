@@ -1,7 +1,12 @@
-"""rq: a fork for each job, or every job in the worker's own process; coroutine functions as they are."""
+"""rq: a fork for each job, or every job in the worker's own process, and ``asyncio.run`` for coroutine functions.
+
+(rq would run coroutine functions as they are, but on event loops that it neither closes nor, at a
+time limit, lets unwind: the job's ``async with`` would never be left.)
+"""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 from redis import Redis
@@ -9,16 +14,33 @@ from rq import Queue, Retry, SimpleWorker, Worker
 
 from matrix.jobs import work
 
-JOBS = {job.__name__: job for job in (*work.ASYNC_JOBS, *work.SYNC_JOBS)}
 connection = Redis.from_url(work.REDIS)
 queue = Queue(work.QUEUE, connection=connection)
+
+
+def async_with(name: str, fate: str) -> None:
+    """Run the coroutine; rq wants functions that it can import."""
+    asyncio.run(work.async_with(name, fate))
+
+
+def async_decorator(name: str, fate: str) -> None:
+    """Run the coroutine; rq wants functions that it can import."""
+    asyncio.run(work.async_decorator(name, fate))
 
 
 def main() -> None:
     """Hand on what is asked for."""
     for function, name, fate in work.orders():
+        module = "on_rq" if function.startswith("async") else "work"
         again, limit = (None, work.TIME_LIMIT) if fate.startswith("cancelled") else (Retry(max=1), None)
-        queue.enqueue(JOBS[function], name, fate, job_id=f"{work.QUEUE}-{name}", retry=again, job_timeout=limit)
+        queue.enqueue(
+            f"matrix.jobs.{module}.{function}",
+            name,
+            fate,
+            job_id=f"{work.QUEUE}-{name}",
+            retry=again,
+            job_timeout=limit,
+        )
 
 
 if __name__ == "__main__":
