@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import pytest
 from sqlalchemy import URL, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from support.databases import Backend, Item
+from support.services import missing
 
 from asgi_sqla import ConfigurationError, Database, SQLAlchemyMiddleware, WrongEventLoopError, session_scope
 from asgi_sqla.urls import parse, translate
@@ -84,18 +84,11 @@ def run_by_hand(job: Any) -> None:
         loop.close()
 
 
-def needs_uvloop() -> None:
-    """Skip where there is no uvloop, but not in CI."""
-    if find_spec("uvloop") is None:
-        assert "CI" not in os.environ, "uvloop is not installed"
-        pytest.skip("uvloop is not installed")
-
-
 @pytest.mark.parametrize("run", [asyncio.run, run_by_hand, run_uvloop], ids=["asyncio.run", "by hand", "uvloop"])
 def test_every_loop_leaves_nothing_behind(backend: Backend, run: Callable[[Any], object]) -> None:
     """Five jobs, each on a loop of its own, on one ``Database``: no error, no warning, no connection left."""
-    if run is run_uvloop:
-        needs_uvloop()
+    if run is run_uvloop and find_spec("uvloop") is None:
+        missing("uvloop is not installed")
     database = Database(backend.url)
     counts = []
     for number in range(JOBS):
