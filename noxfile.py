@@ -77,7 +77,7 @@ def matrix(session: nox.Session) -> None:
     """Run every framework, server, driver and worker for real, and print the matrix."""
     install_wheel(session, *EXTRAS)
     session.install(*group("matrix"))
-    run_pytest(session, "-n", "2", "--dist", "loadgroup", "tests/matrix")
+    run_pytest(session, "-n", "2", "tests/matrix")
 
 
 @nox.session(python=OLDEST)

@@ -1,0 +1,531 @@
+"""Every framework, wrapped as its users would, under every server: one table of what is expected of all.
+
+A framework is excused from a row only where it cannot keep the promise, or has nothing to keep it
+with. Each excuse stands beside the framework's name, and where it can be shown it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from matrix.report import not_applicable
+from matrix.sites import PATIENCE, SERVERS, Server, Site, wait_until
+
+KINDS = pytest.mark.parametrize("kind", ["async", "sync"])
+
+# The excuses that several frameworks share; they are footnotes, and speak of the framework of the column.
+OUTSIDE_CORS = "wrapped outermost, our own answer passes outside of the framework's CORS headers"
+NO_CORS = "has no place for ASGI middleware inside of its CORS headers, or sends none"
+NO_HOOK = "has no dependencies or request hooks of its own"
+ON_THE_LOOP = "runs sync handlers on the event loop, so that while one waits nothing else is served"
+NO_SYNC_STREAM = "streams from coroutines only"
+NO_BACKGROUND = "has no background tasks of a request"
+NO_WEBSOCKET = "serves no websockets"
+OUTLIVES = "its background tasks outlive the request: they open a session_scope(), and are told so if they do not"
+STARTED_BEFORE = "starts background tasks before the response, whatever becomes of that"
+READS_AHEAD = (
+    "a task of its own reads messages ahead, so the conversation is one unit: open a session_scope() per message"
+)
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A framework, whether it has a place of its own for the middleware, and what it is excused from."""
+
+    name: str
+    own_place: bool = False
+    excused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        return self.name.replace(" ", "_")
+
+
+FRAMEWORKS = (
+    Framework("starlette", own_place=True, excused={"hook": NO_HOOK}),
+    Framework("fastapi", own_place=True),
+    Framework("litestar", own_place=True),
+    Framework(
+        "quart",
+        own_place=True,
+        excused={
+            "cors": NO_CORS,
+            "sync background": "a sync handler runs in a thread, from which no background task can be started",
+            "background in the unit": OUTLIVES,
+            "background after COMMIT": STARTED_BEFORE,
+            "message": READS_AHEAD,
+        },
+    ),
+    Framework(
+        "blacksheep",
+        excused={
+            "sync wait": ON_THE_LOOP,
+            "sync stream": NO_SYNC_STREAM,
+            "background": NO_BACKGROUND,
+            "cors": NO_CORS,
+        },
+    ),
+    Framework(
+        "falcon",
+        excused={
+            "sync stream": NO_SYNC_STREAM,
+            "sync background": "its schedule_sync() runs in a thread without the context of the request",
+            "background in the unit": OUTLIVES,
+            "cors": NO_CORS,
+        },
+    ),
+    Framework(
+        "django",
+        excused={
+            "sync stream": "under ASGI consumes a sync iterator whole before the response starts",
+            "background": NO_BACKGROUND,
+            "websocket": NO_WEBSOCKET,
+            "startup": "does not speak lifespan",
+            "cors": NO_CORS,
+        },
+    ),
+    Framework(
+        "sanic",
+        excused={
+            "sync wait": ON_THE_LOOP,
+            "sync stream": NO_SYNC_STREAM,
+            "sync background": "its background tasks are coroutines",
+            "background in the unit": OUTLIVES,
+            "background after COMMIT": STARTED_BEFORE,
+            "message": READS_AHEAD,
+            "cors": NO_CORS,
+        },
+    ),
+    Framework(
+        "connexion",
+        own_place=True,
+        excused={
+            "hook": NO_HOOK,
+            "websocket": NO_WEBSOCKET,
+        },
+    ),
+    Framework(
+        "connexion flask",
+        own_place=True,
+        excused={
+            "async": "Flask runs a coroutine on another event loop, where db.async_session raises: use db.session",
+            "sync stream": "its WSGI bridge runs a body while the response waits for COMMIT: give it a session_scope()",
+            "hook": NO_HOOK,
+            "background": NO_BACKGROUND,
+            "websocket": NO_WEBSOCKET,
+            "startup": "Flask has no start-up hook",
+        },
+    ),
+)
+
+OF_SERVERS = {
+    "daphne": {
+        "startup": "daphne speaks no lifespan",
+        "disposal": "daphne speaks no lifespan, so that nothing is disposed before its process ends",
+    },
+}
+OF_PAIRS = {
+    ("sanic", "daphne"): {"server": "takes its event loop from the lifespan, which daphne does not speak"},
+    ("quart", "daphne"): {"websocket": "wants a scheme in the scope, which daphne leaves out for websockets"},
+    ("litestar", "granian"): {"cause": "raises its own exception from ours, and granian logs one without its cause"},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One application under one server, wrapped in one place."""
+
+    server: Server
+    framework: Framework
+    outermost: bool
+
+    def __str__(self) -> str:
+        return f"{self.framework.name} under {self.server}{', outermost' if self.outermost else ''}"
+
+    @property
+    def table(self) -> str:
+        """The table it stands in."""
+        return f"{self.server}{', outermost' if self.outermost else ''}"
+
+    @property
+    def excused(self) -> Mapping[str, str]:
+        """What its framework is excused from, anywhere or under its server."""
+        return {
+            **self.framework.excused,
+            **OF_SERVERS.get(self.server.name, {}),
+            **OF_PAIRS.get((self.framework.name, self.server.name), {}),
+        }
+
+    def needs(self, *features: str) -> None:
+        """Excuse the framework if it lacks one of these."""
+        for feature in features:
+            if feature in self.excused:
+                not_applicable(self.excused[feature])
+
+
+ASYNCIO_SERVERS = [server for server in SERVERS if not server.trio]
+CASES = [
+    *(Case(server, framework, False) for server in ASYNCIO_SERVERS for framework in FRAMEWORKS),
+    *(Case(SERVERS[0], framework, True) for framework in FRAMEWORKS if framework.own_place),
+]
+_numbers = itertools.count(1)
+
+
+def row(text: str) -> pytest.MarkDecorator:
+    """Name the row a test stands in."""
+    return pytest.mark.cell("{case.table}", text, "{case.framework.name}")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(each, id=f"<{each}>") for each in CASES])
+def case(request: pytest.FixtureRequest) -> Case:
+    """Return each case in turn."""
+    case: Case = request.param
+    return case
+
+
+@pytest.fixture(scope="module")
+def running(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Start the case's application, once for all its tests."""
+    case.needs("server")
+    wrap = "outermost" if case.outermost else "own"
+    app = f"matrix.applications.{case.framework.module}:app"
+    with Site(case.server, app, tmp_path_factory.mktemp("site"), MATRIX_WRAP=wrap) as site:
+        yield site
+
+
+@pytest.fixture
+def site(running: Site) -> Iterator[Site]:
+    """Return the running site, and print what its server says during the test."""
+    before = len(running.logged())
+    yield running
+    print(running.logged()[before:])
+
+
+@pytest.fixture
+def name() -> str:
+    """Return the beginning of the names of a test's items, which no other test uses."""
+    return f"n{next(_numbers)}-"
+
+
+@KINDS
+@row("write ({kind})")
+def test_a_write_is_committed_before_the_answer(case: Case, site: Site, name: str, kind: str) -> None:
+    """When the client has the status, another connection sees the row."""
+    case.needs(kind)
+
+    assert site.post(f"/{kind}/write", name).status_code == 201
+    assert site.names(name) == [""]
+
+
+@KINDS
+@row("redirect ({kind})")
+def test_a_redirect_keeps_the_write(case: Case, site: Site, name: str, kind: str) -> None:
+    """Redirect after POST commits."""
+    case.needs(kind)
+
+    assert site.post(f"/{kind}/write", name, status=303).status_code == 303
+    assert site.names(name) == [""]
+
+
+@KINDS
+@row("returned error ({kind})")
+def test_a_returned_error_keeps_nothing(case: Case, site: Site, name: str, kind: str) -> None:
+    """A handler that returns a 4xx has its work rolled back."""
+    case.needs(kind)
+
+    assert site.post(f"/{kind}/write", name, status=422).status_code == 422
+    assert site.names(name) == []
+
+
+@KINDS
+@row("framework's error ({kind})")
+def test_an_error_of_the_framework_keeps_nothing(case: Case, site: Site, name: str, kind: str) -> None:
+    """A handler that raises the framework's own exception for a 4xx has its work rolled back."""
+    case.needs(kind)
+
+    assert 400 <= site.post(f"/{kind}/write", name, fail="abort").status_code < 500
+    assert site.names(name) == []
+
+
+@KINDS
+@row("raised error ({kind})")
+def test_a_raised_error_keeps_nothing(case: Case, site: Site, name: str, kind: str) -> None:
+    """An exception nobody handles is a 500, nothing is kept, and no connection stays out."""
+    case.needs(kind)
+
+    assert site.post(f"/{kind}/write", name, fail="raise").status_code == 500
+    assert site.names(name) == []
+    assert site.out() == 0
+
+
+@KINDS
+@row("error handler ({kind})")
+def test_an_error_handler_sees_the_unit(case: Case, site: Site, name: str, kind: str) -> None:
+    """The framework's handler of an exception runs in the request's unit of work."""
+    case.needs(kind)
+
+    answer = site.post(f"/{kind}/write", name, fail="handled")
+
+    assert (answer.status_code, answer.text) == (422, f"POST /{kind}/write")
+    assert site.names(name) == []
+
+
+@KINDS
+@row("COMMIT fails ({kind})")
+def test_a_failed_commit_is_an_error(case: Case, site: Site, name: str, kind: str) -> None:
+    """The client gets our 500 and not what a handler of the framework's makes of it; the log says why."""
+    case.needs(kind)
+
+    answer = site.post(f"/{kind}/write", name, fail="unmapped")
+
+    assert (answer.status_code, answer.text) == (500, "Internal Server Error")
+    assert site.names(name) == []
+    assert site.out() == 0
+    case.needs("cause")
+    assert "the curse of the matrix" in site.logged()
+
+
+@KINDS
+@row("COMMIT fails, mapped ({kind})")
+def test_a_failed_commit_is_answered_as_mapped(case: Case, site: Site, name: str, kind: str) -> None:
+    """What error_responses names gets the answer given there."""
+    case.needs(kind)
+
+    answer = site.post(f"/{kind}/write", name, fail="mapped")
+
+    assert (answer.status_code, answer.text) == (409, "Conflict")
+    assert site.names(name) == []
+
+
+@row("CORS on our answer")
+def test_our_own_answer_has_cors_headers(case: Case, site: Site, name: str) -> None:
+    """An answer of ours passes through the CORS middleware outside of us."""
+    query = {"name": name, "fail": "mapped"}
+    kind = "sync" if "async" in case.excused else "async"
+    answer = site.client.post(f"/{kind}/write", params=query, headers={"origin": "http://elsewhere"})
+
+    assert answer.status_code == 409
+    case.needs("cors")
+    if case.outermost:
+        assert "access-control-allow-origin" not in answer.headers
+        not_applicable(OUTSIDE_CORS)
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+@KINDS
+@row("read ({kind})")
+def test_a_read_sees_what_is_committed(case: Case, site: Site, name: str, kind: str) -> None:
+    """What one request wrote the next one reads."""
+    case.needs(kind)
+
+    site.post(f"/{kind}/write", name)
+
+    assert site.get(f"/{kind}/read", name).text == "1"
+
+
+@KINDS
+@row("stream ({kind})")
+def test_a_stream_begins_after_the_commit_and_reads_on(case: Case, site: Site, name: str, kind: str) -> None:
+    """At the first chunk the write is committed and no connection is held; the body may read again."""
+    case.needs(kind, f"{kind} stream")
+
+    with site.client.stream("POST", f"/{kind}/stream", params={"name": name}) as answer:
+        chunks = answer.iter_lines()
+        first = next(chunks)
+        during = (site.names(name), site.out(), site.connections("idle in transaction"))
+        site.open_gate(name)
+        rest = list(chunks)
+
+    assert (first, rest) == ("first", ["1"])
+    assert during == ([""], 0, 0)
+    assert wait_until(lambda: site.out() == 0)
+
+
+@KINDS
+@row("stream raises ({kind})")
+def test_a_stream_that_raises_keeps_only_what_was_committed(case: Case, site: Site, name: str, kind: str) -> None:
+    """What a body wrote before it raised is rolled back, and later requests go well."""
+    case.needs(kind, f"{kind} stream")
+    site.open_gate(name)
+
+    with site.client.stream("POST", f"/{kind}/stream", params={"name": name, "fail": "late"}) as answer:
+        first = next(answer.iter_lines())
+
+    assert first == "first"
+    assert wait_until(lambda: site.out() == 0)
+    assert site.names(name) == [""]
+    assert site.post(f"/{kind}/write", f"{name}next", fail="raise").status_code == 500
+
+
+@KINDS
+@row("stream, COMMIT fails ({kind})")
+def test_a_stream_whose_commit_fails_is_an_error(case: Case, site: Site, name: str, kind: str) -> None:
+    """Nothing of the body is sent, and it does not go on."""
+    case.needs(kind, f"{kind} stream")
+    site.open_gate(name)
+
+    answer = site.post(f"/{kind}/stream", name, fail="mapped")
+
+    assert (answer.status_code, answer.text) == (409, "Conflict")
+    assert site.names(name) == []
+    assert site.note(name) is None
+
+
+@KINDS
+@row("background, own scope ({kind})")
+def test_a_background_task_writes_in_its_own_scope(case: Case, site: Site, name: str, kind: str) -> None:
+    """A background task with a session_scope() writes, in any framework."""
+    case.needs(kind, "background", f"{kind} background")
+
+    assert site.post(f"/{kind}/background", name, scope=1).status_code == 201
+    assert wait_until(lambda: site.note(name) is not None)
+    assert site.note(name) == "written"
+    assert site.names(name) == ["", "background"]
+
+
+@KINDS
+@row("background in the unit ({kind})")
+def test_a_background_task_writes_in_the_unit(case: Case, site: Site, name: str, kind: str) -> None:
+    """A task that the framework runs as part of the request writes through the request's session.
+
+    Where the task outlives the request, its session is closed for good, and it is told so.
+    """
+    case.needs(kind, "background", f"{kind} background")
+
+    assert site.post(f"/{kind}/background", name).status_code == 201
+    assert site.names(name) == [""]
+    if "background in the unit" in case.excused:
+        assert wait_until(lambda: site.out() == 0)
+    site.open_gate(name)
+    assert wait_until(lambda: site.note(name) is not None)
+    if "background in the unit" in case.excused:
+        assert (site.note(name), site.names(name)) == ("UnitOfWorkEndedError", [""])
+        case.needs("background in the unit")
+    assert site.note(name) == "written"
+    assert wait_until(lambda: site.names(name) == ["", "background"])
+    assert wait_until(lambda: site.out() == 0)
+
+
+@KINDS
+@row("background, COMMIT fails ({kind})")
+def test_a_failed_commit_runs_no_background_task(case: Case, site: Site, name: str, kind: str) -> None:
+    """What was to happen after the response does not happen after another response."""
+    case.needs(kind, "background", f"{kind} background", "background after COMMIT")
+    site.open_gate(name)
+
+    assert site.post(f"/{kind}/background", name, fail="mapped", scope=1).status_code == 409
+    assert site.note(name) is None
+    assert site.names(name) == []
+
+
+@KINDS
+@row("hook or dependency ({kind})")
+def test_a_hook_writes_in_the_unit(case: Case, site: Site, name: str, kind: str) -> None:
+    """What a dependency or a hook of the framework's writes is one transaction with the handler's."""
+    case.needs(kind, "hook")
+
+    site.post(f"/{kind}/write", name, hook=1)
+    site.post(f"/{kind}/write", f"{name}failed", hook=1, status=422)
+
+    assert site.names(name) == ["", "-hook"]
+
+
+@KINDS
+@row("mounted ({kind})")
+def test_a_nested_application_is_in_the_unit(case: Case, site: Site, name: str, kind: str) -> None:
+    """A mounted application, a router or a blueprint writes in the unit of the request."""
+    case.needs(kind)
+
+    assert site.post(f"/mounted/{kind}/write", name).status_code == 201
+    assert site.post(f"/mounted/{kind}/write", f"{name}failed", status=422).status_code == 422
+    assert site.names(name) == [""]
+
+
+def converse(site: Site) -> ClientConnection:
+    """Open the websocket."""
+    return connect(f"ws://127.0.0.1:{site.port}/ws", open_timeout=PATIENCE, close_timeout=PATIENCE, proxy=None)
+
+
+def say(socket: ClientConnection, text: str) -> str:
+    """Send a message, and return the answer to it."""
+    socket.send(text)
+    return str(socket.recv(PATIENCE))
+
+
+@row("websocket, idle")
+def test_an_idle_websocket_holds_nothing(case: Case, site: Site, name: str) -> None:
+    """A message is committed when the application asks for the next, and no connection is held until then.
+
+    Where the framework reads ahead, the whole conversation is the unit, and is committed at its end.
+    """
+    case.needs("websocket")
+
+    with converse(site) as socket:
+        assert say(socket, name) == f"written {name}"
+        if "message" not in case.excused:
+            assert wait_until(lambda: site.names(name) == [""])
+            assert wait_until(lambda: site.out() == 0)
+    assert wait_until(lambda: site.names(name) == [""])
+    assert wait_until(lambda: site.out() == 0)
+    case.needs("message")
+
+
+@row("websocket, raises")
+def test_a_websocket_that_raises_rolls_its_message_back(case: Case, site: Site, name: str) -> None:
+    """The message before is kept, the one that failed is not."""
+    case.needs("websocket", "message")
+
+    with converse(site) as socket:
+        say(socket, name)
+        with pytest.raises(ConnectionClosed):
+            say(socket, f"{name}-raise")
+    assert wait_until(lambda: site.out() == 0)
+    assert site.names(name) == [""]
+
+
+@KINDS
+@row("disconnect ({kind})")
+def test_a_client_that_leaves_takes_no_connection_with_it(case: Case, site: Site, name: str, kind: str) -> None:
+    """Whether the framework then cancels the handler or not, nothing stays out, and nothing is half done."""
+    case.needs(kind, f"{kind} wait")
+
+    with socket.create_connection(("127.0.0.1", site.port)) as client:
+        request = f"POST /{kind}/write?name={name}&wait=1&hook=1 HTTP/1.1\r\nHost: site\r\nContent-Length: 0\r\n\r\n"
+        client.sendall(request.encode())
+        assert wait_until(lambda: site.note(f"{name}-waiting") is not None)
+    site.open_gate(name)
+
+    assert wait_until(lambda: site.out() == 0)
+    assert site.connections("idle in transaction") == 0
+    assert site.names(name) in ([], [""], ["", "-hook"])
+    assert site.post(f"/{kind}/write", f"{name}next").status_code == 201
+
+
+@row("startup sees no unit")
+def test_start_up_code_is_in_no_unit(case: Case, site: Site) -> None:
+    """What start-up code starts inherits no unit of work."""
+    case.needs("startup")
+
+    assert site.note("startup") == "NoUnitOfWorkError"
+
+
+@row("engines disposed")
+def test_engines_are_disposed_at_shutdown(case: Case, site: Site, name: str) -> None:
+    """PostgreSQL counts no connection of the site that ended without a word; the site has ended with this test."""
+    for kind in {"async", "sync"} - case.excused.keys():
+        site.post(f"/{kind}/write", f"{name}{kind}")
+    assert site.connections("idle") >= 1
+    abandoned = site.abandoned()
+
+    site.stop()
+
+    assert wait_until(lambda: site.connections() == 0)
+    case.needs("disposal")
+    assert site.abandoned() == abandoned
