@@ -23,7 +23,7 @@ from sqlalchemy.engine import Connection
 from asgi_sqla.migrations.state import MigrationError, State, Status
 
 T = TypeVar("T")
-logger = logging.getLogger("asgi_sqla")
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 ENV = "from asgi_sqla.migrations import run_env"
 
