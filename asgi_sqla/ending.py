@@ -10,13 +10,11 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from asgi_sqla.errors import SessionInUseError, UnitOfWorkDoomedError
 from asgi_sqla.guard import OWN_SCOPE, GuardedSession
 from asgi_sqla.steps import Steps, Work
-from asgi_sqla.transient import IN_DOUBT
 
 logger = logging.getLogger("asgi_sqla")
 
@@ -108,13 +106,7 @@ class Ending(NamedTuple):
 
 
 def _commit(session: Session) -> None:
-    session.flush()
-    try:
-        session.commit()
-    except DBAPIError as exc:
-        if exc.connection_invalidated:
-            exc.add_note(IN_DOUBT)
-        raise
+    session.commit()
 
 
 def _roll_back(session: Session) -> None:
