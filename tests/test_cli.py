@@ -63,7 +63,7 @@ def test_progress_goes_to_stderr(project: Project) -> None:
     project.second()
     upgraded = run(project, "sync")
 
-    assert created.stderr == "creating 2 tables\nRunning stamp_revision  -> first\n"
+    assert created.stderr == "creating the tables\nRunning stamp_revision  -> first\n"
     assert upgraded.stderr == "Running upgrade first -> second\n"
 
 
