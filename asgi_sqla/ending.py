@@ -40,15 +40,20 @@ class Ending(NamedTuple):
                     committed.append(work)
             except Exception as exc:
                 failure = exc
-        for work in active[len(committed) :]:
-            try:
-                yield _roll_back, work
-            except Exception:
-                logger.exception("%s: ROLLBACK failed on %r", self.unit, work.source)
+        yield from self._roll_back(active[len(committed) :])
         if failure is not None:
             if committed:
                 failure.add_note(self._partial(committed, active))
             raise failure
+
+    def _roll_back(self, works: list[Work]) -> Steps:
+        for work in works:
+            try:
+                yield _roll_back, work
+            except Exception as exc:
+                logger.exception("%s: ROLLBACK failed on %r", self.unit, work.source)
+                if isinstance(exc, SessionInUseError):  # or it would be committed with what follows the response
+                    yield _end, work
 
     def close(self, cause: BaseException | None) -> Steps:
         """Settle, then close every session for good, whatever happened before."""
