@@ -165,28 +165,30 @@ def test_an_exception_after_the_start_harms_no_later_request(case: Case, site: S
     assert site.out() == 0
 
 
-@KINDS
-@row("graceful shutdown ({kind})")
-def test_a_shutdown_lets_a_request_end(case: Case, doomed: Site, kind: str) -> None:
-    """A request in flight at SIGTERM is answered, its write committed, and its connection closed."""
-    case.needs(kind)
-    name = "in-flight"
+@row("graceful shutdown")
+def test_a_shutdown_lets_requests_end(case: Case, doomed: Site) -> None:
+    """Requests in flight at SIGTERM are answered, their writes committed, and their connections closed."""
+    kinds = ["sync"] if case.server.trio else ["async", "sync"]
+    if case.server.name == "daphne":
+        kinds = ["async"]  # of several it waits for the first to be cancelled, and hangs on the thread of another
 
-    with ThreadPoolExecutor(1) as executor:
-        answer = executor.submit(doomed.post, f"/{kind}/write", name, wait=1)
-        assert wait_until(lambda: doomed.note(f"{name}-waiting") is not None)
+    with ThreadPoolExecutor(2) as executor:
+        answers = [executor.submit(doomed.post, f"/{kind}/write", kind, wait=1) for kind in kinds]
+        assert wait_until(lambda: all(doomed.note(f"{kind}-waiting") is not None for kind in kinds))
         doomed.process.send_signal(signal.SIGTERM)
         wait_until(lambda: refuses(doomed.port), 0.5)
-        doomed.open_gate(name)
-        failure = answer.exception(PATIENCE)
+        for kind in kinds:
+            doomed.open_gate(kind)
+        failures = [answer.exception(PATIENCE) for answer in answers]
 
     assert wait_until(lambda: doomed.connections() == 0)
     if case.server.name == "daphne":
-        assert (isinstance(failure, httpx.HTTPError), doomed.names(name)) == (True, [])
+        assert all(isinstance(failure, httpx.HTTPError) for failure in failures)
+        assert doomed.names("") == []
         not_applicable("cancels what is in flight at SIGTERM: the client gets no answer, the write is rolled back")
-    assert failure is None
-    assert answer.result().status_code == 201
-    assert doomed.names(name) == [""]
+    assert failures == [None] * len(kinds)
+    assert [answer.result().status_code for answer in answers] == [201] * len(kinds)
+    assert doomed.names("") == kinds
 
 
 def refuses(port: int) -> bool:
