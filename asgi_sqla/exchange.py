@@ -70,8 +70,7 @@ class Exchange:
             raise Answered
         try:
             commit = self._rules.verdict(self._scope, message)
-            if not commit:
-                self._before_rollback()
+            self._before_settle(commit)
             await self._unit.settle(commit)
         except Exception as exc:
             await self._answer(exc)
@@ -79,8 +78,8 @@ class Exchange:
         self._started = True
         await self._send(message)
 
-    def _before_rollback(self) -> None:
-        """Look at what the application is about to answer for; raise instead of rolling back."""
+    def _before_settle(self, commit: bool) -> None:
+        """Look at what the application is about to answer for; raise instead of ending the transaction."""
 
     async def _answer(self, failure: Exception) -> None:
         self._failure = failure

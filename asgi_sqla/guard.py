@@ -59,6 +59,8 @@ class GuardedSession(Session):
     guard_unit: object = None
     guard_error: Exception | None = None
     """The last error of the database, or the first that passes: what follows that one is its consequence."""
+    guard_unhandled = False
+    """Whether nothing was rolled back since that error."""
     guard_committed = False
     """Whether a transaction of the session is in the database for good."""
     guard_users: set[User] | None = None
@@ -166,8 +168,7 @@ _sessions: WeakKeyDictionary[Connection, ref[GuardedSession]] = WeakKeyDictionar
 @event.listens_for(GuardedSession, "after_begin")
 def _watch(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
     guarded_session = cast("GuardedSession", session)
-    before = guarded_session._guard_connections
-    if connection not in before:
+    if connection not in (before := guarded_session._guard_connections):
         guarded_session._guard_connections = (connection, *(one for one in before if not one.closed))
         _sessions[connection] = ref(guarded_session)
     if connection.dialect not in _watched:
@@ -180,19 +181,16 @@ def _note_failed(context: ExceptionContext) -> None:
     if connection is None:
         return
     _failed.add(connection)
-    session = _sessions[connection]() if connection in _sessions else None
-    if session is not None and context.sqlalchemy_exception is not None:
-        _note_error(session, connection, context)
     if context.execution_context is None and _in_doubt(context):
         connection.invalidate()
-
-
-def _note_error(session: GuardedSession, connection: Connection, context: ExceptionContext) -> None:
-    error = cast("Exception", context.sqlalchemy_exception)
+    error = cast("Exception", context.sqlalchemy_exception or context.original_exception)
+    if (session := _sessions.get(connection, lambda: None)()) is None:
+        return
     if context.execution_context is None and context.is_disconnect and session._guard_committing:
         error.add_note(IN_DOUBT)
     if session.guard_error is None or not is_transient(session.guard_error):
         session.guard_error = error
+    session.guard_unhandled = True
     if ends_transaction(context.original_exception):
         session._guard_undone = connection
 
@@ -222,10 +220,14 @@ def _ask(session: Session) -> None:
 
 @event.listens_for(GuardedSession, "after_commit")
 def _note_commit(session: Session) -> None:
-    guarded_session = cast("GuardedSession", session)
-    guarded_session._guard_committing = False
+    cast("GuardedSession", session)._guard_committing = False
     if not session.in_nested_transaction():  # the release of a savepoint is announced as well
-        guarded_session.guard_committed = True
+        cast("GuardedSession", session).guard_committed = True
+
+
+@event.listens_for(GuardedSession, "after_soft_rollback")
+def _note_rollback(session: Session, _rolled_back: SessionTransaction) -> None:
+    cast("GuardedSession", session).guard_unhandled = False
 
 
 _classes: dict[tuple[type[Session], type[GuardedSession]], type[GuardedSession]] = {}

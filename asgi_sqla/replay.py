@@ -72,9 +72,10 @@ class Attempt(Request):
         self._body = body
         self.attempt = attempt
 
-    def _before_rollback(self) -> None:
-        # The application has made an answer of it: nothing of that is sent if it may be done again.
-        for failure in self.sessions.failures():
+    def _before_settle(self, commit: bool) -> None:
+        # The application has made an answer of it: nothing of that is sent if it may be done again. What it
+        # commits in spite of a failure that it rolled back (with a savepoint, or all) went well for it.
+        for failure in self.sessions.failures(unhandled=commit):
             if self._may_retry(failure):
                 raise failure
 

@@ -182,8 +182,7 @@ class SessionScope:
             attempt += 1
 
     def _of(self, function: Callable[..., Any], attempt: int) -> SessionScope:
-        name = getattr(function, "__qualname__", repr(function))
-        return SessionScope(self._database, self._terms, name, attempt)
+        return SessionScope(self._database, self._terms, getattr(function, "__qualname__", repr(function)), attempt)
 
     def _pause_after(self, failure: Exception) -> float:
         """Return the seconds to wait before the next attempt, or raise ``failure`` if it was the last."""
@@ -234,14 +233,18 @@ def _check(database: object, terms: Terms) -> None:
         )
     if terms.propagation not in ("new", "join", "nested"):
         raise ConfigurationError(f'propagation={terms.propagation!r} is none of "new", "join" and "nested"')
-    if terms.retries.__class__ is not int or terms.retries < 0:
-        raise ConfigurationError(f"retries={terms.retries!r} is no count; write a whole number from 0")
+    _check_retries(terms)
     if fixed := _FIXED.intersection(terms.session_options):
         raise ConfigurationError(
             f"session_options: {min(fixed)}= is not for one scope; give it to Database(session_options=...)"
         )
-    if terms.propagation == "new":
-        return
     for name in ("session_options", "read_only", "isolation_level", "retries"):
-        if value := getattr(terms, name):
+        if terms.propagation != "new" and (value := getattr(terms, name)):
             raise ConfigurationError(f'{name}={value!r} needs a unit of the scope\'s own; write propagation="new"')
+
+
+def _check_retries(terms: Terms) -> None:
+    if terms.retries.__class__ is not int or terms.retries < 0:
+        raise ConfigurationError(f"retries={terms.retries!r} is no count; write a whole number from 0")
+    if terms.retries and terms.isolation_level == "AUTOCOMMIT" and not terms.read_only:
+        raise ConfigurationError('isolation_level="AUTOCOMMIT" commits each statement, so retries= would repeat them')

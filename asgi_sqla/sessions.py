@@ -92,9 +92,10 @@ class Sessions:
         innermost = [work.session.get_nested_transaction() or work.session.get_transaction() for work in self.works]
         return [transaction for transaction in innermost if transaction is not None]
 
-    def failures(self) -> list[Exception]:
-        """Return what error of the database each ran into, if any."""
-        return [work.session.guard_error for work in self.works if work.session.guard_error is not None]
+    def failures(self, *, unhandled: bool = False) -> list[Exception]:
+        """Return what error of the database each ran into; on request only where nothing was rolled back since."""
+        sessions = [work.session for work in self.works if work.session.guard_unhandled or not unhandled]
+        return [session.guard_error for session in sessions if session.guard_error is not None]
 
     def _add(
         self,

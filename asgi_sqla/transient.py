@@ -13,9 +13,10 @@ from sqlalchemy.exc import DBAPIError
 
 SQLSTATES = frozenset(("40001", "40P01"))
 """serialization_failure and deadlock_detected: PostgreSQL, CockroachDB, YugabyteDB."""
-MYSQL_DEADLOCK = 1213
-MYSQL_ERRORS = frozenset((MYSQL_DEADLOCK, 1205))
-"""ER_LOCK_DEADLOCK and ER_LOCK_WAIT_TIMEOUT: MySQL and MariaDB."""
+MYSQL_UNDONE = frozenset((1213, 1020))
+"""ER_LOCK_DEADLOCK, and ER_CHECKREAD (a MariaDB that keeps to its snapshot): the whole transaction is rolled back."""
+MYSQL_ERRORS = frozenset((*MYSQL_UNDONE, 1205))
+"""Those, and ER_LOCK_WAIT_TIMEOUT: MySQL and MariaDB."""
 SQLITE_CODES = frozenset((5, 6))
 """SQLITE_BUSY, its extended codes (517, a snapshot that is too old) included, and SQLITE_LOCKED."""
 
@@ -39,7 +40,7 @@ def may_be_repeated(failures: Iterable[BaseException]) -> bool:
 
 def ends_transaction(error: BaseException) -> bool:
     """Whether the database has rolled back all of the transaction, and would commit what comes after it."""
-    return _mysql_error(error) == MYSQL_DEADLOCK
+    return _mysql_error(error) in MYSQL_UNDONE
 
 
 def pause(attempt: int) -> float:

@@ -1,0 +1,137 @@
+"""Failures that pass, made for real: another transaction gets in the way of a session, or its connection is lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeAlias
+
+from anyio import to_thread
+from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy.orm import Session
+
+from asgi_sqla import Database
+from support.databases import MARIADB_DRIVERS, Backend, Item, backend_names
+from support.servers import wait_until
+
+Trouble: TypeAlias = Callable[[Backend, Session], None]
+ONE, TWO = 1_000_001, 1_000_002
+"""The primary keys of the two rows that transactions quarrel about."""
+
+
+def rows(backend: Backend) -> list[str]:
+    """Insert the two rows, and return their names."""
+    names = ["row 1", "row 2"]
+    with backend.witness.begin() as connection:
+        connection.execute(insert(Item), [{"id": ONE, "name": names[0]}, {"id": TWO, "name": names[1]}])
+    return names
+
+
+def _touch(target: Session | Connection, key: int) -> None:
+    target.execute(update(Item).where(Item.id == key).values(owner_id=None, name=Item.name))
+
+
+def stale(backend: Backend, session: Session) -> None:
+    """Write what another transaction has written since it was read: 40001, or SQLite's snapshot that is too old."""
+    if backend.is_postgresql:
+        session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        session.execute(insert(Item).values(name="lost"))
+    session.scalar(select(Item.name).where(Item.id == ONE))
+    with backend.witness.begin() as rival:
+        _touch(rival, ONE)
+    _touch(session, ONE)
+
+
+def stale_on_mariadb(backend: Backend, session: Session) -> None:
+    """Do so where MariaDB keeps to its snapshot, which is new and to be asked for: 1020."""
+    session.execute(text("SET SESSION innodb_snapshot_isolation = ON"))
+    session.execute(insert(Item).values(name="lost"))
+    stale(backend, session)
+
+
+def busy(backend: Backend, session: Session) -> None:
+    """Write while another connection does, and do not wait for it: SQLite's busy."""
+    session.execute(text("PRAGMA busy_timeout=0"))
+    with backend.witness.connect() as rival:
+        rival.exec_driver_sql("BEGIN IMMEDIATE")
+        _touch(session, ONE)
+
+
+def lock_wait(backend: Backend, session: Session) -> None:
+    """Wait for a lock until the patience of MariaDB has run out: 1205."""
+    session.execute(text("SET SESSION innodb_lock_wait_timeout = 1"))
+    session.execute(insert(Item).values(name="lost"))
+    with backend.witness.begin() as rival:
+        _touch(rival, ONE)
+        _touch(session, ONE)
+
+
+def lost(backend: Backend, session: Session) -> None:
+    """Lose the connection between two statements."""
+    session.execute(insert(Item).values(name="lost"))
+    assert backend.terminate() > 0
+    session.scalar(select(Item.name).where(Item.id == ONE))
+
+
+def deadlock(backend: Backend, session: Session) -> None:
+    """Take two locks in the other order than a rival who has more to lose: 40P01, 1213."""
+    session.execute(insert(Item).values(name="lost"))
+    _touch(session, ONE)
+    holding = threading.Event()
+    rival = threading.Thread(target=_rival, args=(backend, holding))
+    _rivals.append(rival)
+    rival.start()
+    assert holding.wait(5)
+    assert wait_until(lambda: _waits(backend))
+    _touch(session, TWO)
+
+
+_rivals: list[threading.Thread] = []
+
+
+def join_rivals() -> None:
+    """Wait until every rival has given up."""
+    while _rivals:
+        _rivals.pop().join(10)
+
+
+def _rival(backend: Backend, holding: threading.Event) -> None:
+    with backend.witness.connect() as connection:
+        if backend.is_postgresql:
+            connection.execute(text("SET LOCAL deadlock_timeout = '10s'"))
+        connection.execute(insert(Item), [{"name": f"weight {number}"} for number in range(20)])
+        _touch(connection, TWO)
+        holding.set()
+        _touch(connection, ONE)
+        connection.rollback()
+
+
+def _waits(backend: Backend) -> bool:
+    query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    if backend.is_mariadb:
+        query = "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+    with backend.witness.connect() as connection:
+        return int(connection.execute(text(query)).scalar_one()) > 0
+
+
+TROUBLES: dict[str, tuple[Trouble, ...]] = {
+    "sqlite": (stale, busy),
+    **dict.fromkeys(("asyncpg", "psycopg"), (stale, deadlock, lost)),
+    **dict.fromkeys(MARIADB_DRIVERS, (deadlock, lock_wait, lost, stale_on_mariadb)),
+}
+"""Which failures pass that each database can be brought to."""
+EVERY = [(name, trouble) for name in backend_names() for trouble in TROUBLES[name]]
+"""Each of them on each database under test."""
+
+
+def trouble(backend: Backend, session: Session) -> None:
+    """Fail in passing, in the way that comes first on this database."""
+    TROUBLES[backend.name][0](backend, session)
+
+
+async def perform(database: Database, kind: str, work: Callable[[Session], None]) -> None:
+    """Do ``work`` as a handler of ``kind`` does."""
+    if kind == "sync":
+        await to_thread.run_sync(lambda: work(database.session))
+    else:
+        await database.async_session.run_sync(work)
