@@ -114,5 +114,12 @@ def demo(session: nox.Session) -> None:
     session.run("python", "-P", "-m", "asgi_sqla.demo", *session.posargs)
 
 
+@nox.session(python=OLDEST)
+def benchmarks(session: nox.Session) -> None:
+    """Measure us beside doing without us and beside the others; ``-- --short`` judges no time."""
+    session.install(f"{build_wheel(session)}[postgresql,sqlite]", *group("benchmarks"))
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
 if __name__ == "__main__":
     nox.main()

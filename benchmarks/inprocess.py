@@ -1,0 +1,73 @@
+"""In process, with no server and no framework: bare, hand-written, and ours.
+
+Lives here: the unused request, and the same SELECT and INSERT in both kinds on both databases.
+Must not know: the peers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.orm import sessionmaker
+
+from asgi_sqla import Database
+from benchmarks import raw, work
+from benchmarks.databases import Place
+from benchmarks.rounds import Times, interleave
+from benchmarks.scale import Scale
+
+App = Callable[..., Awaitable[None]]
+
+
+async def unused(place: Place, scale: Scale) -> dict[str, Times]:
+    """Measure a request that never uses the database."""
+    ours = raw.ours_unused(Database(place.url))
+    apps: dict[str, App] = {"bare": raw.bare, "wrapping send": raw.Wrapping(raw.bare), "asgi_sqla": ours}
+    return await interleave(apps, scale.unused)
+
+
+async def used(place: Place, scale: Scale) -> dict[tuple[str, str, str], Times]:
+    """Measure SELECT and INSERT, sync and async; every round is checked for its rows."""
+    before = place.rows()
+
+    def check(key: tuple[str, str, str], requests: int) -> None:
+        nonlocal before
+        now = place.rows()
+        expected = before + (requests if key[1] == "INSERT" else 0)
+        if now != expected:
+            raise AssertionError(f"{place.name} {key}: {now} rows where there should be {expected}")
+        before = now
+
+    async_database, sync_database = Database(place.url), Database(place.sync_url)
+    # On one engine for all, so that nothing but the sessions differs.
+    apps = {
+        **_async(async_database, async_sessionmaker(async_database.async_engine, expire_on_commit=False)),
+        **_sync(sync_database, sessionmaker(sync_database.engine, expire_on_commit=False)),
+    }
+    try:
+        return await interleave(apps, scale.work, check=check)
+    finally:
+        await async_database.async_dispose()
+        await sync_database.async_dispose()
+
+
+def _async(database: Database, make: Any) -> dict[tuple[str, str, str], App]:
+    apps: dict[tuple[str, str, str], App] = {}
+    for statement, job in (("SELECT", work.read_async), ("INSERT", work.write_async)):
+        apps["async", statement, "hand-written"] = raw.hand_written_async(make, job)
+        apps["async", statement, "hand-written, shielded"] = raw.shielded_async(make, job)
+        apps["async", statement, "asgi_sqla"] = raw.ours_async(database, job)
+    apps["async", "SELECT", "asgi_sqla, read-only"] = raw.ours_async(database, work.read_async, read_only={"GET"})
+    return apps
+
+
+def _sync(database: Database, make: Any) -> dict[tuple[str, str, str], App]:
+    apps: dict[tuple[str, str, str], App] = {}
+    for statement, job in (("SELECT", work.read), ("INSERT", work.write)):
+        apps["sync", statement, "hand-written"] = raw.hand_written_sync(make, job)
+        apps["sync", statement, "hand-written, in one thread call"] = raw.hand_written_in_one_thread(make, job)
+        apps["sync", statement, "asgi_sqla"] = raw.ours_sync(database, job)
+    apps["sync", "SELECT", "asgi_sqla, read-only"] = raw.ours_sync(database, work.read, read_only={"GET"})
+    return apps

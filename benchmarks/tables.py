@@ -1,0 +1,163 @@
+"""The results as tables in reStructuredText, plain enough for any index to render.
+
+Must not know: how anything was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.budgets import Budget
+from benchmarks.contenders import CONTENDERS, Contender
+
+WHO = (
+    "Who measured: the authors of asgi_sqla, on their own machine, with the set-ups they took from each project's own "
+    "documentation. Nobody else has checked them. Run them yourself, and tell us where we are unfair."
+)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a simple table."""
+    lines = [list(head), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    rule = "  ".join("=" * width for width in widths)
+    body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([rule, body[0], rule, *body[1:], rule])
+
+
+def budgets(found: list[Budget]) -> str:
+    """Return each budget beside what was measured."""
+    rows = [(one.what, one.promised, one.measured, "yes" if one.met else "**no**") for one in found]
+    return table(("What", "Budget", "Measured", "Met"), rows)
+
+
+def used(found: dict[str, Any]) -> str:
+    """Return ours over the hand-written, in process, on both databases."""
+    rows = []
+    for place in ("postgresql", "sqlite"):
+        for (kind, statement, name), times in found[place].items():
+            ratio = times.over(found[place][kind, statement, "hand-written"])
+            rows.append((place, kind, statement, name, f"{ratio.minimum:.2f}", f"{ratio.median:.2f}"))
+    return table(("Database", "Kind", "Statement", "What", "Minimum", "Median"), rows)
+
+
+def baseline(contender: Contender) -> str:
+    """Return the module that a contender is compared with: ours on the same framework, in the same kind."""
+    return next(
+        one.module
+        for one in CONTENDERS
+        if one.title == "asgi_sqla" and (one.framework, one.sync) == (contender.framework, contender.sync)
+    )
+
+
+def peers(found: dict[str, Any]) -> str:
+    """Return every contender over ours, in process, with what else is to be said of it."""
+    rows = []
+    for one in CONTENDERS:
+        ratios = [
+            found["peers"][one.module, path].over(found["peers"][baseline(one), path]).minimum
+            for path in ("/unused", "/read", "/write")
+        ]
+        kind = f"{one.framework}, {'def' if one.sync else 'async def'}"
+        rows.append((one.title, kind, *(f"{ratio:.2f}" for ratio in ratios), _said(found, one)))
+    return table(("Contender", "Framework", "Unused", "SELECT", "INSERT", "But"), rows)
+
+
+def http(found: dict[str, Any]) -> str:
+    """Return requests per second and latencies over HTTP, over ours."""
+    rows = []
+    for one in CONTENDERS:
+        cells = [one.title, f"{one.framework}, {'def' if one.sync else 'async def'}"]
+        for path in ("/unused", "/read", "/write"):
+            load, ours = found["http"][one.module, path], found["http"][baseline(one), path]
+            cells.append(f"{load.rate / ours.rate:.2f} ({load.p50 / 1000:.1f}, {load.p99 / 1000:.1f})")
+        rows.append(cells)
+    return table(("Contender", "Framework", "Unused", "SELECT", "INSERT"), rows)
+
+
+def readers(found: dict[str, Any]) -> str:
+    """Return how each contender serves new requests behind slow readers."""
+    rows = []
+    for one in CONTENDERS:
+        wait = found["readers"][one.module]
+        kind = f"{one.framework}, {'def' if one.sync else 'async def'}"
+        patience = found["scale"]["patience"]
+        waited = f"not within {patience:g} s" if wait.seconds is None else f"{wait.seconds * 1000:.0f} ms"
+        rows.append((one.title, kind, str(wait.started), waited))
+    return table(("Contender", "Framework", "Slow readers answered", "A new request was served after"), rows)
+
+
+def growth(found: dict[str, Any]) -> str:
+    """Return what grows with the number of databases, and with concurrency."""
+    databases = found["databases"]
+    rows = []
+    for (what, count), times in databases.items():
+        ratio = times.over(databases[what, 1])
+        rows.append((what, str(count), f"{ratio.minimum:.2f}", f"{ratio.median:.2f}"))
+    rows.sort(key=lambda row: (row[0], int(row[1])))
+    concurrent = found["concurrency"]
+    ratios = [
+        (str(at_once), f"{concurrent['asgi_sqla', at_once] / concurrent['hand-written', at_once]:.2f}")
+        for name, at_once in concurrent
+        if name == "asgi_sqla"
+    ]
+    return "\n\n".join(
+        (
+            table(("Request", "Databases", "Minimum", "Median"), rows),
+            table(("Units at once", "Units per second, over the hand-written"), ratios),
+        )
+    )
+
+
+def versions(found: dict[str, Any]) -> str:
+    """Return the versions of each contender."""
+    rows = []
+    for one in CONTENDERS:
+        seen = found["versions"][one.module]
+        rows.append((one.module, ", ".join(f"{name} {number}" for name, number in seen.items())))
+    return table(("Contender", "Versions"), rows)
+
+
+def _said(found: dict[str, Any], contender: Contender) -> str:
+    said = list(found["promises"][contender.module])
+    if found["readers"][contender.module].seconds is None:
+        said.append("holds a connection while a body drains")
+    return "; ".join(said) or "-"
+
+
+def conditions(machine: dict[str, Any]) -> str:
+    """Return on what, with what and when it was measured."""
+    library = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    return (
+        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, {machine['system']}, Python "
+        f"{machine['python']}, {library}; the load average was {machine['load']} at the start. PostgreSQL on a Unix "
+        "socket, with fsync off. Every figure is a ratio within one run, contenders taking turns in each round."
+    )
+
+
+def document(found: dict[str, Any], judged: list[Budget]) -> str:
+    """Return everything."""
+    parts = [
+        "Benchmarks\n==========",
+        conditions(found["machine"]),
+        WHO,
+        _section("Budgets", budgets(judged)),
+        _section("In process, over the hand-written session on the same engine", used(found)),
+        _section(
+            "In process, over asgi_sqla on the same framework (minimum of many rounds; above 1 is slower)", peers(found)
+        ),
+        _section(
+            f"Over HTTP, {found['scale']['connections']} connections: requests per second over asgi_sqla (below 1 is "
+            "slower), and in parentheses the 50th and 99th percentile in milliseconds",
+            http(found),
+        ),
+        _section(f"A pool of 5, and {found['scale']['readers']} slow readers", readers(found)),
+        _section("Growth, over one database, and over hand-written units", growth(found)),
+        _section("Versions", versions(found)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(title: str, text: str) -> str:
+    return f"{title}\n{'-' * len(title)}\n\n{text}"
