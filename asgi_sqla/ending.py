@@ -10,13 +10,11 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from asgi_sqla.errors import SessionInUseError, UnitOfWorkDoomedError
 from asgi_sqla.guard import OWN_SCOPE, GuardedSession
 from asgi_sqla.steps import Steps, Work
-from asgi_sqla.transient import IN_DOUBT
 
 logger = logging.getLogger("asgi_sqla")
 
@@ -42,15 +40,20 @@ class Ending(NamedTuple):
                     committed.append(work)
             except Exception as exc:
                 failure = exc
-        for work in active[len(committed) :]:
-            try:
-                yield _roll_back, work
-            except Exception:
-                logger.exception("%s: ROLLBACK failed on %r", self.unit, work.source)
+        yield from self._roll_back(active[len(committed) :])
         if failure is not None:
             if committed:
                 failure.add_note(self._partial(committed, active))
             raise failure
+
+    def _roll_back(self, works: list[Work]) -> Steps:
+        for work in works:
+            try:
+                yield _roll_back, work
+            except Exception as exc:
+                logger.exception("%s: ROLLBACK failed on %r", self.unit, work.source)
+                if isinstance(exc, SessionInUseError):  # or it would be committed with what follows the response
+                    yield _end, work
 
     def close(self, cause: BaseException | None) -> Steps:
         """Settle, then close every session for good, whatever happened before."""
@@ -108,13 +111,7 @@ class Ending(NamedTuple):
 
 
 def _commit(session: Session) -> None:
-    session.flush()
-    try:
-        session.commit()
-    except DBAPIError as exc:
-        if exc.connection_invalidated:
-            exc.add_note(IN_DOUBT)
-        raise
+    session.commit()
 
 
 def _roll_back(session: Session) -> None:

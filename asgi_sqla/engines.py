@@ -132,7 +132,10 @@ class Engines:
     async def dispose_async(self) -> None:
         """Dispose the engines that are ours: the sync one and the running event loop's async one."""
         self.dispose()
-        of_loop = self._of_loops.get(asyncio.get_running_loop())
+        try:
+            of_loop = self._of_loops.get(asyncio.get_running_loop())
+        except RuntimeError:  # trio, where there are only sync engines
+            return
         if of_loop is not None:
             await of_loop.end.aclose()
 

@@ -105,18 +105,24 @@ class Exchange:
 
     async def _let_through(self, raised: BaseException) -> None:
         """Raise what the application raised, unless it is mapped to an answer that can still be given."""
-        if self._started or not isinstance(raised, Exception) or not self._rules.answers.knows(raised):
+        if not isinstance(raised, Exception):
             raise raised
-        await self._answer(raised)
+        if self._started:
+            self._surface(raised)
+        elif self._rules.answers.knows(raised):
+            await self._answer(raised)
+        else:
+            raise raised
 
     def _surface(self, failure: Exception) -> None:
         """Raise ``failure`` to the server, or log it where that would harm later requests.
 
         Every server that takes an exception after the response well states the ``spec_version`` it
-        follows; daphne states none, and an exception then ends the loop that notices failures.
+        follows; daphne states none, and an exception then ends the loop that notices failures. (Those of
+        websockets it closes.)
         """
         asgi = self._scope.get("asgi")
-        if asgi is None or "spec_version" in asgi:
+        if self._scope["type"] == "websocket" or asgi is None or "spec_version" in asgi:
             raise failure
         logger.error("%s failed", self._unit, exc_info=failure)
 

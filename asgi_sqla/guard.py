@@ -14,14 +14,15 @@ from collections.abc import Callable
 from inspect import isfunction
 from threading import Lock, get_ident
 from typing import Any, TypeAlias, cast
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import event, select
 from sqlalchemy.engine import Connection, Dialect, ExceptionContext
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from asgi_sqla.errors import SessionInUseError, UnitOfWorkEndedError, WrongEventLoopError
+from asgi_sqla.transient import IN_DOUBT, ends_transaction, is_transient
 
 User: TypeAlias = "asyncio.Task[Any] | int"
 """Who makes a call: a task, or in a plain thread its identifier."""
@@ -57,7 +58,7 @@ class GuardedSession(Session):
 
     guard_unit: object = None
     guard_error: Exception | None = None
-    """The last error of the database that a call ran into."""
+    """The last error of the database, or the first that passes: what follows that one is its consequence."""
     guard_committed = False
     """Whether a transaction of the session is in the database for good."""
     guard_users: set[User] | None = None
@@ -67,6 +68,8 @@ class GuardedSession(Session):
     _guard_end: Callable[[Session], None] | None = None
     _guard_over = False
     _guard_connections: tuple[Connection, ...] = ()
+    _guard_committing = False
+    _guard_undone: Connection | None = None
 
     def guard(self, unit: object, loop: asyncio.AbstractEventLoop | None, users: set[User] | None) -> None:
         """Begin to guard. ``unit`` is named in errors; ``loop`` is the only one to let in, None for threads."""
@@ -146,9 +149,6 @@ def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
         outermost = self._guard_enter()
         try:
             return method(self, *args, **kwargs)
-        except DBAPIError as exc:
-            self.guard_error = exc
-            raise
         finally:
             if outermost:
                 self._guard_leave()
@@ -160,6 +160,7 @@ def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
 # driver calls that an error. So a connection that saw a failure is asked before each COMMIT.
 _failed: WeakSet[Connection] = WeakSet()
 _watched: WeakSet[Dialect] = WeakSet()
+_sessions: WeakKeyDictionary[Connection, ref[GuardedSession]] = WeakKeyDictionary()
 
 
 @event.listens_for(GuardedSession, "after_begin")
@@ -168,6 +169,7 @@ def _watch(session: Session, _transaction: SessionTransaction, connection: Conne
     before = guarded_session._guard_connections
     if connection not in before:
         guarded_session._guard_connections = (connection, *(one for one in before if not one.closed))
+        _sessions[connection] = ref(guarded_session)
     if connection.dialect not in _watched:
         _watched.add(connection.dialect)
         event.listen(connection.engine, "handle_error", _note_failed)
@@ -178,8 +180,21 @@ def _note_failed(context: ExceptionContext) -> None:
     if connection is None:
         return
     _failed.add(connection)
+    session = _sessions[connection]() if connection in _sessions else None
+    if session is not None and context.sqlalchemy_exception is not None:
+        _note_error(session, connection, context)
     if context.execution_context is None and _in_doubt(context):
         connection.invalidate()
+
+
+def _note_error(session: GuardedSession, connection: Connection, context: ExceptionContext) -> None:
+    error = cast("Exception", context.sqlalchemy_exception)
+    if context.execution_context is None and context.is_disconnect and session._guard_committing:
+        error.add_note(IN_DOUBT)
+    if session.guard_error is None or not is_transient(session.guard_error):
+        session.guard_error = error
+    if ends_transaction(context.original_exception):
+        session._guard_undone = connection
 
 
 def _in_doubt(context: ExceptionContext) -> bool:
@@ -196,14 +211,21 @@ def _in_doubt(context: ExceptionContext) -> bool:
 @event.listens_for(GuardedSession, "before_commit")
 def _ask(session: Session) -> None:
     """Raise what the database says of a transaction that it has given up."""
-    for connection in cast("GuardedSession", session)._guard_connections:
+    guarded_session = cast("GuardedSession", session)
+    guarded_session._guard_committing = True
+    for connection in guarded_session._guard_connections:
         if connection in _failed and not connection.closed:
             connection.execute(select(1))
+            if guarded_session._guard_undone is connection and guarded_session.guard_error is not None:
+                raise guarded_session.guard_error
 
 
 @event.listens_for(GuardedSession, "after_commit")
 def _note_commit(session: Session) -> None:
-    cast("GuardedSession", session).guard_committed = True
+    guarded_session = cast("GuardedSession", session)
+    guarded_session._guard_committing = False
+    if not session.in_nested_transaction():  # the release of a savepoint is announced as well
+        guarded_session.guard_committed = True
 
 
 _classes: dict[tuple[type[Session], type[GuardedSession]], type[GuardedSession]] = {}

@@ -13,7 +13,7 @@ import anyio
 
 from asgi_sqla.exchange import Rules
 from asgi_sqla.http import Request
-from asgi_sqla.transient import is_transient, pause
+from asgi_sqla.transient import may_be_repeated, pause
 
 if TYPE_CHECKING:
     from asgiref.typing import ASGIReceiveCallable, ASGISendCallable
@@ -97,7 +97,7 @@ class Attempt(Request):
             self.attempt <= self._rules.retries
             and self._body.replayable
             and not self.sessions.has_committed
-            and any(is_transient(one) for one in (failure, *self.sessions.failures()))
+            and may_be_repeated((failure, *self.sessions.failures()))
         )
 
 
@@ -115,7 +115,8 @@ async def replay(rules: Rules, scope: Any, receive: ASGIReceiveCallable, send: A
         try:
             await attempt.run()
         finally:
-            scope.update(own_scope)
+            if attempt.retry is None:
+                scope.update(own_scope)
         if attempt.retry is None:
             return
         logger.info("%s: attempt %d is begun again after %r", attempt.name, number, attempt.retry)

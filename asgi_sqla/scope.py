@@ -23,7 +23,7 @@ from asgi_sqla.callbacks import is_async
 from asgi_sqla.context import Unit, enter, inherited, leave_anywhere
 from asgi_sqla.database import Database, db
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.transient import is_transient, pause
+from asgi_sqla.transient import may_be_repeated, pause
 from asgi_sqla.unit import Job, UnitOfWork
 
 logger = logging.getLogger("asgi_sqla")
@@ -188,8 +188,8 @@ class SessionScope:
     def _pause_after(self, failure: Exception) -> float:
         """Return the seconds to wait before the next attempt, or raise ``failure`` if it was the last."""
         sessions = cast("UnitOfWork", self._unit).sessions
-        passes = any(is_transient(one) for one in (failure, *sessions.failures()))
-        if self._attempt > self._terms.retries or sessions.has_committed or not passes:
+        again = self._attempt <= self._terms.retries and not sessions.has_committed
+        if not again or not may_be_repeated((failure, *sessions.failures())):
             raise failure
         logger.info("%s: attempt %d is begun again after %r", self._name, self._attempt, failure)
         return pause(self._attempt)

@@ -93,7 +93,7 @@ class Sessions:
         return [transaction for transaction in innermost if transaction is not None]
 
     def failures(self) -> list[Exception]:
-        """Return the last error of the database that each ran into."""
+        """Return what error of the database each ran into, if any."""
         return [work.session.guard_error for work in self.works if work.session.guard_error is not None]
 
     def _add(

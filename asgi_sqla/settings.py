@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -36,7 +36,9 @@ class DatabaseSettings(BaseSettings):
     other options of the engines.
     """
 
-    model_config = SettingsConfigDict(env_prefix="DATABASE_", extra="ignore", hide_input_in_errors=True)
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
+        env_prefix="DATABASE_", extra="ignore", hide_input_in_errors=True
+    )
 
     url: SecretStr
     echo: bool | Literal["debug"] | None = None
@@ -46,6 +48,7 @@ class DatabaseSettings(BaseSettings):
     pool_recycle: int | None = None
     pool_size: int | None = None
     pool_timeout: float | None = None
+    read_only_url: SecretStr | None = None
     engine_options: dict[str, Any] | None = None
     transaction_mode: Literal["deferred", "immediate"] | None = None
     migrations_path: Path | None = None
@@ -111,11 +114,7 @@ def _value(name: str, value: Any) -> Any:
         return _plain(value)
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    return str(value) if name == "url" and value is not None and not _is_url(value) else value
-
-
-def _is_url(value: object) -> bool:
-    return hasattr(value, "render_as_string")  # SQLAlchemy's own, whose str() hides the password
+    return str(value) if hasattr(value, "unicode_string") else value  # a URL of pydantic's
 
 
 def _part(plain: dict[str, Any], name: str) -> dict[str, Any]:

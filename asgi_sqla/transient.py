@@ -7,13 +7,14 @@ Must not know: who tries again.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sqlalchemy.exc import DBAPIError
 
 SQLSTATES = frozenset(("40001", "40P01"))
 """serialization_failure and deadlock_detected: PostgreSQL, CockroachDB, YugabyteDB."""
-MYSQL_ERRORS = frozenset((1213, 1205))
+MYSQL_DEADLOCK = 1213
+MYSQL_ERRORS = frozenset((MYSQL_DEADLOCK, 1205))
 """ER_LOCK_DEADLOCK and ER_LOCK_WAIT_TIMEOUT: MySQL and MariaDB."""
 SQLITE_CODES = frozenset((5, 6))
 """SQLITE_BUSY, its extended codes (517, a snapshot that is too old) included, and SQLITE_LOCKED."""
@@ -27,15 +28,23 @@ LONGEST_PAUSE = 1.0
 
 def is_transient(failure: BaseException) -> bool:
     """Whether ``failure``, or one it was made of, says that the work may be tried again."""
-    chain = list(_chain(failure))
-    if any(IN_DOUBT in getattr(one, "__notes__", ()) for one in chain):
-        return False
-    return any(_passes(one) for one in chain)
+    return may_be_repeated((failure,))
+
+
+def may_be_repeated(failures: Iterable[BaseException]) -> bool:
+    """Whether one of ``failures``, all of one unit, passes, and none leaves its COMMIT in doubt."""
+    chains = [list(_chain(failure)) for failure in failures]
+    return any(map(_any_passes, chains)) and not any(map(_any_in_doubt, chains))
+
+
+def ends_transaction(error: BaseException) -> bool:
+    """Whether the database has rolled back all of the transaction, and would commit what comes after it."""
+    return _mysql_error(error) == MYSQL_DEADLOCK
 
 
 def pause(attempt: int) -> float:
     """Return the seconds to wait after ``attempt`` has failed: longer each time, bounded, jittered."""
-    return random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**attempt))  # noqa: S311  # nobody attacks a pause
+    return random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt, 10)))  # noqa: S311  # nobody attacks a pause
 
 
 def _chain(failure: BaseException) -> Iterator[BaseException]:
@@ -63,9 +72,22 @@ def _passes(one: BaseException) -> bool:
     sqlite_code = getattr(one, "sqlite_errorcode", None)
     if sqlite_code is not None:
         return sqlite_code & 0xFF in SQLITE_CODES
-    return (
-        type(one).__module__.partition(".")[0] in _MYSQL_MODULES and one.args[:1] != () and one.args[0] in MYSQL_ERRORS
-    )
+    return _mysql_error(one) in MYSQL_ERRORS
+
+
+def _mysql_error(one: BaseException) -> object:
+    """Return MySQL's number of an error: the first argument, or for some drivers an attribute."""
+    if type(one).__module__.partition(".")[0] not in _MYSQL_MODULES:
+        return None
+    return getattr(one, "errno", None) or (one.args[0] if one.args else None)
+
+
+def _any_passes(chain: list[BaseException]) -> bool:
+    return any(map(_passes, chain))
+
+
+def _any_in_doubt(chain: list[BaseException]) -> bool:
+    return any(IN_DOUBT in getattr(one, "__notes__", ()) for one in chain)
 
 
 _MYSQL_MODULES = frozenset(("pymysql", "MySQLdb", "asyncmy", "aiomysql", "mysql", "mariadb"))

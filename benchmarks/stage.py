@@ -14,11 +14,14 @@ import os
 import platform
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, TextIO
+
+from sqlalchemy import Connection, Engine, event
 
 from benchmarks.calls import Client, Lifespan
 
@@ -63,6 +66,18 @@ class Stage:
     async def status(self, path: str) -> int:
         """Make one request in process and return its status."""
         return await self._client.status(path)
+
+    async def blocks(self, path: str) -> bool:
+        """Make one request in process; return whether a sync COMMIT ran on the event loop, which waited for it."""
+        on_loop: list[bool] = []
+
+        def note(connection: Connection) -> None:
+            on_loop.append(not connection.dialect.is_async and threading.current_thread() is threading.main_thread())
+
+        event.listen(Engine, "commit", note)
+        await self._client.status(path)
+        event.remove(Engine, "commit", note)
+        return any(on_loop)
 
     async def serve(self) -> int:
         """Serve on a loopback port with uvicorn, one worker; return the port."""

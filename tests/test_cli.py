@@ -63,7 +63,7 @@ def test_progress_goes_to_stderr(project: Project) -> None:
     project.second()
     upgraded = run(project, "sync")
 
-    assert created.stderr == "creating 2 tables\nRunning stamp_revision  -> first\n"
+    assert created.stderr == "creating the tables\nRunning stamp_revision  -> first\n"
     assert upgraded.stderr == "Running upgrade first -> second\n"
 
 
@@ -210,9 +210,8 @@ def test_check_connects_and_prints_versions_and_pool_numbers(kind: str, tmp_path
     assert (result.exit_code, result.stderr) == (0, "")
     assert first.startswith("asgi-sqla ")
     assert "SQLAlchemy" in first
-    for line in (sync, asynchronous):
-        assert "driver" in line
-        assert "Current Checked out connections: 1" in line
+    assert ("driver" in sync, "driver" in asynchronous) == (True, True)
+    assert "Current Checked out connections: 1" in sync
 
 
 def test_check_says_which_kind_has_no_driver(project: Project) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.asgi import Call, respond
+from support.asgi import Call, http_scope, respond
 from support.databases import Backend, Item
 
 from asgi_sqla import Database, SQLAlchemyMiddleware
@@ -45,6 +45,25 @@ async def test_a_finished_response_keeps_what_comes_after(database: Database, ba
     await Call(SQLAlchemyMiddleware(app, database))()
 
     assert backend.names() == ["in the background"]
+
+
+@pytest.mark.parametrize("states", [True, False])
+async def test_an_exception_after_the_start_spares_the_server(
+    database: Database, backend: Backend, caplog: pytest.LogCaptureFixture, states: bool
+) -> None:
+    """It is raised to a server that states its spec_version, and logged where it would harm later requests."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send)
+        database.async_session.add(Item(name="late"))
+        raise ValueError("late")
+
+    asgi = {"version": "3.0", "spec_version": "2.3"} if states else {"version": "3.0"}
+    call = await Call(SQLAlchemyMiddleware(app, database), http_scope(asgi=asgi))()
+
+    assert isinstance(call.raised, ValueError) is states
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ([] if states else ["late"])
+    assert backend.names() == []
 
 
 async def converse(database: Database, *, accept: bool, close: dict[str, Any]) -> list[Any]:

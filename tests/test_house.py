@@ -18,7 +18,8 @@ HOUSE = Path(asgi_sqla.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("transient", "verdict", "urls", "guard", "shielding", "sqlite", "answers"),
+    ("transient", "verdict", "urls", "shielding", "sqlite", "answers"),
+    ("guard",),
     ("reading", "replicas", "configuration", "context", "steps"),
     ("engines", "callbacks"),
     ("ending", "sessions"),

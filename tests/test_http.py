@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from support.asgi import Call, respond
 from support.databases import NO_OWNER, Backend, Item
 
@@ -117,3 +119,21 @@ async def test_a_raised_error_goes_through(database: Database, backend: Backend,
 
     assert call.raised is error
     assert (call.starts, backend.names()) == ([], [])
+
+
+async def test_what_could_not_be_rolled_back_is_never_committed(database: Database, backend: Backend) -> None:
+    """A session that is in use when an error is answered is not committed when the application returns."""
+    slow = text(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) SELECT count(*) FROM n"
+    )
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await write(database, "async", name="a")
+        sibling = asyncio.create_task(database.async_session.execute(slow))
+        await asyncio.sleep(0)
+        await respond(send, 422)
+        await sibling
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+
+    assert (call.raised, call.starts, backend.names()) == (None, [422], [])

@@ -497,6 +497,21 @@ def test_an_upgrade_that_was_killed_in_the_middle_is_completed_by_the_next(proje
     assert project.columns() == ["id", "name", "age", "town"]
 
 
+@pytest.mark.parametrize("project", ["postgresql"], indirect=True)
+def test_a_revision_that_waits_for_other_transactions_does_not_wait_for_the_lock(project: Project) -> None:
+    """An index made concurrently waits for every snapshot, and whoever waits for the lock must hold none."""
+    project.migrations.sync()
+    upgrade = """
+    with op.get_context().autocommit_block():
+        op.create_index("by_id", "purchase", ["customer_id"], postgresql_concurrently=True)
+"""
+    project.script("second", "first", upgrade)
+
+    codes, said = project.at_once(4, "sync")
+    assert codes == [0] * 4
+    assert sorted(last_lines(said)) == ["Database up to date."] * 3 + ["Database upgraded."]
+
+
 @pytest.mark.parametrize("project", ["mariadb"], indirect=True)
 def test_what_an_interrupted_creation_left_is_not_dropped_once_it_has_rows(project: Project) -> None:
     """Somebody uses it: a person has to look."""

@@ -59,6 +59,15 @@ class User(Shop):
     age: Mapped[int] = mapped_column(default=0)
     orders: Mapped[list[Order]] = relationship(back_populates="user")
 
+    @property
+    def nick(self) -> str | None:
+        """A plain property, which is no column."""
+        return self.full_name
+
+    @nick.setter
+    def nick(self, nick: str) -> None:
+        self.full_name = nick.title()
+
 
 class Order(Shop):
     __tablename__ = "orders"
@@ -221,6 +230,15 @@ def test_an_object_is_a_filter_too(session: Session) -> None:
     assert (created, Order.get_one(session, user=user) is order) == (True, True)
 
 
+def test_defaults_may_be_all_that_can_be_set(session: Session) -> None:
+    """Collections, and plain properties, though nobody can filter by them."""
+    order, _ = Order.get_or_create(session, session="a")
+    made, _ = User.update_or_create(session, name="foo", defaults={"orders": [order], "nick": "foo"})
+    user, created = User.update_or_create(session, name="foo", defaults={"orders": [], "nick": "bar"})
+
+    assert (created, user is made, user.full_name, user.orders, order.user) == (False, True, "Bar", [], None)
+
+
 @pytest.mark.parametrize(
     ("use", "message"),
     [
@@ -323,11 +341,10 @@ async def make_in_tasks(url: str, make: Any) -> list[Any]:
 
 
 def engine_options(url: str) -> dict[str, Any]:
-    """Let all clients in at once."""
-    options: dict[str, Any] = {"pool_size": CLIENTS, "max_overflow": 0}
+    """Let all clients in at once; SQLite lets them in one by one."""
     if url.startswith("sqlite"):
-        options["connect_args"] = {"timeout": 30.0}
-    return options
+        return {"connect_args": {"timeout": 30.0}}
+    return {"pool_size": CLIENTS, "max_overflow": 0}
 
 
 @pytest.mark.parametrize("run", [make_in_threads, make_in_tasks], ids=["sync", "async"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from anyio import to_thread
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from sqlalchemy import insert
@@ -27,6 +27,17 @@ Step = Callable[[Any], Awaitable[object]]
 
 class RefusedError(Exception):
     """What the handler of the model raises."""
+
+
+async def refuse(_send: Any) -> None:
+    raise RefusedError
+
+
+async def leave(_send: Any) -> bool:
+    return True
+
+
+STATUSES = [200, 201, 303, 404, 500]
 
 
 @dataclass
@@ -53,6 +64,7 @@ class Requests(RuleBasedStateMachine):
         self.written = 0
         self.task: asyncio.Task[Call] | None = None
 
+    may_end = precondition(lambda self: self.task is not None and self.left <= 0)
     running = precondition(lambda self: self.task is not None)
     sound = precondition(lambda self: self.task is not None and not self.aborted)
     nested = precondition(lambda self: self.task is not None and len(self.levels) > 1)
@@ -65,6 +77,7 @@ class Requests(RuleBasedStateMachine):
 
     def do(self, step: Step) -> None:
         """Have the running request do ``step``, and wait until it is done."""
+        self.left -= 1
 
         async def run() -> None:
             self.done.clear()
@@ -92,8 +105,8 @@ class Requests(RuleBasedStateMachine):
         self.do(step)
         return not failures
 
-    def end(self) -> Call:
-        """Wait for the end of the request, and check all it leaves behind."""
+    def expect(self, starts: list[int], raised: type[BaseException] | None) -> None:
+        """Wait for the end of the request, and check what came of it."""
 
         async def ended() -> Call:
             assert self.task is not None
@@ -101,16 +114,19 @@ class Requests(RuleBasedStateMachine):
 
         call = self.runner.run(ended())
         self.task = None
+        assert call.starts == starts
+        assert isinstance(call.raised, raised or type(None))
         assert self.backend.names() == sorted(self.committed)
-        return call
 
     def take(self) -> None:
         """Take everything pending for committed."""
         self.committed.update(*(level.names for level in self.levels))
 
     @precondition(lambda self: self.task is None)
-    @rule()
-    def begin(self) -> None:
+    @rule(writes=st.integers(0, 2), steps=st.integers(0, 4))
+    def begin(self, writes: int, steps: int) -> None:
+        self.left = 0
+        """How many steps it does at least after its first writes, or most requests would end empty-handed."""
         self.levels = [Level()]
         self.aborted = False
 
@@ -120,6 +136,9 @@ class Requests(RuleBasedStateMachine):
             self.task = asyncio.create_task(Call(SQLAlchemyMiddleware(self.app, self.database))())
 
         self.runner.run(start())
+        for _ in range(writes):
+            self.write(orphan=False)
+        self.left = steps
 
     @sound
     @rule(orphan=st.sampled_from([False, False, False, True]))
@@ -164,7 +183,13 @@ class Requests(RuleBasedStateMachine):
         self.aborted = False
 
     @running
-    @rule()
+    @rule(commit=st.booleans())
+    def end_by_hand(self, commit: bool) -> None:
+        if commit:
+            self.commit_by_hand()
+        else:
+            self.roll_back_by_hand()
+
     def commit_by_hand(self) -> None:
         committed = self.execute(lambda session: session.commit())
         assert committed is not (self.aborted or any(level.fails for level in self.levels))
@@ -174,15 +199,25 @@ class Requests(RuleBasedStateMachine):
         else:
             self.roll_back_by_hand()
 
-    @running
-    @rule()
     def roll_back_by_hand(self) -> None:
         assert self.execute(lambda session: session.rollback())
         self.levels = [Level()]
         self.aborted = False
 
-    @running
-    @rule(status=st.sampled_from([200, 201, 303, 404, 500]))
+    @may_end
+    @rule(how=st.sampled_from([*STATUSES, "raise", "return", "be cancelled"]))
+    def end(self, how: int | str) -> None:
+        if isinstance(how, int):
+            self.answer(how)
+        elif how == "raise":
+            self.do(refuse)
+            self.expect([], RefusedError)
+        elif how == "return":
+            self.do(leave)
+            self.expect([], None)
+        else:
+            self.cancel()
+
     def answer(self, status: int) -> None:
         fails = status < 400 and (self.aborted or any(level.fails for level in self.levels))
         if status < 400 and not fails:
@@ -193,48 +228,23 @@ class Requests(RuleBasedStateMachine):
             return True
 
         self.do(step)
-        call = self.end()
-        assert call.starts == [500 if fails else status]
-        assert isinstance(call.raised, DBAPIError if fails else type(None))
+        self.expect([500 if fails else status], DBAPIError if fails else None)
 
-    @running
-    @rule()
-    def fail(self) -> None:
-        async def step(_send: Any) -> None:
-            raise RefusedError
-
-        self.do(step)
-        call = self.end()
-        assert (call.starts, type(call.raised)) == ([], RefusedError)
-
-    @running
-    @rule()
     def cancel(self) -> None:
         assert self.task is not None
         self.task.cancel()
-        call = self.end()
-        assert (call.starts, type(call.raised)) == ([], asyncio.CancelledError)
-
-    @running
-    @rule()
-    def return_without_an_answer(self) -> None:
-        async def step(_send: Any) -> bool:
-            return True
-
-        self.do(step)
-        call = self.end()
-        assert (call.starts, call.raised) == ([], None)
+        self.expect([], asyncio.CancelledError)
 
     def teardown(self) -> None:
         if self.task is not None:
             self.cancel()
 
-        async def leave() -> int:
+        async def dispose() -> int:
             pools = [self.database.engine.pool, self.database.async_engine.pool]
             await self.database.async_dispose()
             return sum(pool.checkedout() for pool in pools)  # type: ignore[attr-defined]  # both are queue pools
 
-        out = self.runner.run(leave())
+        out = self.runner.run(dispose())
         self.runner.close()
         assert out == 0
 
@@ -246,11 +256,12 @@ def test_any_sequence_of_events(backend: Backend, kind: str) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=10 if backend.is_postgresql else 40,
-            stateful_step_count=30,
+            max_examples=20 if backend.is_postgresql else 80,
+            stateful_step_count=40,
             deadline=None,
             derandomize="CI" in os.environ,
             database=None,
+            phases=[Phase.generate],  # to shrink takes minutes; delete this line to see the least example
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -108,6 +108,7 @@ def test_a_database_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         "POOL_TIMEOUT": "2.5",
         "POOL_PRE_PING": "true",
         "ENGINE_OPTIONS": '{"pool_use_lifo": true}',
+        "READ_ONLY_URL": "postgresql://me:secret@replica/d",
         "MIGRATIONS_PATH": "app/migrations",
         "HOST": "h",
     }.items():

@@ -36,8 +36,8 @@ def main(context: click.Context, db: str | None, location: str | None, metadata:
     context.obj = Named(db, location, metadata)
 
 
-for command in (*MIGRATING, init, demo):
-    main.add_command(command)
+for _command in (*MIGRATING, init, demo):
+    main.add_command(_command)
 
 
 def commands(migrations: Migrations, name: str = "db") -> click.Group:

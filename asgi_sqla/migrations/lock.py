@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from asgi_sqla.migrations.state import MigrationError
 
-logger = logging.getLogger("asgi_sqla")
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 KEY = 0x6173_6769_5F73_716C
 """Our number among PostgreSQL's advisory locks, which each database there has its own of."""

@@ -61,11 +61,11 @@ class Migrations:
         metadata = getattr(metadata, "metadata", metadata)
         if not isinstance(metadata, MetaData | None):
             raise ConfigurationError(f"metadata={metadata!r} is no MetaData; pass Base.metadata")
-        self.database = database
-        self.location = Path(location)
-        self.metadata = metadata
-        self.options = dict(options or {})
-        self.lock_timeout = lock_timeout
+        self.database: Database = database
+        self.location: Path = Path(location)
+        self.metadata: MetaData | None = metadata
+        self.options: dict[str, Any] = dict(options or {})
+        self.lock_timeout: float = lock_timeout
 
     def __repr__(self) -> str:
         return f"<Migrations of {self.database!r} in {self.location}>"

@@ -23,7 +23,7 @@ from sqlalchemy.engine import Connection
 from asgi_sqla.migrations.state import MigrationError, State, Status
 
 T = TypeVar("T")
-logger = logging.getLogger("asgi_sqla")
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 ENV = "from asgi_sqla.migrations import run_env"
 
@@ -156,7 +156,7 @@ class Schema:
         if self._metadata is None:
             self.upgrade("heads")
             return
-        logger.info("creating %s tables", len(self._metadata.tables))
+        logger.info("creating the tables")
         with self._in_one_transaction():
             self._metadata.create_all(self._connection)
             if not self._transactional:

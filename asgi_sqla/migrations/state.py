@@ -53,7 +53,7 @@ class State:
         self._options = {key: options[key] for key in OPTIONS_OF_VERSION_TABLE if key in options}
         self.version_table: str = options.get("version_table", "alembic_version")
         self.schema: str | None = options.get("version_table_schema")
-        self.marker = f"{self.version_table}_creating"
+        self.marker: str = f"{self.version_table}_creating"
         """The table that exists while the others are being created, where that is no transaction."""
 
     def heads(self) -> tuple[str, ...]:

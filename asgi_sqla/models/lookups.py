@@ -55,12 +55,22 @@ def mapper_of(model: type[Any]) -> Mapper[Any]:
 
 def _query(model: type[M], filters: Filters) -> Any:
     known = mapper_of(model).all_orm_descriptors
-    if unknown := [name for name in filters if name not in known]:
-        raise ConfigurationError(
-            f"{described(model, filters)}: {model.__name__} has no attribute {unknown[0]!r}; "
-            f"it has {', '.join(sorted(known.keys()))}"
-        )
+    for name in filters:
+        if name not in known:
+            raise _unknown(model, filters, name)
     return select(model).filter_by(**filters)
+
+
+def _check_values(model: type[Any], values: Filters) -> None:
+    """Raise for what cannot be set; that may be more than can be asked for, such as a property."""
+    for name in values:
+        if not hasattr(model, name):
+            raise _unknown(model, values, name)
+
+
+def _unknown(model: type[Any], values: Filters, name: str) -> ConfigurationError:
+    known = ", ".join(sorted(mapper_of(model).all_orm_descriptors.keys()))
+    return ConfigurationError(f"{described(model, values)}: {model.__name__} has no attribute {name!r}; it has {known}")
 
 
 def by_pk(session: Session, model: type[M], pk: Any) -> M | None:
@@ -120,7 +130,7 @@ def update_or_create(
     defaults = defaults or {}
     made_with = defaults if create_defaults is None else create_defaults
     for values in (defaults, made_with):
-        _query(model, values)
+        _check_values(model, values)
     row, made = _find_or_make(session, model, filters, {**filters, **made_with})
     if not made:
         for name, value in defaults.items():

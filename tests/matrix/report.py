@@ -4,6 +4,8 @@ A test says where it belongs with ``@pytest.mark.cell(table, row, column)``. The
 strings over the test's parameters, so ``@pytest.mark.cell("Servers", "{behaviour}", "{server.name}")``
 on a parametrised test fills many cells. Several tests may share a cell: it fails if one of them does.
 
+A test may give its cell more to say with ``record_property("figure", "12 passed")``.
+
 Where a promise cannot be kept or means nothing, the test calls ``not_applicable(reason)``: the cell
 says so, and the reason becomes a footnote. Any other skip is a part that is missing on this machine:
 it is printed, and where the environment variable ``CI`` is set it fails.
@@ -43,6 +45,8 @@ class Outcome(NamedTuple):
 
     word: str
     reason: str | None = None
+    figure: str | None = None
+    """Stands in for the word of a test that passed: its property of that name."""
 
 
 def cell_of(item: pytest.Item) -> Cell | None:
@@ -65,7 +69,8 @@ def outcome_of(report: pytest.TestReport) -> Outcome | None:
         if reason.startswith(NOT_APPLICABLE):
             return Outcome("n/a", reason.removeprefix(NOT_APPLICABLE))
         return Outcome("skipped", reason)
-    return Outcome("passed") if report.when == "call" else None
+    properties: dict[str, Any] = dict(report.user_properties)
+    return Outcome("passed", figure=properties.get("figure")) if report.when == "call" else None
 
 
 class Matrix:
@@ -108,7 +113,7 @@ class Matrix:
         if outcome is None:
             return ""
         if outcome.reason is None:
-            return outcome.word
+            return outcome.figure or outcome.word
         return f"{outcome.word} [{notes.setdefault(outcome.reason, len(notes) + 1)}]"
 
 

@@ -115,7 +115,7 @@ FRAMEWORKS = (
         "connexion flask",
         own_place=True,
         excused={
-            "async": "Flask runs a coroutine on another event loop, where db.async_session raises: use db.session",
+            "async": "Flask runs a coroutine on an event loop that has ended by the time of the COMMIT: use db.session",
             "sync stream": "its WSGI bridge runs a body while the response waits for COMMIT: give it a session_scope()",
             "hook": NO_HOOK,
             "background": NO_BACKGROUND,
@@ -125,6 +125,10 @@ FRAMEWORKS = (
     ),
 )
 
+OUT_OF_CONTEXT = {
+    "falcon": ("GET", "/sync/helper", "NoUnitOfWorkError"),
+    "connexion flask": ("POST", "/async/write", "WrongEventLoopError"),
+}
 OF_SERVERS = {
     "daphne": {
         "startup": "daphne speaks no lifespan",
@@ -289,7 +293,7 @@ def test_a_failed_commit_is_an_error(case: Case, site: Site, name: str, kind: st
     assert site.names(name) == []
     assert site.out() == 0
     case.needs("cause")
-    assert "the curse of the matrix" in site.logged()
+    assert wait_until(lambda: "the curse of the matrix" in site.logged())
 
 
 @KINDS
@@ -435,6 +439,20 @@ def test_a_hook_writes_in_the_unit(case: Case, site: Site, name: str, kind: str)
     site.post(f"/{kind}/write", f"{name}failed", hook=1, status=422)
 
     assert site.names(name) == ["", "-hook"]
+
+
+@row("out of context")
+def test_code_out_of_the_context_is_told(case: Case, site: Site, name: str) -> None:
+    """Where a framework runs code without the request's context, or on another event loop, the error says so."""
+    if case.framework.name not in OUT_OF_CONTEXT:
+        not_applicable("runs nothing without the request's context, or on an event loop other than the request's")
+    method, path, error = OUT_OF_CONTEXT[case.framework.name]
+
+    answer = site.client.request(method, path, params={"name": name})
+
+    assert wait_until(lambda: error in answer.text or error in site.logged())
+    assert site.names(name) == []
+    assert site.out() == 0
 
 
 @KINDS

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import sniffio
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from support.databases import NO_OWNER, Item
@@ -198,7 +199,9 @@ def started() -> None:
 
 async def state(query: Query) -> dict[str, Any]:
     """Return the note of that name, and how many connections are checked out of both pools."""
-    pools: list[Any] = [db.engine.pool, db.async_engine.pool]
+    pools: list[Any] = [db.engine.pool]
+    if sniffio.current_async_library() == "asyncio":
+        pools.append(db.async_engine.pool)
     return {"note": notes.get(query.name), "out": sum(pool.checkedout() for pool in pools)}
 
 
