@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
-from asgi_sqla.errors import SessionInUseError, UnitOfWorkDoomedError
+from asgi_sqla.errors import SessionInUseError, UnitOfWorkDoomedError, UnitOfWorkEndedError
 from asgi_sqla.guard import OWN_SCOPE, GuardedSession
 from asgi_sqla.steps import Steps, Work
 
@@ -50,6 +50,8 @@ class Ending(NamedTuple):
         for work in works:
             try:
                 yield _roll_back, work
+            except UnitOfWorkEndedError:  # whoever is in a call on it rolls it back
+                continue
             except Exception as exc:
                 logger.exception("%s: ROLLBACK failed on %r", self.unit, work.source)
                 if isinstance(exc, SessionInUseError):  # or it would be committed with what follows the response
@@ -118,7 +120,7 @@ def _roll_back(session: Session) -> None:
     """Roll back; a connection on which that fails is in doubt, and leaves the pool."""
     try:
         session.rollback()
-    except SessionInUseError:  # whoever uses it ends it
+    except (SessionInUseError, UnitOfWorkEndedError):  # whoever uses it ends it
         raise
     except BaseException:
         session.invalidate()
