@@ -60,6 +60,7 @@ class Ending(NamedTuple):
     def close(self, cause: BaseException | None) -> Steps:
         """Settle, then close every session for good, whatever happened before."""
         failure: Exception | None = None
+        in_use = self._in_use(self.works)  # asked now, for its call may return while the others are ended
         try:
             yield from self.settle()
         except Exception as exc:
@@ -75,17 +76,16 @@ class Ending(NamedTuple):
                     failure = exc
                 else:
                     logger.exception("%s: close failed on %r", self.unit, work.source)
-        if not isinstance(failure, SessionInUseError):
-            self._tell_if_in_use(cause)
+        if in_use and not isinstance(failure, SessionInUseError):
+            self._tell_in_use(cause)
         if failure is not None:
             raise failure
 
-    def _tell_if_in_use(self, cause: BaseException | None) -> None:
-        """Say in the log, and on the exception the unit ends with, that a session is not ours to end yet."""
-        if self._in_use(self.works):
-            logger.error("%s", self._still_in_use())
-            if cause is not None:
-                cause.add_note(self._still_in_use())
+    def _tell_in_use(self, cause: BaseException | None) -> None:
+        """Say in the log, and on the exception the unit ends with, that a session was not ours to end."""
+        logger.error("%s", self._still_in_use())
+        if cause is not None:
+            cause.add_note(self._still_in_use())
 
     def _object(self, active: list[Work]) -> None:
         """Raise if the unit must not commit."""

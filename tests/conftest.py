@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -33,7 +32,6 @@ async def database(backend: Backend) -> AsyncIterator[Database]:
     """Return a ``Database`` on the backend, and check after the test that no connection is out."""
     database = Database(backend.url)
     yield database
-    gc.collect()
     out = connections_out(database)
     await database.async_dispose()
     assert out == 0
