@@ -589,8 +589,8 @@ async def test_when_the_second_of_two_commits_fails_the_error_says_so(
             first.add(Item(name="kept"))
             await first.flush()
             database.async_session.add(Item(name="lost", owner_id=NO_OWNER))
-    (note,) = caught.value.__notes__
-    assert f"COMMIT failed; these had been committed: {other!r}; these are rolled back: {database!r}" in note
+    notes = "\n".join(caught.value.__notes__)
+    assert f"COMMIT failed; these had been committed: {other!r}; these are rolled back: {database!r}" in notes
     assert (other_backend.names(), backend.names()) == (["kept"], [])
     await other.async_dispose()
 
