@@ -52,10 +52,16 @@ class Callback(NamedTuple):
             await result
 
 
+Watch: TypeAlias = Callable[[list[Callback]], list[Callback]]
+
+
 class Callbacks:
     """The callbacks of one unit, in the order of their registration."""
 
     __slots__ = ("_undone", "_waiting")
+
+    watch: Watch | None = None
+    """Is shown what is due, and returns what is to be called; for ``asgi_sqla.testing``."""
 
     def __init__(self) -> None:
         self._waiting: list[Callback] = []
@@ -83,7 +89,8 @@ class Callbacks:
         waiting, undone = self._waiting, self._undone
         self._waiting, self._undone = [], []
         moment = "commit" if committed else "rollback"
-        return [one for one in undone if one.moment == "rollback"] + [one for one in waiting if one.moment == moment]
+        due = [one for one in undone if one.moment == "rollback"] + [one for one in waiting if one.moment == moment]
+        return due if Callbacks.watch is None else Callbacks.watch(due)
 
 
 class Scope(Protocol):

@@ -6,7 +6,7 @@ Must not know: when a transaction ends, or anything of ASGI.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from anyio import to_thread
@@ -39,6 +39,8 @@ class Database:
 
     Raises ConfigurationError, or MissingDriverError, at once when an argument is wrong.
     """
+
+    _substituted = False
 
     def __init__(
         self,
@@ -189,6 +191,16 @@ class Database:
         for engines in (self._ready(), *self._reading.values()):
             await engines.dispose_async()
 
+    def substitute(self, engines: Engines) -> Callable[[], None]:
+        """Have ``engines`` serve everything from now on, as ``asgi_sqla.testing`` does; what is returned undoes it."""
+        before = self._ready(), self._substituted
+
+        def undo() -> None:
+            self._engines, self._substituted = before
+
+        self._engines, self._substituted = engines, True
+        return undo
+
     async def check(self) -> None:
         """Connect, ask for one row, and raise what the driver raises if that fails."""
         engines = self._ready()
@@ -203,21 +215,14 @@ class Database:
         engines = self._ready()
         if role == "write":
             return engines, GuardedSession
+        if self._substituted:
+            return engines, BorrowedReadOnlySession
         configuration = cast("Configuration", self._configuration)
         urls = configuration.replicas or ((engines.url,) if engines.url is not None else ())
         if not urls:
             return engines, BorrowedReadOnlySession
         if role not in self._reading:
-            options = configuration.engine_options
-            made = Engines(
-                urls[0],
-                engine=None,
-                async_engine=None,
-                options=options,
-                transaction_mode=None,
-                role=role,
-                replicas=urls,
-            )
+            made = Engines(urls[0], options=configuration.engine_options, role=role, replicas=urls)
             self._reading.setdefault(role, made)
         return self._reading[role], ReadOnlySession
 
