@@ -155,7 +155,7 @@ async def test_a_commit_that_failed_under_cancellation_stays_failed(
             await respond(send, 201)
         await respond(send, 201)
 
-    responses = {IntegrityError: 409} if mapped else None
+    responses = {backend.commit_error: 409} if mapped else None
     call = Call(SQLAlchemyMiddleware(app, database, error_responses=responses))
     await asyncio.create_task(call())
 
