@@ -19,17 +19,20 @@ T = TypeVar("T")
 logger = logging.getLogger("asgi_sqla")
 
 
-async def to_completion(work: Coroutine[Any, Any, T]) -> T:
+async def to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
     """Await ``work`` until it is done; only then let a cancellation of the caller through.
 
     anyio's shield alone does not stop a plain ``task.cancel()``; a task of its own alone is woken
     without pause under a cancelled anyio scope. The CancelledError raised is the one received: anyio
     does not know any other as its own. A failure of ``work`` that it would hide is logged, and its cause.
     """
-    try:
-        task = asyncio.create_task(work)
-    except RuntimeError:  # trio knows no task.cancel(), so the shield is enough
-        return await _shielded(work)
+    if isinstance(work, asyncio.Future):
+        task = work
+    else:
+        try:
+            task = asyncio.create_task(work)
+        except RuntimeError:  # trio knows no task.cancel(), so the shield is enough
+            return await _shielded(work)
     cancelled: asyncio.CancelledError | None = None
     try:
         await _end_of(task)
@@ -50,7 +53,7 @@ async def _shielded(work: Coroutine[Any, Any, T]) -> T:
     raise AssertionError  # a scope that nobody cancels swallows nothing
 
 
-async def _wait(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
+async def _wait(task: asyncio.Future[Any]) -> asyncio.CancelledError | None:
     """Wait until ``task`` is done, and return the last cancellation that came meanwhile."""
     cancelled = None
     while not task.done():
@@ -66,13 +69,13 @@ def _comes_again() -> bool:
     return current_effective_deadline() == -math.inf
 
 
-def _end_of(task: asyncio.Task[Any]) -> asyncio.Future[None]:
+def _end_of(task: asyncio.Future[Any]) -> asyncio.Future[None]:
     """Return a future that ends with ``task``, and can be cancelled without it; asyncio's own ways cost more."""
     end: asyncio.Future[None] = task.get_loop().create_future()
     task.add_done_callback(partial(_set, end))
     return end
 
 
-def _set(end: asyncio.Future[None], _task: asyncio.Task[Any]) -> None:
+def _set(end: asyncio.Future[None], _task: asyncio.Future[Any]) -> None:
     if not end.done():
         end.set_result(None)

@@ -7,8 +7,11 @@ Must not know: what the steps are, or in which order they come.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TypeAlias, cast
 
 from anyio import CapacityLimiter, to_thread
@@ -68,6 +71,17 @@ async def walk_async(steps: Steps) -> None:
                 operation, work = next(steps)
 
 
+def walk_in_thread(steps: Steps, works: tuple[Work, ...]) -> asyncio.Future[None] | None:
+    """Begin to run every step in a worker thread; return what ends with it, or None if that is not the place."""
+    if not works or any(work.async_session is not None for work in works):
+        return None
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # trio
+        return None
+    return loop.run_in_executor(_threads, copy_context().run, walk, steps)
+
+
 async def _perform(operation: Callable[..., object], work: Work) -> None:
     if work.async_session is not None:
         await _on_its_loop(operation, work.async_session, work.loop)
@@ -90,3 +104,15 @@ async def _on_its_loop(operation: Operation, session: AsyncSession, loop: asynci
             f"{session.sync_session} was made on an event loop that has ended, and its work with it; "
             f"in code that runs on a loop of its own, open a unit of work: {OWN_SCOPE}"
         )
+
+
+def _make_threads() -> None:
+    """Make the threads for sync sessions: never one too few, or handlers waiting would starve a COMMIT."""
+    global _threads  # a forked child has the object, but none of the threads
+    _threads = ThreadPoolExecutor(10_000, "asgi_sqla")
+
+
+_threads: ThreadPoolExecutor
+_make_threads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_make_threads)

@@ -21,7 +21,7 @@ from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.guard import GuardedSession, ended
 from asgi_sqla.sessions import NONE, Manner, Sessions, Source
 from asgi_sqla.shielding import to_completion
-from asgi_sqla.steps import Steps, walk, walk_async
+from asgi_sqla.steps import Steps, walk, walk_async, walk_in_thread
 
 
 class UnitOfWork:
@@ -80,10 +80,7 @@ class UnitOfWork:
         self._add_callback("commit", callback, args, kwargs)
 
     def on_rollback(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None:
-        """Call ``callback(*args, **kwargs)`` once the unit, or the savepoint it is in, was rolled back.
-
-        All else is as for ``on_commit``.
-        """
+        """Call ``callback``, as ``on_commit`` does, once the unit, or the savepoint it is in, was rolled back."""
         self._add_callback("rollback", callback, args, kwargs)
 
     def on_begin(self, hook: Callable[[Connection], object]) -> None:
@@ -123,13 +120,13 @@ class UnitOfWork:
         cancellation waits.
         """
         if self._has_work():
-            await to_completion(self._end(self._ending(commit).settle(), commit))
+            await self._end(self._ending(commit).settle(), commit)
 
     async def close(self, commit: bool, cause: BaseException | None = None) -> None:
         """Settle, then close every session for good. ``cause`` is the exception the unit ends with."""
         steps = self._closing(commit, cause)
         if self._has_work():
-            await to_completion(self._end(steps, commit))
+            await self._end(steps, commit)
         else:
             walk(steps)
 
@@ -144,6 +141,10 @@ class UnitOfWork:
                 run(callback, Job(f"{callback} of {self.name}", awaits=False))
 
     async def _end(self, steps: Steps, commit: bool) -> None:
+        walking = walk_in_thread(steps, self.sessions.works) if self._callbacks is None else None
+        await to_completion(walking or self._end_and_call(steps, commit))
+
+    async def _end_and_call(self, steps: Steps, commit: bool) -> None:
         committed = False
         try:
             await walk_async(steps)

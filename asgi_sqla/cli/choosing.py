@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from asgi_sqla.database import Database
 from asgi_sqla.errors import ConfigurationError
@@ -17,26 +18,14 @@ from asgi_sqla.migrations import Migrations
 from asgi_sqla.settings import LOCATION, migrations_from
 
 
-class Chosen:
-    """The migrations that were handed in."""
+class Named(NamedTuple):
+    """What the options of ``asgi-sqla`` say."""
 
-    def __init__(self, migrations: Migrations) -> None:
-        self._migrations = migrations
+    db: str | None
+    location: str | None
+    metadata: str | None
 
-    def migrations(self) -> Migrations:
-        """Return them."""
-        return self._migrations
-
-
-class Named(Chosen):
-    """What options name, or the environment; looked for when a command needs it."""
-
-    def __init__(self, db: str | None, location: str | None, metadata: str | None) -> None:
-        self.db = db
-        self.location = location
-        self.metadata = metadata
-
-    def migrations(self) -> Migrations:
+    def find(self) -> Migrations:
         """Import what ``--db`` names, or read ``DATABASE_URL``."""
         metadata = None if self.metadata is None else load(self.metadata)
         found = migrations_from(metadata=metadata) if self.db is None else load(self.db)
@@ -47,6 +36,26 @@ class Named(Chosen):
         if self.location is not None:
             found.location = Path(self.location)
         return found
+
+
+class Chosen:
+    """The migrations a command is about, found when it first asks for them."""
+
+    def __init__(self, find: Callable[[], Migrations], named: Named | None = None) -> None:
+        self._find = find
+        self._found: Migrations | None = None
+        self.named: Named | None = named
+
+    def migrations(self) -> Migrations:
+        """Return them."""
+        if self._found is None:
+            self._found = self._find()
+        return self._found
+
+    def close(self) -> None:
+        """Close the idle connections of the database, if it was used."""
+        if self._found is not None:
+            self._found.database.dispose()
 
 
 def load(reference: str) -> Any:

@@ -16,7 +16,7 @@ import click
 import sqlalchemy
 
 from asgi_sqla.cli.checking import check_async, check_sync
-from asgi_sqla.cli.choosing import Chosen, Named
+from asgi_sqla.cli.choosing import Chosen
 from asgi_sqla.cli.reporting import BEHIND, REFUSED
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.migrations import Status, SyncResult, scaffold
@@ -115,9 +115,10 @@ def check(chosen: Chosen) -> None:
 @click.pass_obj
 def init(chosen: Chosen) -> None:
     """Write a migrations directory for what --db names."""
-    if not isinstance(chosen, Named) or chosen.db is None:
+    named = chosen.named
+    if named is None or named.db is None:
         raise ConfigurationError("init needs --db package.module:name, for the env.py to import")
-    for path in scaffold(Path(chosen.location or LOCATION), chosen.db, chosen.metadata):
+    for path in scaffold(Path(named.location or LOCATION), named.db, named.metadata):
         click.echo(path)
 
 

@@ -33,7 +33,9 @@ def main(context: click.Context, db: str | None, location: str | None, metadata:
     Exit codes: 0 done or up to date, 1 failed, 2 wrong usage, 3 not up to date (status), 4 somebody
     has to decide, 5 another process kept the lock.
     """
-    context.obj = Named(db, location, metadata)
+    named = Named(db, location, metadata)
+    context.obj = Chosen(named.find, named)
+    context.call_on_close(context.obj.close)
 
 
 for _command in (*MIGRATING, init, demo):
@@ -45,7 +47,8 @@ def commands(migrations: Migrations, name: str = "db") -> click.Group:
 
     @click.pass_context
     def choose(context: click.Context) -> None:
-        context.obj = Chosen(migrations)
+        context.obj = Chosen(lambda: migrations)
+        context.call_on_close(context.obj.close)
 
     members: dict[str, click.Command] = {str(each.name): each for each in MIGRATING}
     return Group(name, callback=choose, help="Look at the database and migrate it.", commands=members)
@@ -60,5 +63,6 @@ def syncdb(migrations: Migrations | Mapping[str, Any] | BaseModel | None = None)
         migrations = migrations_from(migrations)
     with progress():
         result = migrations.sync()
+    migrations.database.dispose()
     click.echo(SAID[result])
     return result

@@ -26,7 +26,7 @@ from matrix.report import not_applicable
 TESTS = Path(__file__).parents[1]
 KINDS = ("async", "sync")
 FORMS = ("with", "decorator")
-PATIENCE = 20
+PATIENCE = 30
 """Seconds to wait for what ought to come at once; only a failing test waits that long."""
 
 NOTICE = "-c client_connection_check_interval=100"
