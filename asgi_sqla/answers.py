@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asgi_sqla")
 
-ErrorResponses: TypeAlias = Mapping[type[BaseException], int | Callable[[Any, Any, Any], Awaitable[None]]]
+ErrorResponses: TypeAlias = Mapping[type[Any], int | Callable[[Any, Any, Any], Awaitable[None]]]
 
 
 class Answer:

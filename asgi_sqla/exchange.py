@@ -6,9 +6,10 @@ Must not know: how sessions are ended, or what any framework or server is called
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from asgi_sqla.answers import Answers
 from asgi_sqla.unit import UnitOfWork
@@ -58,6 +59,7 @@ class Exchange:
     """Whether the response was sent to its end; a framework that gives one up may return as if all were well."""
     _failure: Exception | None = None
     """Why we answered in the application's place."""
+    _answered = False
     _mapped = False
 
     @property
@@ -75,6 +77,10 @@ class Exchange:
         except Exception as exc:
             await self._answer(exc)
             raise Answered from exc
+        except asyncio.CancelledError as exc:
+            # The application may swallow it; a COMMIT that failed meanwhile stays failed all the same.
+            self._failure = cast("Exception | None", exc.__cause__)
+            raise
         self._started = True
         await self._send(message)
 
@@ -83,20 +89,25 @@ class Exchange:
 
     async def _answer(self, failure: Exception) -> None:
         self._failure = failure
+        self._answered = True
         await self._unit.close(commit=False, cause=failure)
         self._mapped = await self._rules.answers.give(failure, self._scope, self._receive, self._send)
 
     async def _finish(self, raised: BaseException | None) -> None:
         """End the unit, now that the application has returned or ``raised``."""
         unit = self._unit
-        commit = raised is None and self._started and self._complete and self._failure is None
+        whole = self._complete and self._failure is None
+        if raised is None and self._started and not whole and unit.sessions.in_transaction:
+            logger.error("%s: its response was given up, so what was begun after its start is rolled back", unit)
         try:
-            await unit.close(commit, raised)
+            await unit.close(raised is None and self._started and whole, raised)
         except Exception as exc:
             self._surface(exc)
         if self._failure is not None:
             if raised is not None and not _is_of_ours(raised):
                 raise raised
+            if not self._answered:
+                await self._answer(self._failure)
             if not self._mapped:
                 self._surface(self._failure)
         elif raised is not None:

@@ -24,7 +24,7 @@ async def to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
 
     anyio's shield alone does not stop a plain ``task.cancel()``; a task of its own alone is woken
     without pause under a cancelled anyio scope. The CancelledError raised is the one received: anyio
-    does not know any other as its own. A failure of ``work`` that it would hide is logged.
+    does not know any other as its own. A failure of ``work`` that it would hide is logged, and its cause.
     """
     if isinstance(work, asyncio.Future):
         task = work
@@ -41,9 +41,10 @@ async def to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
         cancelled = await _shielded(_wait(task)) or (None if _comes_again() else exc)
     if cancelled is None:
         return task.result()
-    if not task.cancelled() and (failure := task.exception()) is not None:
+    failure = None if task.cancelled() else task.exception()
+    if failure is not None:
         logger.error("failed while its caller was being cancelled", exc_info=failure)
-    raise cancelled
+    raise cancelled from failure
 
 
 async def _shielded(work: Coroutine[Any, Any, T]) -> T:

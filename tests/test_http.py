@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -137,3 +138,43 @@ async def test_what_could_not_be_rolled_back_is_never_committed(database: Databa
     call = await Call(SQLAlchemyMiddleware(app, database))()
 
     assert (call.raised, call.starts, backend.names()) == (None, [422], [])
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+async def test_a_commit_that_failed_under_cancellation_stays_failed(
+    database: Database, backend: Backend, mapped: bool
+) -> None:
+    """An application that swallows the cancellation and answers 201 all the same does not get it through."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await write(database, "async", name="a", owner_id=NO_OWNER)
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_soon(task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await respond(send, 201)
+        await respond(send, 201)
+
+    responses = {backend.commit_error: 409} if mapped else None
+    call = Call(SQLAlchemyMiddleware(app, database, error_responses=responses))
+    await asyncio.create_task(call())
+
+    assert call.starts == [409 if mapped else 500]
+    assert backend.names() == []
+
+
+async def test_work_behind_a_response_that_was_given_up_is_rolled_back_aloud(
+    database: Database, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A framework that stops in the middle of a body returns as if all were well; the log says what is lost."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        await write(database, "async", name="a")
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+
+    assert (call.raised, call.starts, backend.names()) == (None, [200], [])
+    (record,) = [record for record in caplog.records if record.name == "asgi_sqla"]
+    assert "its response was given up" in record.getMessage()
