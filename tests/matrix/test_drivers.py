@@ -19,10 +19,12 @@ from support.services import mariadb_url, missing
 from matrix.report import not_applicable
 
 TESTS = Path(__file__).parents[1]
+ELSEWHERE = ("test_fastapi", "test_properties")
+"""Long, and about something else than drivers; the default session runs them on three."""
 SUITES = {
     path.stem.removeprefix("test_"): path
     for path in sorted(TESTS.glob("test_*.py"))
-    if re.search(r"\bbackend: Backend\b", path.read_text())
+    if re.search(r"\bbackend: Backend\b", path.read_text()) and path.stem not in ELSEWHERE
 }
 """The modules that have tests which take each database in turn."""
 
