@@ -79,7 +79,8 @@ def walk_in_thread(steps: Steps, works: tuple[Work, ...]) -> asyncio.Future[None
         loop = asyncio.get_running_loop()
     except RuntimeError:  # trio
         return None
-    return cast("asyncio.Future[None]", loop.run_in_executor(_threads, copy_context().run, walk, steps))
+    context = copy_context()
+    return loop.run_in_executor(_threads, lambda: context.run(walk, steps))
 
 
 async def _perform(operation: Callable[..., object], work: Work) -> None:

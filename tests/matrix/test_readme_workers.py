@@ -1,0 +1,30 @@
+"""The blocks of the README's "In your worker", in order, as they stand: nothing in them needs a broker to be up."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[2] / "README.rst"
+SECTION = re.compile(r"^In your worker\n-+\n.*?(?=^\S[^\n]*\n---+\n)", re.MULTILINE | re.DOTALL)
+
+BLOCK = re.compile(r"^\.\. code-block:: python\n\n((?:    [^\n]*\n|\n)+)", re.MULTILINE)
+
+
+@pytest.mark.cell("README", "workers", "its blocks")
+def test_every_block_runs(tmp_path: Path) -> None:
+    """One after the other in a module, for workers look up what they are given by its module's name."""
+    section = SECTION.search(README.read_text())
+    assert section is not None
+    blocks = BLOCK.findall(section[0])
+    assert len(blocks) >= 6
+    (tmp_path / "jobs.py").write_text("\n".join(map(textwrap.dedent, blocks)))
+    subprocess.run(
+        [sys.executable, "-c", "import jobs"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": "."}, check=True
+    )
