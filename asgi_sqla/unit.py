@@ -233,15 +233,15 @@ def on_commit(callback: Callable[..., object], *args: object, **kwargs: object) 
     callback(*args, **kwargs)
 
 
-def _begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    unit = cast("GuardedSession", session).guard_unit
+def _begin(session: Any, transaction: SessionTransaction, connection: Connection) -> None:
+    unit: object = session.guard_unit
     if isinstance(unit, UnitOfWork) and not transaction.nested:
         for hook in unit._begin_hooks:
             hook(connection)
 
 
-def _undo_callbacks(session: Session, rolled_back: SessionTransaction) -> None:
-    unit = cast("GuardedSession", session).guard_unit
+def _undo_callbacks(session: Any, rolled_back: SessionTransaction) -> None:
+    unit: object = session.guard_unit
     if isinstance(unit, UnitOfWork) and unit._callbacks is not None:
         unit._callbacks.undo(rolled_back)
 
