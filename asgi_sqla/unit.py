@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
-from asgi_sqla.callbacks import Callback, Callbacks, Moment, check_callback, run, run_async
+from asgi_sqla.callbacks import Callback, Callbacks, Moment, call_now, check_callback, run, run_async
 from asgi_sqla.context import current, inherited
 from asgi_sqla.ending import Ending
 from asgi_sqla.errors import ConfigurationError
@@ -230,7 +230,7 @@ def on_commit(callback: Callable[..., object], *args: object, **kwargs: object) 
         unit.on_commit(callback, *args, **kwargs)
         return
     check_callback(callback, awaits=False, unit="code outside any unit of work")
-    callback(*args, **kwargs)
+    call_now(callback, args, kwargs)
 
 
 def _begin(session: Any, transaction: SessionTransaction, connection: Connection) -> None:
