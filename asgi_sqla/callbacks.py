@@ -37,8 +37,8 @@ class Callback(NamedTuple):
         return f"on_{self.moment} callback {getattr(self.function, '__qualname__', self.function)}"
 
     def call_now(self) -> None:
-        """Call it here."""
-        self.function(*self.args, **self.kwargs)
+        """Call it here, where nothing can be awaited."""
+        call_now(self.function, self.args, self.kwargs)
 
     async def call(self) -> None:
         """Call it where it was registered: on the event loop, or in a worker thread; await what it returns."""
@@ -138,6 +138,15 @@ async def run_async(callback: Callback, unit: Scope) -> None:
         await unit.close(commit=False, cause=exc)
     finally:
         leave(token)
+
+
+def call_now(function: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+    """Call ``function``; what it returns must not have to be awaited, or ConfigurationError is raised."""
+    result = function(*args, **kwargs)
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise ConfigurationError(f"callback={function!r} returned {result!r}, which nobody can await here")
 
 
 def is_async(function: Callable[..., object]) -> bool:

@@ -16,6 +16,7 @@ from threading import Lock, get_ident
 from typing import Any, TypeAlias, cast
 from weakref import WeakKeyDictionary, WeakSet, ref
 
+from greenlet import getcurrent  # type: ignore[import-untyped]
 from sqlalchemy import event, select
 from sqlalchemy.engine import Connection, Dialect, ExceptionContext
 from sqlalchemy.exc import IntegrityError
@@ -67,6 +68,8 @@ class GuardedSession(Session):
     """Everybody who used the session, if the unit wants to know."""
     _guard_loop: asyncio.AbstractEventLoop | None = None
     _guard_user: User | None = None
+    _guard_inside: object = None
+    """The greenlet of the call that is running: what it calls in turn need not be asked who it is."""
     _guard_end: Callable[[Session], None] | None = None
     _guard_over = False
     _guard_connections: tuple[Connection, ...] = ()
@@ -97,15 +100,12 @@ class GuardedSession(Session):
         # Whoever ends it keeps the lock for ever, so there is no second one.
         if self._guard_end is None or not self._guard_lock.acquire(blocking=False):
             return False
-        self._guard_user = self._guard_me()
+        self._guard_inside = getcurrent()
         self._guard_end(self)
-        self._guard_user = None
+        self._guard_inside = None
         self.guard_unit = str(self.guard_unit)  # or each would keep the other alive
         self._guard_over = True
         return True
-
-    def _guard_me(self) -> User | None:
-        return get_ident() if self._guard_loop is None else asyncio.current_task()
 
     def _guard_enter(self) -> bool:
         """Let the caller in; return False if it is in already, further up its own stack."""
@@ -120,25 +120,28 @@ class GuardedSession(Session):
                 f"task or thread at a time, so each opens its own: {OWN_SCOPE}"
             )
         self._guard_user = user
+        self._guard_inside = getcurrent()
         if self.guard_users is not None:
             self.guard_users.add(current_user())
         return True
 
-    def _guard_checked_user(self) -> User | None:
-        try:
-            user = self._guard_me()
-        except RuntimeError:
-            user = None
+    def _guard_checked_user(self) -> User:
         loop = self._guard_loop
-        if loop is not None and (user is None or cast("asyncio.Task[Any]", user).get_loop() is not loop):
-            raise WrongEventLoopError(
-                f"an AsyncSession of {self.guard_unit} was used outside the event loop it was made on; "
-                f"there, open a unit of work: {OWN_SCOPE}"
-            )
-        return user
+        if loop is None:
+            return get_ident()
+        try:
+            running: object = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is loop and (task := asyncio.current_task(loop)) is not None:
+            return task
+        raise WrongEventLoopError(
+            f"an AsyncSession of {self.guard_unit} was used outside the event loop it was made on; "
+            f"there, open a unit of work: {OWN_SCOPE}"
+        )
 
     def _guard_leave(self) -> None:
-        self._guard_user = None
+        self._guard_user = self._guard_inside = None
         self._guard_lock.release()
         self._guard_end_if_idle()
 
@@ -148,7 +151,7 @@ def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
-        outermost = self._guard_enter()
+        outermost = getcurrent() is not self._guard_inside and self._guard_enter()
         try:
             return method(self, *args, **kwargs)
         finally:
@@ -166,11 +169,10 @@ _sessions: WeakKeyDictionary[Connection, ref[GuardedSession]] = WeakKeyDictionar
 
 
 @event.listens_for(GuardedSession, "after_begin")
-def _watch(session: Session, _transaction: SessionTransaction, connection: Connection) -> None:
-    guarded_session = cast("GuardedSession", session)
-    if connection not in (before := guarded_session._guard_connections):
-        guarded_session._guard_connections = (connection, *(one for one in before if not one.closed))
-        _sessions[connection] = ref(guarded_session)
+def _watch(session: Any, _transaction: SessionTransaction, connection: Connection) -> None:
+    if connection not in (before := session._guard_connections):
+        session._guard_connections = (connection, *(one for one in before if not one.closed))
+        _sessions[connection] = ref(session)
     if connection.dialect not in _watched:
         _watched.add(connection.dialect)
         event.listen(connection.engine, "handle_error", _note_failed)
@@ -207,22 +209,21 @@ def _in_doubt(context: ExceptionContext) -> bool:
 
 
 @event.listens_for(GuardedSession, "before_commit")
-def _ask(session: Session) -> None:
+def _ask(session: Any) -> None:
     """Raise what the database says of a transaction that it has given up."""
-    guarded_session = cast("GuardedSession", session)
-    guarded_session._guard_committing = True
-    for connection in guarded_session._guard_connections:
+    session._guard_committing = True
+    for connection in session._guard_connections:
         if connection in _failed and not connection.closed:
             connection.execute(select(1))
-            if guarded_session._guard_undone is connection and guarded_session.guard_error is not None:
-                raise guarded_session.guard_error
+            if session._guard_undone is connection and session.guard_error is not None:
+                raise session.guard_error
 
 
 @event.listens_for(GuardedSession, "after_commit")
-def _note_commit(session: Session) -> None:
-    cast("GuardedSession", session)._guard_committing = False
+def _note_commit(session: Any) -> None:
+    session._guard_committing = False
     if not session.in_nested_transaction():  # the release of a savepoint is announced as well
-        cast("GuardedSession", session).guard_committed = True
+        session.guard_committed = True
 
 
 @event.listens_for(GuardedSession, "after_soft_rollback")

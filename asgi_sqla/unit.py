@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
-from asgi_sqla.callbacks import Callback, Callbacks, Moment, check_callback, run, run_async
+from asgi_sqla.callbacks import Callback, Callbacks, Moment, call_now, check_callback, run, run_async
 from asgi_sqla.context import current, inherited
 from asgi_sqla.ending import Ending
 from asgi_sqla.errors import ConfigurationError
@@ -230,18 +230,18 @@ def on_commit(callback: Callable[..., object], *args: object, **kwargs: object) 
         unit.on_commit(callback, *args, **kwargs)
         return
     check_callback(callback, awaits=False, unit="code outside any unit of work")
-    callback(*args, **kwargs)
+    call_now(callback, args, kwargs)
 
 
-def _begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    unit = cast("GuardedSession", session).guard_unit
+def _begin(session: Any, transaction: SessionTransaction, connection: Connection) -> None:
+    unit: object = session.guard_unit
     if isinstance(unit, UnitOfWork) and not transaction.nested:
         for hook in unit._begin_hooks:
             hook(connection)
 
 
-def _undo_callbacks(session: Session, rolled_back: SessionTransaction) -> None:
-    unit = cast("GuardedSession", session).guard_unit
+def _undo_callbacks(session: Any, rolled_back: SessionTransaction) -> None:
+    unit: object = session.guard_unit
     if isinstance(unit, UnitOfWork) and unit._callbacks is not None:
         unit._callbacks.undo(rolled_back)
 

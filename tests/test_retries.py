@@ -149,7 +149,7 @@ async def test_a_function_that_failed_in_passing_is_called_again(
 
     assert work() == "done"
     assert attempts == [1, 2]
-    assert backend.names() == ["attempt 2", *before]
+    assert [name for name in backend.names() if name not in before] == ["attempt 2"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,7 +182,7 @@ async def test_a_commit_that_is_refused_in_passing_is_begun_again(
 
     assert (call.raised, call.starts) == (None, [201])
     assert attempts == [1, 2]
-    assert backend.names() == sorted(["ours 2", "theirs", *before])
+    assert [name for name in backend.names() if name not in before] == ["ours 2", "theirs"]
 
 
 class OwnError(Exception):
