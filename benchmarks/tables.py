@@ -138,21 +138,21 @@ def conditions(machine: dict[str, Any]) -> str:
 
 IN_PROCESS = (
     "The time of a request over the same with the hand-written session, on the same engine; above 1 is slower. "
-    "*Shielded* is the hand-written one with its COMMIT in a task of its own, so that a client that leaves does not cut "
-    "it; asgi_sqla always does that."
+    "*Shielded* is the hand-written one with its COMMIT in a task of its own, so that a client that leaves does not "
+    "cut it; asgi_sqla always does that."
 )
 PEERS = (
     "The time of a request over asgi_sqla's on the same framework, each contender in a process of its own, set up for "
-    "automatic commits as its documentation says; the minimum of many rounds, above 1 is slower. What stands under *But* "
-    "was found by trying it."
+    "automatic commits as its documentation says; the minimum of many rounds, above 1 is slower. What stands under "
+    "*But* was found by trying it."
 )
 HTTP = (
     "Requests per second over asgi_sqla's, below 1 is slower; in parentheses the 50th and the 99th percentile in "
     "milliseconds. uvicorn, one worker, {connections} connections from a second process."
 )
 READERS = (
-    "{readers} clients each ask for a body of a megabyte that follows a SELECT, and do not read it. Then another client asks "
-    "for something else. The pool has 5 connections."
+    "{readers} clients each ask for a body of a megabyte that follows a SELECT, and do not read it. Then another client "
+    "asks for something else. The pool has 5 connections."
 )
 GROWTH = (
     "The time of a request on a middleware of several databases over the same with one; then units per second, each an "
