@@ -18,11 +18,12 @@ from sqlalchemy.sql import text
 from asgi_sqla.configuration import Configuration
 from asgi_sqla.engines import Engines, Role
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.guard import GuardedSession, guarded
+from asgi_sqla.guard import GuardedSession
 from asgi_sqla.reading import BorrowedReadOnlySession, ReadOnlySession, restore_on_return
 from asgi_sqla.sessions import Manner
 from asgi_sqla.sqlite import TransactionMode
 from asgi_sqla.unit import current_unit
+from asgi_sqla.watching import guarded
 
 
 class Database:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
-from sqlalchemy.orm import Session
-
 from asgi_sqla.errors import SessionInUseError, UnitOfWorkDoomedError, UnitOfWorkEndedError
 from asgi_sqla.guard import OWN_SCOPE, GuardedSession
 from asgi_sqla.steps import Steps, Work
@@ -112,13 +110,15 @@ class Ending(NamedTuple):
         return f"{self.unit}: COMMIT failed; these had been committed: {done}; these are rolled back: {lost}"
 
 
-def _commit(session: Session) -> None:
+def _commit(session: GuardedSession) -> None:
+    session.guard_close_streams()
     session.commit()
 
 
-def _roll_back(session: Session) -> None:
+def _roll_back(session: GuardedSession) -> None:
     """Roll back; a connection on which that fails is in doubt, and leaves the pool."""
     try:
+        session.guard_close_streams()
         session.rollback()
     except (SessionInUseError, UnitOfWorkEndedError):  # whoever uses it ends it
         raise
@@ -132,7 +132,7 @@ def _end(session: GuardedSession) -> None:
     session.guard_end(_close)
 
 
-def _close(session: Session) -> None:
+def _close(session: GuardedSession) -> None:
     try:
         if session.in_transaction():
             _roll_back(session)

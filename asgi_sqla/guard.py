@@ -9,33 +9,20 @@ Must not know: units, engines, or why a session ends.
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable
-from inspect import isfunction
 from threading import Lock, get_ident
-from typing import Any, TypeAlias, cast
-from weakref import WeakKeyDictionary, WeakSet, ref
+from typing import Any, TypeAlias
 
 from greenlet import getcurrent  # type: ignore[import-untyped]
-from sqlalchemy import event, select
-from sqlalchemy.engine import Connection, Dialect, ExceptionContext
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.engine import Connection, Result
+from sqlalchemy.orm import Session
 
 from asgi_sqla.errors import SessionInUseError, UnitOfWorkEndedError, WrongEventLoopError
-from asgi_sqla.transient import IN_DOUBT, ends_transaction, is_transient
 
 User: TypeAlias = "asyncio.Task[Any] | int"
 """Who makes a call: a task, or in a plain thread its identifier."""
 
 OWN_SCOPE = "async with session_scope() as session: ..."
-
-CALLS = (
-    ("begin_nested", "bulk_insert_mappings", "bulk_save_objects", "bulk_update_mappings", "close")
-    + ("commit", "connection", "delete", "delete_all", "execute", "flush", "get", "get_one")
-    + ("invalidate", "merge", "merge_all", "prepare", "refresh", "reset", "rollback", "scalar", "scalars")
-)
-"""The methods of ``Session`` that may talk to the database."""
 
 
 def current_user() -> User:
@@ -70,8 +57,10 @@ class GuardedSession(Session):
     _guard_user: User | None = None
     _guard_inside: object = None
     """The greenlet of the call that is running: what it calls in turn need not be asked who it is."""
-    _guard_end: Callable[[Session], None] | None = None
+    _guard_end: Callable[[GuardedSession], None] | None = None
     _guard_over = False
+    _guard_streams: tuple[Result[Any], ...] = ()
+    """The results whose rows are still on the server, for all we know."""
     _guard_connections: tuple[Connection, ...] = ()
     _guard_committing = False
     _guard_undone: Connection | None = None
@@ -88,7 +77,17 @@ class GuardedSession(Session):
         """Whether a call on the session is running now."""
         return self._guard_lock.locked() and not self._guard_over
 
-    def guard_end(self, end: Callable[[Session], None]) -> bool:
+    def guard_keep_stream(self, result: Result[Any]) -> None:
+        """Remember a result that is fetched row by row, which no call on the session tells of."""
+        self._guard_streams = (*self._guard_streams, result)
+
+    def guard_close_streams(self) -> None:
+        """Have whoever still fetches rows get an error, not a connection that is another's by then."""
+        streams, self._guard_streams = self._guard_streams, ()
+        for result in streams:
+            result.close()
+
+    def guard_end(self, end: Callable[[GuardedSession], None]) -> bool:
         """Call ``end(self)`` as the last use of the session; return whether that was done now.
 
         When a call is running, whoever runs it does it on leaving: never under its user.
@@ -144,107 +143,3 @@ class GuardedSession(Session):
         self._guard_user = self._guard_inside = None
         self._guard_lock.release()
         self._guard_end_if_idle()
-
-
-def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
-    method: Callable[..., Any] = getattr(base, name)
-
-    @functools.wraps(method)
-    def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
-        outermost = getcurrent() is not self._guard_inside and self._guard_enter()
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            if outermost:
-                self._guard_leave()
-
-    return call
-
-
-# PostgreSQL answers the COMMIT of a transaction in which a statement failed with ROLLBACK, and no
-# driver calls that an error. So a connection that saw a failure is asked before each COMMIT.
-_failed: WeakSet[Connection] = WeakSet()
-_watched: WeakSet[Dialect] = WeakSet()
-_sessions: WeakKeyDictionary[Connection, ref[GuardedSession]] = WeakKeyDictionary()
-
-
-@event.listens_for(GuardedSession, "after_begin")
-def _watch(session: Any, _transaction: SessionTransaction, connection: Connection) -> None:
-    if connection not in (before := session._guard_connections):
-        session._guard_connections = (connection, *(one for one in before if not one.closed))
-        _sessions[connection] = ref(session)
-    if connection.dialect not in _watched:
-        _watched.add(connection.dialect)
-        event.listen(connection.engine, "handle_error", _note_failed)
-
-
-def _note_failed(context: ExceptionContext) -> None:
-    connection = context.connection
-    if connection is None:
-        return
-    _failed.add(connection)
-    if context.execution_context is None and _in_doubt(context):
-        connection.invalidate()
-    error = cast("Exception", context.sqlalchemy_exception or context.original_exception)
-    if (session := _sessions.get(connection, lambda: None)()) is None:
-        return
-    if context.execution_context is None and context.is_disconnect and session._guard_committing:
-        error.add_note(IN_DOUBT)
-    if session.guard_error is None or not is_transient(session.guard_error):
-        session.guard_error = error
-    session.guard_unhandled = True
-    if ends_transaction(context.original_exception):
-        session._guard_undone = connection
-
-
-def _in_doubt(context: ExceptionContext) -> bool:
-    """Whether a COMMIT or ROLLBACK failed for no reason the database gave.
-
-    asyncpg refuses one beside a running statement (a fetch, say, which nothing tells of), and the
-    transaction stays open. The connection would carry it back to the pool, to fail every user after.
-    """
-    original = context.original_exception
-    stated = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    return stated is None and not isinstance(context.sqlalchemy_exception, IntegrityError)
-
-
-@event.listens_for(GuardedSession, "before_commit")
-def _ask(session: Any) -> None:
-    """Raise what the database says of a transaction that it has given up."""
-    session._guard_committing = True
-    for connection in session._guard_connections:
-        if connection in _failed and not connection.closed:
-            connection.execute(select(1))
-            if session._guard_undone is connection and session.guard_error is not None:
-                raise session.guard_error
-
-
-@event.listens_for(GuardedSession, "after_commit")
-def _note_commit(session: Any) -> None:
-    session._guard_committing = False
-    if not session.in_nested_transaction():  # the release of a savepoint is announced as well
-        session.guard_committed = True
-
-
-@event.listens_for(GuardedSession, "after_soft_rollback")
-def _note_rollback(session: Session, _rolled_back: SessionTransaction) -> None:
-    cast("GuardedSession", session).guard_unhandled = False
-
-
-_classes: dict[tuple[type[Session], type[GuardedSession]], type[GuardedSession]] = {}
-
-
-def guarded(session_class: type[Session], guard: type[GuardedSession] = GuardedSession) -> type[GuardedSession]:
-    """Return the subclass of ``session_class`` that ``guard`` guards; the same one each time."""
-    if (session_class, guard) not in _classes:
-        _classes[session_class, guard] = _make_guarded(session_class, guard)
-    return _classes[session_class, guard]
-
-
-def _make_guarded(session_class: type[Session], guard: type[GuardedSession]) -> type[GuardedSession]:
-    base = cast("type[GuardedSession]", type(session_class.__name__, (guard, session_class), {}))
-    # The user's own methods too: SQLModel's exec() calls Session.execute() past every subclass.
-    own = session_class.__mro__[: session_class.__mro__.index(Session)]
-    names = {name for cls in own for name, value in vars(cls).items() if isfunction(value) and name[0] != "_"}
-    calls = {name: _guarded(name, base) for name in names.union(CALLS) if hasattr(base, name)}
-    return cast("type[GuardedSession]", type(f"Guarded{session_class.__name__}", (base,), calls))

@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("transient", "verdict", "urls", "shielding", "sqlite", "answers"),
     ("guard",),
-    ("reading", "replicas", "configuration", "context", "steps"),
+    ("reading", "replicas", "configuration", "context", "steps", "watching"),
     ("engines", "callbacks"),
     ("ending", "sessions"),
     ("unit",),
