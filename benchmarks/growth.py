@@ -112,7 +112,7 @@ async def _rate(unit: Any, at_once: int, each: int) -> float:
 
 
 async def memory(place: Place, scale: Scale) -> list[Memory]:
-    """Return what is left in memory after each of three runs of requests, a third unused, read and write each."""
+    """Return what is left in memory after each of two runs of requests, a third unused, read and write each."""
     database = Database(place.url)
     unused, read, write = (
         raw.ours_unused(database),
@@ -123,7 +123,7 @@ async def memory(place: Place, scale: Scale) -> list[Memory]:
     tracemalloc.start()
     seen = []
     try:
-        for _ in range(3):
+        for _ in range(2):
             objects, resident = _held()
             before = place.rows()
             await _requests((unused, read, write), scale.memory)
