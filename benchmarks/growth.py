@@ -119,7 +119,7 @@ async def memory(place: Place, scale: Scale) -> list[Memory]:
         raw.ours_async(database, work.read_async),
         raw.ours_async(database, work.write_async),
     )
-    await _requests((unused, read, write), scale.memory // 3)  # fills the caches
+    await _requests((unused, read, write), scale.memory)  # fills the caches
     tracemalloc.start()
     seen = []
     try:
