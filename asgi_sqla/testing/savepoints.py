@@ -96,7 +96,7 @@ def savepoint_engine(real: Engine, turns: Turns, connect: Callable[[], Any], los
             turns.give_back(turn)
             raise
 
-    pool = NullPool(take, dialect=dialect, reset_on_return=None)
+    pool = NullPool(take, dialect=dialect)
     engine = Engine(pool, dialect, real.url)
     event.listen(pool, "connect", lambda _connection, record: record.info.update(asgi_sqla_turn=turns.innermost))
     event.listen(pool, "close", lambda _connection, record: turns.give_back(record.info["asgi_sqla_turn"]))
