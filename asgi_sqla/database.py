@@ -99,7 +99,7 @@ class Database:
         )
         if configuration == self._configuration:
             return
-        if self._configuration is not None and self._engines.in_use:
+        if self._configuration is not None and any(one.in_use for one in (self._engines, *self._reading.values())):
             raise ConfigurationError(
                 f"{self} is configured and in use; write another Database(...) for another database, "
                 "or dispose() this one first"
@@ -192,14 +192,14 @@ class Database:
         for engines in (self._ready(), *self._reading.values()):
             await engines.dispose_async()
 
-    def substitute(self, engines: Engines) -> Callable[[], None]:
-        """Have ``engines`` serve everything from now on, as ``asgi_sqla.testing`` does; what is returned undoes it."""
+    def substitute(self, make: Callable[[Engines], Engines]) -> Callable[[], None]:
+        """Have ``make(engines)`` serve in place of the engines, as ``asgi_sqla.testing`` does; return the undo."""
         before = self._ready(), self._substituted
 
         def undo() -> None:
             self._engines, self._substituted = before
 
-        self._engines, self._substituted = engines, True
+        self._engines, self._substituted = make(before[0]), True
         return undo
 
     async def check(self) -> None:

@@ -122,6 +122,10 @@ class Engines:
             return False
         return True
 
+    def at(self, url: URL) -> Engines:
+        """Return engines with the same settings for another database."""
+        return Engines(url, options=self._options, transaction_mode=self._mode)
+
     def dispose(self) -> None:
         """Close the idle connections of the sync engine, if it is ours; the next use makes a new one."""
         with self._lock:

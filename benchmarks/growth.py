@@ -112,18 +112,18 @@ async def _rate(unit: Any, at_once: int, each: int) -> float:
 
 
 async def memory(place: Place, scale: Scale) -> list[Memory]:
-    """Return what is left in memory after each of three runs of requests, a third unused, read and write each."""
+    """Return what is left in memory after each of two runs of requests, a third unused, read and write each."""
     database = Database(place.url)
     unused, read, write = (
         raw.ours_unused(database),
         raw.ours_async(database, work.read_async),
         raw.ours_async(database, work.write_async),
     )
-    await _requests((unused, read, write), scale.memory // 3)  # fills the caches
+    await _requests((unused, read, write), scale.memory)  # fills the caches
     tracemalloc.start()
     seen = []
     try:
-        for _ in range(3):
+        for _ in range(2):
             objects, resident = _held()
             before = place.rows()
             await _requests((unused, read, write), scale.memory)

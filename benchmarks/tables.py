@@ -151,8 +151,8 @@ HTTP = (
     "milliseconds. uvicorn, one worker, {connections} connections from a second process."
 )
 READERS = (
-    "{readers} clients each ask for a body of a megabyte that follows a SELECT, and do not read it. Then another client "
-    "asks for something else. The pool has 5 connections."
+    "{readers} clients each ask for a body of a megabyte that follows a SELECT, and do not read it. Then another "
+    "client asks for something else. The pool has 5 connections."
 )
 GROWTH = (
     "The time of a request on a middleware of several databases over the same with one; then units per second, each an "

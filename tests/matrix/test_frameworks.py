@@ -10,6 +10,7 @@ import itertools
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -194,13 +195,17 @@ def case(request: pytest.FixtureRequest) -> Case:
     return case
 
 
+def serve(case: Case, folder: Path) -> Site:
+    """Return the case's site, to be entered."""
+    wrap = "outermost" if case.outermost else "own"
+    return Site(case.server, f"matrix.applications.{case.framework.module}:app", folder, MATRIX_WRAP=wrap)
+
+
 @pytest.fixture(scope="module")
 def running(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Start the case's application, once for all its tests."""
     case.needs("server")
-    wrap = "outermost" if case.outermost else "own"
-    app = f"matrix.applications.{case.framework.module}:app"
-    with Site(case.server, app, tmp_path_factory.mktemp("site"), MATRIX_WRAP=wrap) as site:
+    with serve(case, tmp_path_factory.mktemp("site")) as site:
         yield site
 
 
@@ -442,17 +447,19 @@ def test_a_hook_writes_in_the_unit(case: Case, site: Site, name: str, kind: str)
 
 
 @row("out of context")
-def test_code_out_of_the_context_is_told(case: Case, site: Site, name: str) -> None:
+def test_code_out_of_the_context_is_told(case: Case, tmp_path: Path) -> None:
     """Where a framework runs code without the request's context, or on another event loop, the error says so."""
+    case.needs("server")
     if case.framework.name not in OUT_OF_CONTEXT:
         not_applicable("runs nothing without the request's context, or on an event loop other than the request's")
     method, path, error = OUT_OF_CONTEXT[case.framework.name]
 
-    answer = site.client.request(method, path, params={"name": name})
+    with serve(case, tmp_path) as site:
+        answer = site.client.request(method, path, params={"name": "lost"})
 
-    assert wait_until(lambda: error in answer.text or error in site.logged())
-    assert site.names(name) == []
-    assert site.out() == 0
+        assert wait_until(lambda: error in answer.text or error in site.logged())
+        assert site.names("lost") == []
+        assert wait_until(lambda: site.connections("idle in transaction") == 0, 2)
 
 
 @KINDS

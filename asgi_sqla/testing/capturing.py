@@ -1,0 +1,34 @@
+"""Capturing the callbacks that units of work register.
+
+Lives here: ``captured_callbacks()``.
+Must not know: how a callback is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from asgi_sqla.callbacks import Callback, Callbacks
+
+
+@contextmanager
+def captured_callbacks(*, call: bool = False) -> Iterator[list[Callback]]:
+    """Collect the on_commit and on_rollback callbacks that fall due inside the block, in order.
+
+    They are not called, unless ``call`` is true. Each has ``moment`` ("commit" or "rollback"), ``function``,
+    ``args`` and ``kwargs``. Of a unit that is rolled back, on_commit callbacks never fall due.
+    """
+    captured: list[Callback] = []
+    before = Callbacks.watch
+
+    def watch(due: list[Callback]) -> list[Callback]:
+        captured.extend(due)
+        left = due if call else []
+        return left if before is None else before(left)
+
+    Callbacks.watch = staticmethod(watch)
+    try:
+        yield captured
+    finally:
+        Callbacks.watch = before

@@ -1,0 +1,204 @@
+"""The outer transaction: one connection of one kind, opened by who needs it first, and rolled back at the end.
+
+Lives here: which thread or event loop it belongs to, and how it ends there; the engines made on it.
+Must not know: tests, units, pytest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import greenlet_spawn
+
+from asgi_sqla.engines import Engines
+from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
+from asgi_sqla.testing.savepoints import run, savepoint_engine
+from asgi_sqla.testing.turns import Turns
+
+COPY = 'rolled_back(..., mode="copy")'
+PROBE = "SELECT 1"
+"""What ``Database.check()`` asks for; it makes nobody's world."""
+
+
+class Outer:
+    """One connection with the outer transaction, and the engine that is made on it."""
+
+    kind = "a Session"
+
+    def __init__(self, real: Engine, owner: Inside, *, awaits: bool = False) -> None:
+        self._real = real
+        self._owner = owner
+        self._turns = Turns(awaits=awaits)
+        self._connection: Connection | None = None
+        self._over: str | None = None
+        self.used = False
+        """Whether anything was asked of it."""
+        self.engine = savepoint_engine(real, self._turns, self._connect, self._lose)
+        event.listen(self.engine, "before_cursor_execute", self._note)
+
+    def end(self, *, keep: bool = True) -> None:
+        """Roll back; the connection goes back to its pool, or is closed if there will be none to ``keep`` it."""
+        self._over = self._over or "is over"
+        self._turns.end()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.closing(connection):
+                if not keep:
+                    connection.detach()
+                connection.rollback()
+
+    def _connect(self) -> Any:
+        if self._over is not None:
+            raise ConfigurationError(f"the outer transaction {self._over}, and all that was done in it with it")
+        if self._connection is None:
+            self._connection = self._begun(self._real.connect())
+        return self._connection.connection.dbapi_connection
+
+    def _begun(self, connection: Connection) -> Connection:
+        try:
+            connection.begin()
+            fairy: Any = connection.connection
+            if connection.dialect.name == "sqlite" and not fairy.driver_connection.in_transaction:
+                run(fairy, "BEGIN")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _lose(self) -> None:
+        """Take note that the connection is not to be used again."""
+        if self._over is None:
+            self._over = f"has lost its connection; to test what follows that, write {COPY}"
+        if self._connection is not None:
+            self._connection.invalidate()
+
+    def _note(self, _connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if not self.used and statement != PROBE and not statement.startswith("BEGIN"):
+            self._owner.claim(self)
+            self.used = True
+
+
+class AsyncOuter(Outer):
+    """One on an event loop, where it ends with the loop at the latest."""
+
+    kind = "an AsyncSession"
+
+    def __init__(self, real: AsyncEngine, owner: Inside, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(real.sync_engine, owner, awaits=True)
+        self.loop = loop
+        self.async_engine = AsyncEngine(self.engine)
+        self._ending = self._until_loop_ends()
+        # Started by hand, as it awaits nothing before its yield: from here on the loop knows it.
+        with contextlib.suppress(StopIteration):
+            self._ending.__anext__().send(None)
+        self._keep = False
+
+    async def end_async(self) -> None:
+        """Roll back, on its event loop."""
+        self._keep = True
+        await self._ending.aclose()
+
+    async def _until_loop_ends(self) -> AsyncGenerator[None]:
+        """End when closed: by us, or by ``loop.shutdown_asyncgens()``, whose loop's pools are being closed as well."""
+        try:
+            yield
+        finally:
+            await greenlet_spawn(self.end, keep=self._keep)
+
+
+class Inside(Engines):
+    """The engines of a database inside its outer transaction."""
+
+    def __init__(self, real: Engines, *, awaits: bool) -> None:
+        super().__init__(None, options={})
+        self._real = real
+        self._awaits = awaits
+        self._entered_on = asyncio._get_running_loop()
+        self._outer: Outer | None = None
+        self._async_outer: AsyncOuter | None = None
+
+    def __repr__(self) -> str:
+        return f"{self._real!r} inside rolled_back()"
+
+    @property
+    def in_use(self) -> bool:
+        """Whether they may be replaced: never."""
+        return True
+
+    def sync(self) -> Engine:
+        """Return the sync engine."""
+        with self._lock:
+            if self._outer is None:
+                self._outer = Outer(self._real.sync(), self)
+        return self._outer.engine
+
+    def asynchronous(self) -> AsyncEngine:
+        """Return the async engine, which is for one event loop only."""
+        real = self._real.asynchronous()
+        loop = asyncio.get_running_loop()
+        if loop is self._entered_on and not self._awaits:
+            raise ConfigurationError(
+                "with rolled_back(...) cannot roll back an AsyncSession of this event loop, for it cannot await; "
+                "write async with rolled_back(...)"
+            )
+        outer = self._async_outer
+        if outer is not None and outer.loop is not loop and outer.used:
+            raise WrongEventLoopError(
+                f"an AsyncSession of {self!r} was asked for on a second event loop, and its connection belongs to the "
+                "first; have one loop serve the whole test: with TestClient(app) as client: ..."
+            )
+        if outer is None or outer.loop is not loop:
+            outer = self._async_outer = AsyncOuter(real, self, loop)
+        return outer.async_engine
+
+    def claim(self, outer: Outer) -> None:
+        """Raise if the other kind of session is in use: one transaction cannot span two connections."""
+        for other in (self._outer, self._async_outer):
+            if other is not None and other is not outer and other.used:
+                raise ConfigurationError(
+                    f"{outer.kind} of {self!r} was used after {other.kind}: they are two connections, one transaction "
+                    f"cannot span them, and neither would see the other's rows; use one kind, or write {COPY}"
+                )
+
+    def has_async(self) -> bool:
+        """Whether an async engine can be had."""
+        return self._real.has_async()
+
+    def dispose(self) -> None:
+        """Do nothing: it is over when rolled_back() is."""
+
+    async def dispose_async(self) -> None:
+        """Do nothing: it is over when rolled_back() is."""
+
+    def forget(self) -> None:
+        """Drop the connections without closing them: they are the parent process's."""
+
+    def end(self) -> None:
+        """Roll back, from a thread without a running event loop."""
+        if self._outer is not None:
+            self._outer.end()
+        outer = self._async_outer
+        if outer is None or outer.loop.is_closed():
+            return
+        if outer.loop.is_running():
+            asyncio.run_coroutine_threadsafe(outer.end_async(), outer.loop).result()
+        else:
+            outer.loop.run_until_complete(outer.end_async())
+
+    async def end_async(self) -> None:
+        """Roll back, from an event loop."""
+        if self._outer is not None:
+            self._outer.end()
+        outer = self._async_outer
+        if outer is None or outer.loop.is_closed():
+            return
+        if outer.loop is asyncio.get_running_loop():
+            await outer.end_async()
+        elif outer.loop.is_running():
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(outer.end_async(), outer.loop))

@@ -1,0 +1,107 @@
+"""``rolled_back()``: whatever happens through a database inside it is undone at the end.
+
+Lives here: the context manager in both kinds, and its two modes.
+Must not know: pytest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Literal, Protocol, TypeAlias
+
+from anyio import to_thread
+
+from asgi_sqla.database import Database, db
+from asgi_sqla.engines import Engines
+from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.testing.copies import Copy
+from asgi_sqla.testing.outer import Inside
+
+Mode: TypeAlias = Literal["transaction", "copy"]
+
+
+class World(Protocol):
+    """What a database is replaced with for a while."""
+
+    def end(self) -> None:
+        """Undo everything, from a thread without a running event loop."""
+
+    async def end_async(self) -> None:
+        """Undo everything, from an event loop."""
+
+
+class rolled_back:  # noqa: N801  # as contextlib's own
+    """Undo, at the end of the block, everything that happens through ``database`` (``db`` if left out) inside it.
+
+    For ``with`` and ``async with``; the value is the database. Requests, ``session_scope()`` and the
+    database's engines all work as ever, from any task or thread.
+
+    ``mode`` "transaction": all of it happens in one transaction on one connection, in which the application's
+    are savepoints. They take turns; one begun inside another's ``with`` block is nested in it. A constraint
+    deferred to COMMIT is checked where the application commits. Only one kind of session, and for AsyncSession
+    one event loop, or an error says what to write instead.
+
+    ``mode`` "copy": the database is replaced with a copy, which is dropped: slower, and nothing is restricted.
+    On PostgreSQL and SQLite a clone of what is there; on MariaDB and MySQL a clone for each process, whose
+    tables are filled again.
+
+    Raises ConfigurationError for wrong arguments, at once.
+    """
+
+    def __init__(self, database: Database | None = None, *, mode: Mode = "transaction") -> None:
+        if not isinstance(database, Database | None):
+            raise ConfigurationError(f"database={database!r} is no Database; write rolled_back(Database(...))")
+        if mode not in ("transaction", "copy"):
+            raise ConfigurationError(f'mode={mode!r} is none of "transaction" and "copy"')
+        self._database = database or db
+        self._mode = mode
+        self._world: World | None = None
+        self._undo: Callable[[], None] | None = None
+
+    def __enter__(self) -> Database:
+        if self._mode == "copy":  # in the way of which idle connections would be
+            self._database.dispose()
+        return self._enter(awaits=False)
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _exc: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self._leave().end()
+
+    async def __aenter__(self) -> Database:
+        if self._mode == "copy":
+            await self._database.async_dispose()
+            return await to_thread.run_sync(lambda: self._enter(awaits=True))
+        return self._enter(awaits=True)
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _exc: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        await self._leave().end_async()
+
+    def _enter(self, *, awaits: bool) -> Database:
+        self._refuse_second()
+
+        def make(real: Engines) -> Engines:
+            if self._mode == "copy":
+                self._world = copy = Copy(real)
+                return copy.engines
+            self._world = inside = Inside(real, awaits=awaits)
+            return inside
+
+        self._undo = self._database.substitute(make)
+        return self._database
+
+    def _refuse_second(self) -> None:
+        if self._world is not None:
+            raise ConfigurationError("this rolled_back() is open already; call rolled_back() again for a second one")
+
+    def _leave(self) -> World:
+        """Have the database be what it was before, and return what is left to end."""
+        world, undo = self._world, self._undo
+        assert world is not None
+        assert undo is not None
+        self._world = self._undo = None
+        undo()
+        return world

@@ -1,0 +1,92 @@
+"""Counting the statements that reach a database.
+
+Lives here: which statements count, and the two ways to say how many there may be.
+Must not know: who sends them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine
+
+from asgi_sqla.database import Database, db
+from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
+
+CONTROL = ("BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK", "COMMIT", "SET ", "PRAGMA")
+"""How statements begin that are about the transaction or the connection, and do not count."""
+
+
+class Statements(list[str]):
+    """The SQL that was sent, in order; one entry for an executemany."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{number}. {' '.join(sql.split())}" for number, sql in enumerate(self, 1)) or "none"
+
+
+@contextmanager
+def count_statements(database: Database | None = None) -> Iterator[Statements]:
+    """Collect the SQL sent through ``database`` (``db`` if left out) inside the block, by whatever task or thread.
+
+    The value is a list: ``len(statements)``. What begins or ends transactions and savepoints is left out.
+    """
+    of = database or db
+    statements = Statements()
+    lock = Lock()
+
+    def note(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        if is_of(connection, of) and not statement.lstrip().upper().startswith(CONTROL):
+            with lock:
+                statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+@contextmanager
+def assert_statements(
+    database: Database | None = None,
+    *,
+    max: int | None = None,  # noqa: A002  # read at the call
+    exactly: int | None = None,
+) -> Iterator[Statements]:
+    """Do what ``count_statements`` does, and raise AssertionError, with the SQL, if there were not as many as said.
+
+    Raises ConfigurationError, at once, unless one of ``max`` and ``exactly`` is given.
+    """
+    if (max is None) == (exactly is None):
+        raise ConfigurationError("assert_statements() needs max= or exactly=; write assert_statements(max=3)")
+    with count_statements(database) as statements:
+        yield statements
+    found = len(statements)
+    if exactly is not None and found != exactly:
+        raise AssertionError(f"expected {exactly} statement(s), {found} sent:\n{statements}")
+    if max is not None and found > max:
+        raise AssertionError(f"expected at most {max} statement(s), {found} sent:\n{statements}")
+
+
+def is_of(connection: Connection, database: Database) -> bool:
+    """Whether ``connection`` leads to ``database``."""
+    url = _url(database)
+    return url is not None and _place(connection.engine.url) == _place(url)
+
+
+def _url(database: Database) -> URL | None:
+    try:
+        return database.engine.url
+    except ConfigurationError:
+        pass
+    try:
+        return database.async_engine.url
+    except WrongEventLoopError:  # it has async engines only, and what is asked about runs on none
+        return None
+
+
+def _place(url: URL) -> tuple[object, ...]:
+    return url.get_backend_name(), url.host, url.port, url.database

@@ -1,0 +1,122 @@
+"""Turns on one connection: of several transactions inside one, only the innermost may speak.
+
+Lives here: who is innermost, who may begin inside whom, and how the others wait.
+Must not know: databases, or what a turn is used for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import ContextVar
+from itertools import count
+from threading import Lock, Thread, current_thread
+
+from sqlalchemy.util import await_only
+
+from asgi_sqla.errors import SessionInUseError
+
+PATIENCE = 5.0
+"""Seconds to wait for a turn."""
+
+_numbers = count(1)
+
+
+class Turn:
+    """One connection's turn, from its checkout to its return."""
+
+    __slots__ = ("begun", "holder", "name", "over")
+
+    def __init__(self) -> None:
+        self.name = f"asgi_sqla_{next(_numbers)}"
+        self.holder = _holder()
+        self.begun = False
+        self.over = False
+
+
+_inside: ContextVar[tuple[Turn, ...]] = ContextVar("asgi_sqla_turns", default=())
+"""The turns that were taken in this context, or in one it is a copy of: what runs here may begin inside them."""
+
+
+class Turns:
+    """The turns on one connection, the innermost last."""
+
+    def __init__(self, *, awaits: bool) -> None:
+        self._wait = _wait_async if awaits else _wait
+        self._stack: list[Turn] = []
+        self._waiting: list[Future[None]] = []
+        self._lock = Lock()
+
+    @property
+    def innermost(self) -> Turn:
+        """The turn that may speak."""
+        return self._stack[-1]
+
+    def take(self) -> Turn:
+        """Wait until nobody is in a transaction but those that this code runs inside of, and return a new turn."""
+        inside = tuple(turn for turn in _inside.get() if not turn.over)
+        turn = Turn()
+
+        def push_if_free() -> bool:
+            free = not self._stack or self._stack[-1] in inside
+            if free:
+                self._stack.append(turn)
+            return free
+
+        self._wait_until(push_if_free)
+        _inside.set((*inside, turn))
+        return turn
+
+    def wait_for(self, turn: Turn) -> None:
+        """Wait until everything that was begun inside ``turn`` is over."""
+        if not turn.over and self._stack and self._stack[-1] is not turn:
+            self._wait_until(lambda: turn.over or self._stack[-1] is turn)
+
+    def give_back(self, turn: Turn) -> None:
+        """End ``turn``."""
+        with self._lock:
+            turn.over = True
+            if turn in self._stack:
+                self._stack.remove(turn)
+            waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            one.set_result(None) if one.set_running_or_notify_cancel() else None
+
+    def end(self) -> None:
+        """End every turn, as what they are turns on has ended."""
+        for turn in list(self._stack):
+            self.give_back(turn)
+
+    def _wait_until(self, true: Callable[[], bool]) -> None:
+        while True:
+            with self._lock:
+                if true():
+                    return
+                holder = self.innermost.holder
+                changed: Future[None] = Future()
+                self._waiting.append(changed)
+            try:
+                self._wait(changed)
+            except TimeoutError:
+                raise SessionInUseError(
+                    f"inside rolled_back() transactions take turns, as they share one connection: {holder} has been "
+                    f"in one for {PATIENCE:g} seconds; have it commit, or leave its session_scope(), before that"
+                ) from None
+
+
+def _wait(changed: Future[None]) -> None:
+    changed.result(PATIENCE)
+
+
+def _wait_async(changed: Future[None]) -> None:
+    await_only(asyncio.wait_for(asyncio.wrap_future(changed), PATIENCE))
+
+
+def _holder() -> str:
+    holder: asyncio.Task[object] | Thread | None
+    try:
+        holder = asyncio.current_task()
+    except RuntimeError:
+        holder = None
+    return f"the task {holder.get_name()}" if holder is not None else f"the thread {current_thread().name}"
