@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from support.databases import Backend, backend_names, make_backend, sqlite_backend
+from support.databases import Backend, backend_names, connections_out, make_backend, sqlite_backend
 
 from asgi_sqla import Database
 
@@ -35,9 +35,3 @@ async def database(backend: Backend) -> AsyncIterator[Database]:
     out = connections_out(database)
     await database.async_dispose()
     assert out == 0
-
-
-def connections_out(database: Database) -> int:
-    """Return how many connections of both pools are checked out."""
-    pools = [database.engine.pool, database.async_engine.pool]
-    return sum(pool.checkedout() for pool in pools)  # type: ignore[attr-defined]  # both are queue pools

@@ -117,10 +117,17 @@ def test_it_may_be_cut_short(environment: dict[str, str]) -> None:
     assert (process.returncode, complaints) == (0, "")
 
 
+def heed_interrupts() -> None:
+    """Undo what a shell does to its background jobs, of which these tests may run in one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_it_may_be_interrupted(environment: dict[str, str]) -> None:
     """Ctrl-C stops the server, removes the file and leaves no traceback."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(TOUR, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+    with subprocess.Popen(
+        TOUR, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_interrupts
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)

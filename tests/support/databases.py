@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import ForeignKey, ForeignKeyConstraint
 
+from asgi_sqla import Database
 from support.services import mariadb_url, missing
 
 
@@ -237,3 +238,9 @@ def backend_names() -> list[str]:
     """Return every backend the core suite runs on: what serves sync and async sessions."""
     wanted = os.environ.get("ASGI_SQLA_TEST_BACKENDS")
     return wanted.split(",") if wanted else ["sqlite", "asyncpg", "psycopg"]
+
+
+def connections_out(database: Database) -> int:
+    """Return how many connections of both pools are checked out."""
+    pools = [database.engine.pool, database.async_engine.pool]
+    return sum(pool.checkedout() for pool in pools)  # type: ignore[attr-defined]  # both are queue pools
