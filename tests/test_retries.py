@@ -506,7 +506,7 @@ async def test_a_savepoint_is_no_commit(database: Database, backend: Backend, ki
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if backend.is_postgresql and current_unit().attempt == 1:
-            await perform(database, kind, lambda session: session.connection(execution_options=REPEATABLE))  # type: ignore[arg-type]  # nobody looks at what it returns
+            await perform(database, kind, lambda session: session.connection(execution_options=REPEATABLE))
         await perform(database, kind, releasing)
         await handler(scope, receive, send)
 

@@ -131,7 +131,7 @@ def trouble(backend: Backend, session: Session) -> None:
     TROUBLES[backend.name][0](backend, session)
 
 
-async def perform(database: Database, kind: str, work: Callable[[Session], None]) -> None:
+async def perform(database: Database, kind: str, work: Callable[[Session], object]) -> None:
     """Do ``work`` as a handler of ``kind`` does."""
     if kind == "sync":
         await to_thread.run_sync(lambda: work(database.session))
