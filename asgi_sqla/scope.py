@@ -180,9 +180,9 @@ class SessionScope:
 
     def _pause_after(self, failure: Exception) -> float:
         """Return the seconds to wait before the next attempt, or raise ``failure`` if it was the last."""
-        sessions = cast("UnitOfWork", self._unit).sessions
-        again = self._attempt <= self._terms.retries and not sessions.has_committed
-        if not again or not may_be_repeated((failure, *sessions.failures())):
+        unit = cast("UnitOfWork", self._unit)
+        fenced = unit.committed_within or unit.sessions.has_committed
+        if fenced or self._attempt > self._terms.retries or not may_be_repeated((failure, *unit.sessions.failures())):
             raise failure
         logger.info("%s: attempt %d is begun again after %r", self._name, self._attempt, failure)
         return pause(self._attempt)
@@ -216,4 +216,12 @@ class SessionScope:
         token = self._token
         self._token = self._savepoint = None
         if token is not None:
+            _tell(token.old_value, cast("UnitOfWork", self._unit))
             leave_anywhere(token)
+
+
+def _tell(outer: object, unit: UnitOfWork) -> None:
+    """Have the unit around this one know of what cannot be undone any more, and so must not be done again."""
+    written = unit.sessions.has_committed and not unit.read_only
+    if isinstance(outer, UnitOfWork) and (written or unit.committed_within):
+        outer.committed_within = True

@@ -171,6 +171,14 @@ async def test_a_hook_that_comes_too_late_for_reading_is_refused(database: Datab
             current_unit().on_begin(print)
 
 
+@on_postgresql
+async def test_a_read_only_scope_with_a_level_takes_a_hook(database: Database, backend: Backend) -> None:
+    """It is a transaction, so it has a begin."""
+    async with session_scope(database, read_only=True, isolation_level="REPEATABLE READ") as session:
+        current_unit().on_begin(as_tenant("7"))
+        assert await session.scalar(text(TENANT)) == "7"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_hook_that_fails_fails_the_query(database: Database, backend: Backend, kind: str) -> None:
     """Nothing is done without the settings it was to make."""

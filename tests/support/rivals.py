@@ -83,7 +83,7 @@ def deadlock(backend: Backend, session: Session) -> None:
     _rivals.append(rival)
     rival.start()
     assert holding.wait(5)
-    assert wait_until(lambda: _waits(backend))
+    assert wait_until(lambda: _waits(backend)), "the rival does not wait"
     _touch(session, TWO)
 
 
