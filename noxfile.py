@@ -131,5 +131,13 @@ def benchmarks(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
+@nox.session(python=OLDEST)
+def serializable(session: nox.Session) -> None:
+    """Have clients contend for rows, and lose connections: no wrong answer; ``-- --short`` has fewer of them."""
+    session.install(f"{build_wheel(session)}[mysql,postgresql,sqlite]", *group("benchmarks"))
+    for module in ("benchmarks.serializable", "benchmarks.chaos"):
+        session.run("python", "-m", module, *session.posargs)
+
+
 if __name__ == "__main__":
     nox.main()

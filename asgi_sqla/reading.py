@@ -64,17 +64,17 @@ def _refusal(session: Session, what: str) -> ReadOnlyError:
 
 @event.listens_for(ReadOnlySession, "before_flush")
 def _refuse_flush(session: Session, _context: UOWTransaction, _instances: object) -> None:
-    changed = [*session.new, *session.deleted, *(one for one in session.dirty if session.is_modified(one))]
-    if changed:
-        raise _refusal(
-            session, f"a flush of {len(changed)} changed object(s), the first a {type(changed[0]).__name__},"
-        )
+    modified = [one for one in session.dirty if session.is_modified(one)]
+    for kind, objects in (("INSERT", list(session.new)), ("UPDATE", modified), ("DELETE", list(session.deleted))):
+        if objects:
+            raise _refusal(session, f"{kind} by a flush of {type(objects[0]).__name__}")
 
 
 @event.listens_for(ReadOnlySession, "do_orm_execute")
 def _refuse_execute(state: ORMExecuteState) -> None:
-    if state.is_insert or state.is_update or state.is_delete:
-        raise _refusal(state.session, type(state.statement).__name__.upper())
+    for kind, is_it in (("INSERT", state.is_insert), ("UPDATE", state.is_update), ("DELETE", state.is_delete)):
+        if is_it:
+            raise _refusal(state.session, kind)
 
 
 @event.listens_for(BorrowedReadOnlySession, "after_begin")
@@ -92,8 +92,9 @@ def _begin_read_only(_session: Session, transaction: SessionTransaction, connect
 
 def restore_on_return(engine: Engine) -> None:
     """Let ``engine``, which was handed in, get its SQLite connections back as they were."""
-    if engine.dialect.name == "sqlite" and not event.contains(engine, "checkin", _restore):
-        event.listen(engine, "checkin", _restore)
+    pool = engine.pool  # the engine may be a copy of the owner's, with options of its own
+    if engine.dialect.name == "sqlite" and not event.contains(pool, "checkin", _restore):
+        event.listen(pool, "checkin", _restore)
 
 
 def _restore(connection: Any, record: Any) -> None:

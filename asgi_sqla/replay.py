@@ -97,6 +97,7 @@ class Attempt(Request):
         return (
             self.attempt <= self._rules.retries
             and self._body.replayable
+            and not self.committed_within
             and not self.sessions.has_committed
             and may_be_repeated((failure, *self.sessions.failures()))
         )

@@ -7,12 +7,15 @@ Must not know: what the connections are for.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Dialect, Engine
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from asgi_sqla.urls import Target
 
@@ -20,6 +23,8 @@ logger = logging.getLogger("asgi_sqla")
 
 REST = 30.0
 """Seconds for which a server that refused a connection is asked only if every other one refuses."""
+UNTIL = "asgi_sqla_until"
+"""Where a connection says how long it stands in for one to a server that rests."""
 
 
 class Replicas:
@@ -34,8 +39,14 @@ class Replicas:
     def attach(self, engine: Engine) -> None:
         """Have ``engine`` open its connections here."""
         event.listen(engine, "do_connect", self._connect)
+        event.listen(engine, "checkout", self._check)
 
-    def _connect(self, dialect: Dialect, _record: object, _args: object, _parameters: object) -> Any:
+    def _check(self, _connection: object, record: ConnectionPoolEntry, _fairy: object) -> None:
+        """Give up a connection that was opened while a server rested, once that one is to be asked again."""
+        if record.info.get(UNTIL, math.inf) <= time.monotonic():
+            raise DisconnectionError
+
+    def _connect(self, dialect: Dialect, record: ConnectionPoolEntry, _args: object, _parameters: object) -> Any:
         failure: Exception | None = None
         for number in self._order():
             target = self._targets[number]
@@ -48,14 +59,16 @@ class Replicas:
                 logger.warning("the replica %r refused a connection, and is left alone: %r", target.url, exc)
             else:
                 self._resting.pop(number, None)
+                record.info[UNTIL] = min(self._resting.values(), default=math.inf)
                 return connection
         assert failure is not None
         raise failure
 
     def _order(self) -> list[int]:
-        """Return whom to ask: each in turn, those that rest last."""
+        """Return whom to ask: first who has rested, then each in turn, and last who rests."""
         count = len(self._targets)
         turn = [(self._next + offset) % count for offset in range(count)]
         self._next = (self._next + 1) % count
         now = time.monotonic()
-        return sorted(turn, key=lambda number: self._resting.get(number, 0.0) > now)
+        rested = {number for number, until in self._resting.items() if until <= now}
+        return sorted(turn, key=lambda number: (number not in rested, number in self._resting))

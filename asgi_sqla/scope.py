@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import Token
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import anyio
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
@@ -23,6 +23,7 @@ from asgi_sqla.callbacks import is_async
 from asgi_sqla.context import Unit, enter, inherited, leave_anywhere
 from asgi_sqla.database import Database, db
 from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.terms import Propagation, Terms
 from asgi_sqla.transient import may_be_repeated, pause
 from asgi_sqla.unit import Job, UnitOfWork
 
@@ -30,18 +31,6 @@ logger = logging.getLogger("asgi_sqla")
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Propagation: TypeAlias = Literal["new", "join", "nested"]
-_FIXED = frozenset(("bind", "class_", "close_resets_only", "sync_session_class"))
-
-
-class Terms(NamedTuple):
-    """What a scope was asked to be, beside whose."""
-
-    propagation: Propagation
-    session_options: Mapping[str, Any]
-    read_only: bool
-    isolation_level: str | None
-    retries: int
 
 
 def session_scope(
@@ -70,7 +59,12 @@ def session_scope(
     Raises ConfigurationError for wrong arguments, at once.
     """
     terms = Terms(propagation, dict(session_options or {}), read_only, isolation_level, retries)
-    _check(database, terms)
+    if not isinstance(database, Database | None):
+        raise ConfigurationError(
+            f"database={database!r} is no Database; write session_scope(Database(...)), and as a "
+            "decorator @session_scope() with its parentheses"
+        )
+    terms.check()
     return SessionScope(database or db, terms)
 
 
@@ -186,9 +180,9 @@ class SessionScope:
 
     def _pause_after(self, failure: Exception) -> float:
         """Return the seconds to wait before the next attempt, or raise ``failure`` if it was the last."""
-        sessions = cast("UnitOfWork", self._unit).sessions
-        again = self._attempt <= self._terms.retries and not sessions.has_committed
-        if not again or not may_be_repeated((failure, *sessions.failures())):
+        unit = cast("UnitOfWork", self._unit)
+        fenced = unit.committed_within or unit.sessions.has_committed
+        if fenced or self._attempt > self._terms.retries or not may_be_repeated((failure, *unit.sessions.failures())):
             raise failure
         logger.info("%s: attempt %d is begun again after %r", self._name, self._attempt, failure)
         return pause(self._attempt)
@@ -222,29 +216,12 @@ class SessionScope:
         token = self._token
         self._token = self._savepoint = None
         if token is not None:
+            _tell(token.old_value, cast("UnitOfWork", self._unit))
             leave_anywhere(token)
 
 
-def _check(database: object, terms: Terms) -> None:
-    if not isinstance(database, Database | None):
-        raise ConfigurationError(
-            f"database={database!r} is no Database; write session_scope(Database(...)), and as a "
-            "decorator @session_scope() with its parentheses"
-        )
-    if terms.propagation not in ("new", "join", "nested"):
-        raise ConfigurationError(f'propagation={terms.propagation!r} is none of "new", "join" and "nested"')
-    _check_retries(terms)
-    if fixed := _FIXED.intersection(terms.session_options):
-        raise ConfigurationError(
-            f"session_options: {min(fixed)}= is not for one scope; give it to Database(session_options=...)"
-        )
-    for name in ("session_options", "read_only", "isolation_level", "retries"):
-        if terms.propagation != "new" and (value := getattr(terms, name)):
-            raise ConfigurationError(f'{name}={value!r} needs a unit of the scope\'s own; write propagation="new"')
-
-
-def _check_retries(terms: Terms) -> None:
-    if terms.retries.__class__ is not int or terms.retries < 0:
-        raise ConfigurationError(f"retries={terms.retries!r} is no count; write a whole number from 0")
-    if terms.retries and terms.isolation_level == "AUTOCOMMIT" and not terms.read_only:
-        raise ConfigurationError('isolation_level="AUTOCOMMIT" commits each statement, so retries= would repeat them')
+def _tell(outer: object, unit: UnitOfWork) -> None:
+    """Have the unit around this one know of what cannot be undone any more, and so must not be done again."""
+    written = unit.sessions.has_committed and not unit.read_only
+    if isinstance(outer, UnitOfWork) and (written or unit.committed_within):
+        outer.committed_within = True

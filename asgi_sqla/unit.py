@@ -47,6 +47,8 @@ class UnitOfWork:
     """Whether any session was made, or any callback registered."""
     ended = False
     """Whether it is over, and its sessions closed for good."""
+    committed_within = False
+    """Whether a scope opened inside it, a unit of its own, has committed."""
     _rollback_only = False
     _doom: BaseException | None = None
 
@@ -91,9 +93,10 @@ class UnitOfWork:
 
         Raises ConfigurationError once a transaction has begun, for that one would go without.
         """
-        if self.sessions.in_transaction or (self.read_only and self.sessions is not NONE):
+        if self.sessions.in_transaction or (self.sessions is not NONE and self._manner().role == "read"):
             raise ConfigurationError(
-                f"hook={hook!r} comes too late for a transaction of {self}; register it before the first query"
+                f"hook={hook!r} comes too late for a transaction of {self}; register it before the first query, "
+                "and give a read-only scope an isolation_level="
             )
         self._begin_hooks = (*self._begin_hooks, hook)
 
@@ -221,10 +224,7 @@ def current_unit() -> UnitOfWork:
 
 
 def on_commit(callback: Callable[..., object], *args: object, **kwargs: object) -> None:
-    """Do what ``current_unit().on_commit()`` does; outside any unit of work, call ``callback`` at once.
-
-    There, an async one raises ConfigurationError: await it instead.
-    """
+    """Do what ``current_unit().on_commit()`` does; outside any unit, call ``callback`` at once, if it is not async."""
     unit = cast("UnitOfWork | None", inherited())
     if unit is not None:
         unit.on_commit(callback, *args, **kwargs)

@@ -190,7 +190,8 @@ def servers() -> Iterator[list[Server]]:
 
 def rst(writings: list[Writing], restarts: list[Restart]) -> str:
     """Return the tables of the runs."""
-    head = ("database", "sessions", "retries", "writes", "terminated", "201", "missing", "in doubt", "untried", "out")
+    head = ("database", "sessions", "retries", "writes", "terminated", "201", "missing")
+    head += ("there, told otherwise", "untried", "out")
     rows: list[tuple[Any, ...]] = [
         (*one[:2], one.retries or "none", one.writes, one.terminated, one.told, one.missing, one.doubtful)
         + (one.untried, one.out)

@@ -18,7 +18,7 @@ HOUSE = Path(asgi_sqla.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("transient", "verdict", "urls", "shielding", "sqlite", "answers"),
+    ("transient", "terms", "verdict", "urls", "shielding", "sqlite", "answers"),
     ("guard",),
     ("reading", "replicas", "configuration", "context", "steps", "watching"),
     ("engines", "callbacks"),

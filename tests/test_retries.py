@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from anyio import to_thread
 from sqlalchemy import insert, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
@@ -496,6 +497,69 @@ async def test_nothing_is_begun_again_after_a_commit_in_the_middle(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_nothing_is_begun_again_after_a_scope_inside_has_committed(
+    database: Database, backend: Backend, kind: str
+) -> None:
+    """Whether a request or a function: what a unit of its own has committed would be done twice."""
+    handler = Handler(database, backend, kind)
+
+    def in_thread() -> None:
+        with session_scope(database) as session:
+            session.add(Item(name="kept"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if kind == "sync":
+            await to_thread.run_sync(in_thread)
+        else:
+            async with session_scope(database) as session:
+                session.add(Item(name="kept"))
+        await handler(scope, receive, send)
+
+    call = await Call(SQLAlchemyMiddleware(app, database, retries=3))()
+
+    assert isinstance(call.raised, DBAPIError)
+    assert handler.attempts == [1]
+    assert handler.written() == ["kept"]
+
+    with pytest.raises(IntegrityError):
+        await session_scope(database, retries=3)(app)(None, None, None)
+
+
+async def test_a_scope_inside_that_only_reads_is_no_fence(database: Database, backend: Backend) -> None:
+    """Nothing of it could be done twice."""
+    handler = Handler(database, backend)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async with session_scope(database, read_only=True) as session:
+            await session.execute(text("SELECT 1"))
+        await handler(scope, receive, send)
+
+    call = await Call(SQLAlchemyMiddleware(app, database, retries=1))()
+
+    assert (call.starts, handler.attempts) == ([201], [1, 2])
+
+
+async def test_nothing_is_begun_again_once_callbacks_have_run(database: Database, backend: Backend) -> None:
+    """They run just before the start, which is the fence, whatever comes of it."""
+    called: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        current_unit().on_commit(called.append, current_unit().attempt)
+        await respond(send, 201)
+
+    call = Call(SQLAlchemyMiddleware(app, database, retries=3))
+
+    async def on_start(_message: Message) -> None:
+        raise PASSING["deadlock_detected"]
+
+    call.on_start = on_start
+    await call()
+
+    assert call.raised is PASSING["deadlock_detected"]
+    assert called == [1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_savepoint_is_no_commit(database: Database, backend: Backend, kind: str) -> None:
     """A released savepoint is rolled back with the rest, so the request is begun again."""
     handler = Handler(database, backend, kind)
@@ -506,7 +570,7 @@ async def test_a_savepoint_is_no_commit(database: Database, backend: Backend, ki
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if backend.is_postgresql and current_unit().attempt == 1:
-            await perform(database, kind, lambda session: session.connection(execution_options=REPEATABLE))  # type: ignore[arg-type]  # nobody looks at what it returns
+            await perform(database, kind, lambda session: session.connection(execution_options=REPEATABLE))
         await perform(database, kind, releasing)
         await handler(scope, receive, send)
 

@@ -83,7 +83,7 @@ def deadlock(backend: Backend, session: Session) -> None:
     _rivals.append(rival)
     rival.start()
     assert holding.wait(5)
-    assert wait_until(lambda: _waits(backend))
+    assert wait_until(lambda: _waits(backend)), "the rival does not wait"
     _touch(session, TWO)
 
 
@@ -131,7 +131,7 @@ def trouble(backend: Backend, session: Session) -> None:
     TROUBLES[backend.name][0](backend, session)
 
 
-async def perform(database: Database, kind: str, work: Callable[[Session], None]) -> None:
+async def perform(database: Database, kind: str, work: Callable[[Session], object]) -> None:
     """Do ``work`` as a handler of ``kind`` does."""
     if kind == "sync":
         await to_thread.run_sync(lambda: work(database.session))

@@ -1,0 +1,414 @@
+"""Read-only units: they refuse to write, in one round trip, and leave nothing behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from anyio import to_thread
+from sqlalchemy import create_engine, delete, func, insert, select, text, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool
+from support.asgi import Call, http_scope, respond
+from support.databases import Backend, Item
+from support.failing import execute
+from support.failing import insert as write
+from support.marks import KINDS, on_postgresql
+from support.wire import wire
+
+from asgi_sqla import ConfigurationError, Database, ReadOnlyError, SQLAlchemyMiddleware, current_unit, session_scope
+
+STATEMENTS = {
+    "INSERT": insert(Item).values(name="b"),
+    "UPDATE": update(Item).values(name="b"),
+    "DELETE": delete(Item),
+}
+TEXTS = ["INSERT INTO item (name) VALUES ('b')", "UPDATE item SET name = 'b'", "DELETE FROM item"]
+LEVELS = [None, "SERIALIZABLE"]
+
+
+async def reading(database: Database, kind: str, work: Any, **options: Any) -> None:
+    """Do ``work`` to the session of a read-only scope."""
+    if kind == "sync":
+
+        def in_thread() -> None:
+            with session_scope(database, read_only=True, **options) as session:
+                work(session)
+
+        await to_thread.run_sync(in_thread)
+    else:
+        async with session_scope(database, read_only=True, **options) as session:
+            await session.run_sync(work)
+
+
+def seed(backend: Backend) -> None:
+    """Insert the one row there is."""
+    with backend.witness.begin() as connection:
+        connection.execute(insert(Item).values(name="a"))
+
+
+def change(kind: str, session: Session) -> None:
+    """Change something by the unit of work of the ORM."""
+    if kind == "INSERT":
+        session.add(Item(name="b"))
+        return
+    item = session.scalars(select(Item)).one()
+    if kind == "UPDATE":
+        item.name = "b"
+    else:
+        session.delete(item)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("statement", STATEMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_flush_is_refused(
+    database: Database, backend: Backend, kind: str, statement: str, level: str | None
+) -> None:
+    """At the latest when the scope would commit; the error names the kind of statement and the unit."""
+    seed(backend)
+
+    with pytest.raises(ReadOnlyError, match=rf"^{statement} by a flush of Item in <UnitOfWork session_scope\(\) "):
+        await reading(database, kind, lambda session: change(statement, session), isolation_level=level)
+
+    assert backend.names() == ["a"]
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_core_statement_is_refused(database: Database, backend: Backend, kind: str, statement: str) -> None:
+    """Before it is sent."""
+    seed(backend)
+
+    with pytest.raises(ReadOnlyError, match=rf"^{statement} in <UnitOfWork session_scope\(\) "):
+        await reading(database, kind, lambda session: session.execute(STATEMENTS[statement]))
+
+    assert backend.names() == ["a"]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("sql", TEXTS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_database_refuses_text(
+    database: Database, backend: Backend, kind: str, sql: str, level: str | None
+) -> None:
+    """Textual SQL is the database's to understand, and every one tested here refuses it."""
+    seed(backend)
+
+    with pytest.raises(DBAPIError):
+        await reading(database, kind, lambda session: session.execute(text(sql)), isolation_level=level)
+
+    assert backend.names() == ["a"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_database_refuses_what_goes_past_the_session(database: Database, backend: Backend, kind: str) -> None:
+    """A statement on the connection, and a table that is new."""
+    for work in (
+        lambda session: session.connection().execute(insert(Item).values(name="b")),
+        lambda session: session.execute(text("CREATE TABLE other (id INTEGER)")),
+        lambda session: session.bulk_insert_mappings(Item, [{"name": "b"}]),
+    ):
+        with pytest.raises((DBAPIError, ReadOnlyError)):
+            await reading(database, kind, work)
+
+    assert backend.names() == []
+
+
+async def test_an_unchanged_object_is_no_write(database: Database, backend: Backend) -> None:
+    """Objects may be read, assigned what they hold, expunged."""
+    seed(backend)
+
+    def look(session: Session) -> None:
+        item = session.scalars(select(Item)).one()
+        item.name = "a"
+        session.flush()
+
+    await reading(database, "async", look)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_next_writer_writes(database: Database, backend: Backend, kind: str, level: str | None) -> None:
+    """Whatever happened in a read-only unit, a writer beside and after it is free."""
+    for _ in range(2):
+        await reading(database, kind, lambda session: session.execute(select(Item)), isolation_level=level)
+        with pytest.raises(DBAPIError):
+            await reading(database, kind, lambda session: session.execute(text(TEXTS[0])), isolation_level=level)
+
+    async with session_scope(database):
+        await write(database, kind, name="written")
+
+    assert backend.names() == ["written"]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_engine_that_was_handed_in_goes_back_as_it_was(backend: Backend, kind: str, level: str | None) -> None:
+    """Its one connection refuses in the read-only unit, and writes in the next."""
+    made = Database(backend.url)
+    options: dict[str, Any] = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 2}
+    sync_options = {**options, "poolclass": QueuePool}
+    database = Database(
+        engine=create_engine(made.engine.url, **sync_options),
+        async_engine=create_async_engine(made.async_engine.url, **options),
+    )
+    pool: Any = (database.engine if kind == "sync" else database.async_engine).pool
+
+    seen: list[Any] = []
+
+    def count(session: Session) -> None:
+        seen.append(session.scalar(select(func.count()).select_from(Item)))
+
+    for number in range(2):
+        await reading(database, kind, count, isolation_level=level)
+        with pytest.raises(ReadOnlyError):
+            await reading(database, kind, lambda session: session.add(Item(name="no")), isolation_level=level)
+        with pytest.raises(DBAPIError):
+            await reading(database, kind, lambda session: session.execute(text(TEXTS[0])), isolation_level=level)
+        async with session_scope(database):
+            await write(database, kind, name=f"written {number}")
+
+    assert seen == [0, 1]
+    assert backend.names() == ["written 0", "written 1"]
+    assert (pool.checkedin(), pool.checkedout()) == (1, 0)
+    database.engine.dispose()
+    await database.async_engine.dispose()
+    await made.async_dispose()
+
+
+async def test_a_handed_in_engine_is_listened_to_once(sqlite: Backend) -> None:
+    """However many units it serves, at whatever level."""
+    engine = create_engine(sqlite.url)
+    database = Database(engine=engine)
+    counts = []
+    for level in (None, "SERIALIZABLE", "SERIALIZABLE", None, "SERIALIZABLE"):
+        with session_scope(database, read_only=True, isolation_level=level) as session:
+            session.execute(select(Item))
+        counts.append(len(list(engine.pool.dispatch.checkin)))
+
+    engine.dispose()
+    assert counts == [counts[0]] * 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@on_postgresql
+async def test_a_select_is_one_round_trip(backend: Backend, kind: str) -> None:
+    """Counted on the wire: BEGIN, SELECT, COMMIT for a writer, and the SELECT alone for a reader."""
+    counts = {}
+    with wire(backend.url) as (counting, url):
+        database = Database(url)
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await execute(database, kind, "SELECT 1")
+            await respond(send)
+
+        middleware = SQLAlchemyMiddleware(app, database, read_only={"GET"})
+        for method in ("GET", "POST"):
+            await Call(middleware, http_scope(method=method))()  # connects
+            before = counting.round_trips
+            await Call(middleware, http_scope(method=method))()
+            counts[method] = counting.round_trips - before
+        before = counting.round_trips
+        await reading(database, kind, lambda session: session.execute(text("SELECT 1")))
+        counts["scope"] = counting.round_trips - before
+        await database.async_dispose()
+
+    assert counts == {"GET": 1, "POST": 3, "scope": 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@on_postgresql
+async def test_a_unit_that_must_see_one_snapshot_asks_for_it(database: Database, backend: Backend, kind: str) -> None:
+    """With an isolation level it is one transaction; without, each statement sees the database as it is then."""
+
+    def twice(session: Session) -> None:
+        counted = select(func.count()).select_from(Item)
+        first = session.scalar(counted)
+        with backend.witness.begin() as connection:
+            connection.execute(insert(Item).values(name=f"meanwhile {first}"))
+        seen.append((session.scalar(counted) or 0) - (first or 0))
+
+    seen: list[int] = []
+    for level in (None, "REPEATABLE READ", "SERIALIZABLE"):
+        await reading(database, kind, twice, isolation_level=level)
+
+    assert seen == [1, 0, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@on_postgresql
+async def test_a_writer_has_a_level_of_its_own(database: Database, backend: Backend, kind: str) -> None:
+    """isolation_level= of a scope is for that scope; the next one has the engine's again."""
+    seen: list[str] = []
+
+    async def level(**options: Any) -> None:
+        if kind == "sync":
+            with session_scope(database, **options) as session:
+                seen.append(session.execute(text("SHOW transaction_isolation")).scalar_one())
+        else:
+            async with session_scope(database, **options) as async_session:
+                seen.append((await async_session.execute(text("SHOW transaction_isolation"))).scalar_one())
+
+    await level(isolation_level="SERIALIZABLE")
+    await level()
+    await level(isolation_level="REPEATABLE READ")
+
+    assert seen == ["serializable", "read committed", "repeatable read"]
+
+
+# In the middleware.
+
+
+METHODS = {"a set": {"GET", "HEAD"}, "a callable": lambda scope: scope["method"] in ("GET", "HEAD")}
+
+
+@pytest.mark.parametrize("read_only", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_middleware_is_told_which_requests_read(
+    database: Database, backend: Backend, kind: str, read_only: Any
+) -> None:
+    """A GET that writes is refused, and answered 500; a POST writes."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert current_unit().read_only is (scope["method"] == "GET")
+        await write(database, kind, name="a")
+        await respond(send, 201)
+
+    middleware = SQLAlchemyMiddleware(app, database, read_only=read_only)
+    get = await Call(middleware, http_scope("/items", method="GET"))()
+    before = backend.names()
+    post = await Call(middleware, http_scope("/items", method="POST"))()
+
+    assert isinstance(get.raised, ReadOnlyError)
+    assert str(get.raised).startswith("INSERT by a flush of Item in <UnitOfWork GET /items open>, which only reads")
+    assert before == []
+    assert (post.raised, post.status, backend.names()) == (None, 201, ["a"])
+
+
+async def test_what_was_only_added_is_refused_at_the_end(database: Database, backend: Backend) -> None:
+    """A GET that adds and does not flush is no quiet success: the client is told before the start."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        database.async_session.add(Item(name="a"))
+        await respond(send, 200)
+
+    call = await Call(SQLAlchemyMiddleware(app, database, read_only={"GET"}))()
+
+    assert isinstance(call.raised, ReadOnlyError)
+    assert (call.starts, backend.names()) == ([500], [])
+
+
+async def test_a_websocket_may_write(database: Database, backend: Backend) -> None:
+    """Methods are HTTP's, and a callable is asked of HTTP requests only."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            await receive()
+            await write(database, "async", name="a")
+            await send({"type": "websocket.send", "text": "done"})
+            await receive()
+
+    for read_only in ({"GET"}, lambda scope: scope["method"] == "GET"):
+        served = SQLAlchemyMiddleware(app, database, read_only=read_only)
+        received = [{"type": "websocket.disconnect", "code": 1000}, {"type": "websocket.receive", "text": "write"}]
+        received.append({"type": "websocket.connect"})
+
+        async def receive() -> Any:
+            return received.pop()  # noqa: B023  # used in this turn
+
+        async def send(message: Any) -> None:
+            """Drop it."""
+
+        await served({"type": "websocket", "path": "/ws"}, receive, send)
+        assert backend.names() == ["a"]
+        with backend.witness.begin() as connection:
+            connection.execute(delete(Item))
+
+
+async def test_a_scope_in_a_read_only_request_may_write(database: Database, backend: Backend) -> None:
+    """It is a unit of its own, as for a line in a log of who read what."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await execute(database, "async", "SELECT 1")
+        async with session_scope(database) as session:
+            session.add(Item(name="a"))
+        await respond(send, 200)
+
+    call = await Call(SQLAlchemyMiddleware(app, database, read_only={"GET"}))()
+
+    assert (call.raised, call.status, backend.names()) == (None, 200, ["a"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_reading_leaves_no_connection_out(database: Database, backend: Backend, kind: str) -> None:
+    """Neither a request that went well nor one that failed keeps one, on the engines for reading."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await execute(database, kind, "SELECT 1" if scope["path"] == "/" else "SELECT nonsense")
+        await respond(send, 200)
+
+    middleware = SQLAlchemyMiddleware(app, database, read_only={"GET"})
+    calls = [await Call(middleware, http_scope(path))() for path in ("/", "/fails", "/")]
+
+    pools: list[Any] = []
+    for engines in database._reading.values():
+        pools += [engines.sync().pool, engines.asynchronous().pool]
+    assert [call.starts for call in calls] == [[200], [], [200]]
+    assert (len(pools), sum(pool.checkedout() for pool in pools)) == (2, 0)
+
+
+async def test_an_in_memory_database_is_read_too(backend: Backend) -> None:
+    """The engines for reading see what the others wrote, and refuse to write."""
+    database = Database("sqlite://")
+    Item.metadata.create_all(database.engine)
+    with session_scope(database) as session:
+        session.add(Item(name="a"))
+
+    async with session_scope(database, read_only=True) as reader:
+        assert (await reader.scalars(select(Item.name))).all() == ["a"]
+        with pytest.raises(DBAPIError):
+            await reader.execute(text(TEXTS[0]))
+    await database.async_dispose()
+
+
+@pytest.mark.parametrize("wrong", ["GET", b"GET", 1, {"get"}, {1}, [""]])
+def test_wrong_arguments_are_refused(sqlite: Backend, wrong: Any) -> None:
+    """At once, with what to write instead."""
+    with pytest.raises(ConfigurationError, match="read_only"):
+        SQLAlchemyMiddleware(respond, Database(sqlite.url), read_only=wrong)
+
+
+def test_an_async_rule_is_refused(sqlite: Backend) -> None:
+    """It would be true for every request."""
+
+    async def rule(scope: Any) -> bool:
+        return False
+
+    with pytest.raises(ConfigurationError, match="plain function"):
+        SQLAlchemyMiddleware(respond, Database(sqlite.url), read_only=rule)  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize("propagation", ["join", "nested"])
+def test_a_unit_that_exists_is_not_made_read_only(sqlite: Backend, propagation: Any) -> None:
+    """read_only= and isolation_level= are about a unit of one's own."""
+    with pytest.raises(ConfigurationError, match="read_only=True needs a unit"):
+        session_scope(Database(sqlite.url), propagation=propagation, read_only=True)
+    with pytest.raises(ConfigurationError, match="isolation_level='SERIALIZABLE' needs a unit"):
+        session_scope(Database(sqlite.url), propagation=propagation, isolation_level="SERIALIZABLE")
+
+
+def test_engines_for_reading_count_as_in_use(sqlite: Backend) -> None:
+    """A database that was only read from is not configured anew under its readers."""
+    database = Database(sqlite.url)
+    with session_scope(database, read_only=True) as session:
+        session.execute(select(Item))
+
+    with pytest.raises(ConfigurationError, match="in use"):
+        database.configure("sqlite://")
+    database.dispose()
+    database.configure("sqlite://")
