@@ -8,14 +8,13 @@ Must not know: sessions, units, ASGI.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import os
 import weakref
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from threading import Lock
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, Engine
@@ -25,6 +24,7 @@ from sqlalchemy.pool import QueuePool
 
 from asgi_sqla import sqlite
 from asgi_sqla.errors import ConfigurationError, MissingDriverError, WrongEventLoopError
+from asgi_sqla.loops import LoopEngine
 from asgi_sqla.reading import keep_read_only
 from asgi_sqla.replicas import Replicas
 from asgi_sqla.urls import Target, shown, translate
@@ -35,11 +35,6 @@ Role: TypeAlias = Literal["write", "read", "snapshot"]
 _all: weakref.WeakSet[Engines] = weakref.WeakSet()
 _parents: list[object] = []
 """What a forked child has inherited, kept: a connection that is garbage complains, or closes itself for the parent."""
-
-
-class _OfLoop(NamedTuple):
-    engine: AsyncEngine
-    end: AsyncGenerator[None]
 
 
 class Engines:
@@ -65,7 +60,7 @@ class Engines:
         self._options = {**options, **(_autocommit() if role == "read" else {})}
         self._mode: sqlite.TransactionMode = transaction_mode or "deferred"
         self._made: Engine | None = None
-        self._of_loops: dict[asyncio.AbstractEventLoop, _OfLoop] = {}
+        self._of_loops: dict[asyncio.AbstractEventLoop, LoopEngine] = {}
         self._lock = Lock()
         if self.url is not None:
             self._check_driver(self.url)
@@ -141,7 +136,7 @@ class Engines:
         except RuntimeError:  # trio, where there are only sync engines
             return
         if of_loop is not None:
-            await of_loop.end.aclose()
+            await of_loop.dispose()
 
     def forget(self) -> None:
         """Drop every pool without closing its connections: they are the parent process's."""
@@ -195,11 +190,7 @@ class Engines:
         engine = create_async_engine(target.url, **arguments)
         self._prepare(engine.sync_engine, asynchronous=True)
         self._forget_closed_loops()
-        end = self._until_loop_ends(loop, engine)
-        # Started by hand, as it awaits nothing before its yield: from here on the loop knows it.
-        with contextlib.suppress(StopIteration):
-            end.__anext__().send(None)
-        self._of_loops[loop] = _OfLoop(engine, end)
+        self._of_loops[loop] = LoopEngine(engine, lambda: self._of_loops.pop(loop, None))
         return engine
 
     def _prepare(self, engine: Engine, *, asynchronous: bool) -> None:
@@ -210,17 +201,6 @@ class Engines:
         if len(self._replicas) > 1:
             targets = [translate(url, asynchronous=asynchronous, installed=_installed) for url in self._replicas]
             Replicas(targets, self._options.get("connect_args", {})).attach(engine)
-
-    async def _until_loop_ends(self, loop: asyncio.AbstractEventLoop, engine: AsyncEngine) -> AsyncGenerator[None]:
-        """Dispose ``engine`` when closed: by us, or by ``loop.shutdown_asyncgens()``, which every runner awaits.
-
-        (A mapping weakly keyed by loop never frees: the engine refers to its loop.)
-        """
-        try:
-            yield
-        finally:
-            self._of_loops.pop(loop, None)
-            await engine.dispose()
 
     def _forget_closed_loops(self) -> None:
         """Drop the engines of loops that were closed without ``shutdown_asyncgens()``: nobody can await them."""

@@ -101,8 +101,9 @@ async def _on_its_loop(operation: Operation, session: AsyncSession, loop: asynci
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
     else:
         work.close()
+        unit = cast("GuardedSession", session.sync_session).guard_unit
         raise WrongEventLoopError(
-            f"{session.sync_session} was made on an event loop that has ended, and its work with it; "
+            f"an AsyncSession of {unit} was made on an event loop that has ended, and its work with it; "
             f"in code that runs on a loop of its own, open a unit of work: {OWN_SCOPE}"
         )
 

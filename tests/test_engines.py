@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from support.asgi import Call, respond
 from support.databases import Backend, Item
 from support.services import missing
 
@@ -347,3 +348,23 @@ async def test_a_check_leaves_its_connection_in_the_pool(backend: Backend) -> No
         assert await session.scalar(text("SELECT 1")) == 1
     assert left(backend, 1) == 1
     await database.async_dispose()
+
+
+async def test_an_event_loop_that_ends_takes_its_connections_along(backend: Backend) -> None:
+    """Work that a handler left on a loop of its own is lost, aloud, and no connection stays behind in its transaction."""
+    database = Database(backend.url)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def work() -> None:
+            database.async_session.add(Item(name="a"))
+            await database.async_session.flush()
+
+        await asyncio.to_thread(asyncio.run, work())
+        await respond(send, 201)
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+
+    assert isinstance(call.raised, WrongEventLoopError)
+    assert (call.starts, backend.names()) == ([500], [])
+    if backend.is_postgresql:
+        assert left(backend) == 0

@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("transient", "terms", "verdict", "urls", "shielding", "sqlite", "answers"),
     ("guard",),
-    ("reading", "replicas", "configuration", "context", "steps", "watching"),
+    ("reading", "replicas", "configuration", "context", "steps", "watching", "loops"),
     ("engines", "callbacks"),
     ("ending", "sessions"),
     ("unit",),

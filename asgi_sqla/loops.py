@@ -1,0 +1,56 @@
+"""An async engine and the event loop it belongs to: when the loop ends, so does the engine.
+
+Lives here: how that end is noticed, whoever runs the loop, and what is done then.
+Must not know: how engines are made, or for whom.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.util import greenlet_spawn
+
+
+class LoopEngine:
+    """An async engine that is disposed with the running event loop; ``forget`` is called first.
+
+    An async generator that has begun is closed by ``loop.shutdown_asyncgens()``, which every runner
+    awaits. (A mapping weakly keyed by loop never frees: the engine refers to its loop.)
+    """
+
+    __slots__ = ("_end", "_forget", "_out", "engine")
+
+    def __init__(self, engine: AsyncEngine, forget: Callable[[], object]) -> None:
+        self.engine = engine
+        self._forget = forget
+        self._out: set[ConnectionPoolEntry] = set()
+        event.listen(engine.sync_engine, "checkout", self._checked_out)
+        event.listen(engine.sync_engine, "checkin", self._checked_in)
+        self._end = self._until_loop_ends()
+        # Started by hand, as it awaits nothing before its yield: from here on the loop knows it.
+        with contextlib.suppress(StopIteration):
+            self._end.__anext__().send(None)
+
+    async def dispose(self) -> None:
+        """Close the idle connections; one that is out is closed when it comes back."""
+        self._out.clear()
+        await self._end.aclose()
+
+    async def _until_loop_ends(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            self._forget()
+            for entry in list(self._out):  # nobody can give these back: what they wait for runs no more
+                await greenlet_spawn(entry.invalidate)
+            await self.engine.dispose()
+
+    def _checked_out(self, _connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
+        self._out.add(entry)
+
+    def _checked_in(self, _connection: object, entry: ConnectionPoolEntry) -> None:
+        self._out.discard(entry)
