@@ -351,7 +351,7 @@ async def test_a_check_leaves_its_connection_in_the_pool(backend: Backend) -> No
 
 
 async def test_an_event_loop_that_ends_takes_its_connections_along(backend: Backend) -> None:
-    """Work that a handler left on a loop of its own is lost, aloud, and no connection stays behind in its transaction."""
+    """Work that a handler left on a loop of its own is lost, aloud, and no connection stays in its transaction."""
     database = Database(backend.url)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
