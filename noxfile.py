@@ -22,7 +22,7 @@ nox.options.error_on_missing_interpreters = "CI" in os.environ
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 OLDEST = PYTHONS[0]
-EXTRAS = ("cli", "demo", "migrations", "mysql", "postgresql", "settings", "sqlite")
+EXTRAS = ("cli", "demo", "migrations", "mysql", "postgresql", "settings", "sqlite", "testing")
 """What the tests exercise."""
 INSTALLED = {"PYTHONSAFEPATH": "1"}
 """Keeps the checkout off the path, so that the tests import the wheel."""
@@ -87,7 +87,7 @@ def matrix(session: nox.Session) -> None:
         external=True,
     )
     session.env["ASGI_SQLA_TEST_ARQ_PYTHON"] = str(arq / "bin" / "python")
-    run_pytest(session, "-n", "2", "--dist", "loadgroup", "tests/matrix")
+    run_pytest(session, "-n", "2", "--dist", "loadgroup", "-p", "no:randomly", "tests/matrix")
 
 
 @nox.session(python=OLDEST)

@@ -172,7 +172,9 @@ def _drop_at_exit(url: URL, statement: str) -> None:
 
 def _run(url: URL, work: Callable[[Connection], None]) -> None:
     """Do ``work`` beside the database in autocommit, with whatever driver is installed."""
-    beside = url.set(database="postgres") if url.get_backend_name() == "postgresql" else url
+    beside = url
+    if url.get_backend_name() == "postgresql":
+        beside = url.set(database="template1" if url.database == "postgres" else "postgres")
     engines = Engines(beside, options={"poolclass": NullPool, "isolation_level": "AUTOCOMMIT"})
     try:
         engine = engines.sync()

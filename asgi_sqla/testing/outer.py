@@ -11,14 +11,13 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 from asgi_sqla.engines import Engines
 from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
-from asgi_sqla.testing.savepoints import run, savepoint_engine
+from asgi_sqla.testing.savepoints import World, let_go, run, savepoint_engine
 from asgi_sqla.testing.turns import Turns
 
 COPY = 'rolled_back(..., mode="copy")'
@@ -26,7 +25,7 @@ PROBE = "SELECT 1"
 """What ``Database.check()`` asks for; it makes nobody's world."""
 
 
-class Outer:
+class Outer(World):
     """One connection with the outer transaction, and the engine that is made on it."""
 
     kind = "a Session"
@@ -34,26 +33,27 @@ class Outer:
     def __init__(self, real: Engine, owner: Inside, *, awaits: bool = False) -> None:
         self._real = real
         self._owner = owner
-        self._turns = Turns(awaits=awaits)
+        self.turns = Turns(awaits=awaits)
         self._connection: Connection | None = None
         self._over: str | None = None
         self.used = False
         """Whether anything was asked of it."""
-        self.engine = savepoint_engine(real, self._turns, self._connect, self._lose)
-        event.listen(self.engine, "before_cursor_execute", self._note)
+        self.engine = savepoint_engine(real, self)
 
     def end(self, *, keep: bool = True) -> None:
         """Roll back; the connection goes back to its pool, or is closed if there will be none to ``keep`` it."""
         self._over = self._over or "is over"
-        self._turns.end()
+        let_go(self._real, self.engine)
+        self.turns.end()
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.closing(connection):
-                if not keep:
-                    connection.detach()
                 connection.rollback()
+                if not keep:
+                    connection.invalidate()
 
-    def _connect(self) -> Any:
+    def connect(self) -> Any:
+        """Return the driver's connection, in the outer transaction."""
         if self._over is not None:
             raise ConfigurationError(f"the outer transaction {self._over}, and all that was done in it with it")
         if self._connection is None:
@@ -71,14 +71,15 @@ class Outer:
             raise
         return connection
 
-    def _lose(self) -> None:
+    def lose(self) -> None:
         """Take note that the connection is not to be used again."""
         if self._over is None:
             self._over = f"has lost its connection; to test what follows that, write {COPY}"
         if self._connection is not None:
             self._connection.invalidate()
 
-    def _note(self, _connection: object, _cursor: object, statement: str, *_: object) -> None:
+    def note(self, statement: str) -> None:
+        """Take note that somebody uses it, if ``statement`` says so."""
         if not self.used and statement != PROBE and not statement.startswith("BEGIN"):
             self._owner.claim(self)
             self.used = True

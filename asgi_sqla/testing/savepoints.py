@@ -7,32 +7,49 @@ Must not know: who opened the connection, or when its transaction ends.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Dialect, Engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
+from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.testing.turns import Turn, Turns
 
-DEFERRED_ON_POSTGRESQL = (
-    "SELECT string_agg(DISTINCT format('%I.%I', nspname, conname), ', ') FROM pg_constraint c "
-    "JOIN pg_namespace n ON n.oid = c.connamespace WHERE condeferred"
-)
 DEFERRED_ON_SQLITE = "SELECT 1 FROM sqlite_master WHERE sql LIKE '%DEFERRED%' LIMIT 1"
+
+
+class World:
+    """What an engine is for as long as an outer transaction lasts; this one is before and after."""
+
+    turns = Turns(awaits=False)
+    """The turns on its one connection."""
+
+    def connect(self) -> Any:
+        """Return the driver's connection; called by who has the turn."""
+        raise ConfigurationError("this engine was of a rolled_back() that is over; ask the Database for one again")
+
+    def lose(self) -> None:
+        """Take note that the connection is not to be used again."""
+
+    def note(self, statement: str) -> None:
+        """Take note of a statement."""
+
+
+NOWHERE = World()
 
 
 class Savepoints:
     """What a dialect does differently here; mixed into the class of the real one."""
 
-    turns: Turns
+    world: World
     name: str
 
     def do_begin(self, dbapi_connection: Any) -> None:
         """SAVEPOINT."""
         turn = _turn(dbapi_connection)
-        self.turns.wait_for(turn)
+        self.world.turns.wait_for(turn)
         run(dbapi_connection, f"SAVEPOINT {turn.name}")
         turn.begun = True
 
@@ -40,18 +57,16 @@ class Savepoints:
         """Check what was deferred to now, and RELEASE."""
         turn = _turn(dbapi_connection)
         if turn.begun and not turn.over:
-            self.turns.wait_for(turn)
-            restore = self._check_deferred(dbapi_connection)
+            self.world.turns.wait_for(turn)
+            self._check_deferred(dbapi_connection, turn)
             run(dbapi_connection, f"RELEASE SAVEPOINT {turn.name}")
             turn.begun = False
-            if restore is not None:
-                run(dbapi_connection, restore)
 
     def do_rollback(self, dbapi_connection: Any) -> None:
         """ROLLBACK TO the savepoint."""
         turn = _turn(dbapi_connection)
         if turn.begun and not turn.over:
-            self.turns.wait_for(turn)
+            self.world.turns.wait_for(turn)
             run(dbapi_connection, f"ROLLBACK TO SAVEPOINT {turn.name}")
             run(dbapi_connection, f"RELEASE SAVEPOINT {turn.name}")
             turn.begun = False
@@ -67,49 +82,69 @@ class Savepoints:
 
     set_readonly = set_deferrable = set_isolation_level
 
-    def _check_deferred(self, dbapi_connection: Any) -> str | None:
-        """Raise what COMMIT would; return what to run once this transaction is over."""
+    def _check_deferred(self, dbapi_connection: Any, turn: Turn) -> None:
+        """Raise what COMMIT would of the constraints that are deferred to it, and leave them deferred."""
         if self.name == "postgresql":
-            names = run(dbapi_connection, DEFERRED_ON_POSTGRESQL)
-            if names is not None:
-                run(dbapi_connection, f"SET CONSTRAINTS {names} IMMEDIATE")
-                return f"SET CONSTRAINTS {names} DEFERRED"
+            run(dbapi_connection, f"SAVEPOINT {turn.name}_check")
+            run(dbapi_connection, "SET CONSTRAINTS ALL IMMEDIATE")
+            run(dbapi_connection, f"ROLLBACK TO SAVEPOINT {turn.name}_check")
         elif self.name == "sqlite" and run(dbapi_connection, DEFERRED_ON_SQLITE):
             enforced = run(dbapi_connection, "PRAGMA foreign_keys")
             if enforced and run(dbapi_connection, "PRAGMA foreign_key_check"):
                 raise sqlite3.IntegrityError("FOREIGN KEY constraint failed")
-        return None
 
 
 _classes: dict[type[Dialect], type[Dialect]] = {}
+_idle: WeakKeyDictionary[Engine, Engine] = WeakKeyDictionary()
+"""Engines whose world has ended, by the real one; they know their statements in compiled form."""
 
 
-def savepoint_engine(real: Engine, turns: Turns, connect: Callable[[], Any], lose: Callable[[], None]) -> Engine:
-    """Return an engine like ``real`` on the one connection that ``connect()`` returns; ``lose()`` hears of its loss."""
-    dialect = _on_savepoints(real.dialect, turns)
-
-    def take() -> Any:
-        turn = turns.take()
-        try:
-            return connect()
-        except BaseException:
-            turns.give_back(turn)
-            raise
-
-    pool = NullPool(take, dialect=dialect)
-    engine = Engine(pool, dialect, real.url)
-    event.listen(pool, "connect", lambda _connection, record: record.info.update(asgi_sqla_turn=turns.innermost))
-    event.listen(pool, "close", lambda _connection, record: turns.give_back(record.info["asgi_sqla_turn"]))
-    event.listen(pool, "invalidate", lambda *_: lose())
-
-    @event.listens_for(engine, "before_cursor_execute")
-    def _wait(connection: Connection, *_: object) -> None:
-        turns.wait_for(_turn(connection.connection))
-
+def savepoint_engine(real: Engine, world: World) -> Engine:
+    """Return an engine like ``real`` for ``world``."""
+    engine = _idle.pop(real, None) or _make(real)
+    dialect: Any = engine.dialect
+    dialect.world = world
     return engine
 
 
-def _on_savepoints(real: Dialect, turns: Turns) -> Dialect:
+def let_go(real: Engine, engine: Engine) -> None:
+    """Keep ``engine`` for the next world."""
+    dialect: Any = engine.dialect
+    dialect.world = NOWHERE
+    _idle[real] = engine
+
+
+def _make(real: Engine) -> Engine:
+    dialect = _on_savepoints(real.dialect)
+
+    def take() -> Any:
+        turn = dialect.world.turns.take()
+        try:
+            return dialect.world.connect()
+        except BaseException:
+            dialect.world.turns.give_back(turn)
+            raise
+
+    def take_note(_connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info["asgi_sqla_turn"] = dialect.world.turns.innermost
+
+    def give_back(_connection: Any, record: ConnectionPoolEntry) -> None:
+        dialect.world.turns.give_back(record.info["asgi_sqla_turn"])
+
+    def before_execute(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        dialect.world.turns.wait_for(_turn(connection.connection))
+        dialect.world.note(statement)
+
+    pool = NullPool(take, dialect=dialect)
+    engine = Engine(pool, dialect, real.url)
+    event.listen(pool, "connect", take_note)
+    event.listen(pool, "close", give_back)
+    event.listen(pool, "invalidate", lambda *_: dialect.world.lose())
+    event.listen(engine, "before_cursor_execute", before_execute)
+    return engine
+
+
+def _on_savepoints(real: Dialect) -> Any:
     """Return a dialect that knows all that ``real`` found out of its database, without its events."""
     cls = type(real)
     if not issubclass(cls, Savepoints):
@@ -117,8 +152,7 @@ def _on_savepoints(real: Dialect, turns: Turns) -> Dialect:
         cls = _classes.setdefault(cls, type(f"Savepoints{cls.__name__}", (Savepoints, cls), own))
     dialect: Any = cls.__new__(cls)
     dialect.__dict__.update({name: value for name, value in vars(real).items() if name != "dispatch"})
-    dialect.turns = turns
-    return cast("Dialect", dialect)
+    return dialect
 
 
 def run(dbapi_connection: Any, statement: str) -> Any:

@@ -1,0 +1,107 @@
+"""What a rolled-back test costs: 500 of them beside 500 that do the same by hand.
+
+Must not know: the peers. Run it by ``python -m benchmarks.testing``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import time
+from typing import NamedTuple
+
+from sqlalchemy import Engine, insert
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from asgi_sqla import Database, session_scope
+from asgi_sqla.testing import rolled_back
+from benchmarks.databases import Item, Place, postgresql, sqlite
+
+TESTS = 500
+INSERT = insert(Item).values(name="test")
+BUDGET = 2.0
+"""Milliseconds of ours in a test."""
+
+
+class Cost(NamedTuple):
+    """The medians of one kind of test, in milliseconds."""
+
+    plain: float
+    """A transaction by hand: BEGIN, one INSERT, ROLLBACK."""
+    rolled_back: float
+    """The same INSERT in ``session_scope()`` inside ``rolled_back()``."""
+
+    @property
+    def ours(self) -> float:
+        """What of it is ours."""
+        return self.rolled_back - self.plain
+
+
+def sync_cost(database: Database) -> Cost:
+    """Measure tests of sync code, the two kinds in turn."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(TESTS):
+        times[0].append(timed(database.engine))
+        start = time.perf_counter()
+        with rolled_back(database), session_scope(database) as session:
+            session.connection().execute(INSERT)
+        times[1].append(time.perf_counter() - start)
+    return Cost(*(statistics.median(one) * 1000 for one in times))
+
+
+def timed(engine: Engine) -> float:
+    """Return the seconds of a transaction by hand."""
+    start = time.perf_counter()
+    with engine.connect() as connection:
+        connection.begin()
+        connection.execute(INSERT)
+        connection.rollback()
+    return time.perf_counter() - start
+
+
+async def async_cost(database: Database) -> Cost:
+    """Measure tests of async code on one event loop, the two kinds in turn."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(TESTS):
+        times[0].append(await timed_async(database.async_engine))
+        start = time.perf_counter()
+        async with rolled_back(database), session_scope(database) as session:
+            await (await session.connection()).execute(INSERT)
+        times[1].append(time.perf_counter() - start)
+    await database.async_dispose()
+    return Cost(*(statistics.median(one) * 1000 for one in times))
+
+
+async def timed_async(engine: AsyncEngine) -> float:
+    """Return the seconds of a transaction by hand."""
+    start = time.perf_counter()
+    async with engine.connect() as connection:
+        await connection.begin()
+        await connection.execute(INSERT)
+        await connection.rollback()
+    return time.perf_counter() - start
+
+
+def report(place: Place) -> bool:
+    """Print the costs on one database; return whether they are within the budget and nothing was kept."""
+    before = place.rows()
+    costs = {"sync": sync_cost(Database(place.sync_url)), "async": asyncio.run(async_cost(Database(place.url)))}
+    for kind, cost in costs.items():
+        print(
+            f"{place.name:12} {kind:6} plain {cost.plain:6.3f} ms, rolled back {cost.rolled_back:6.3f} ms: "
+            f"ours {cost.ours:6.3f} ms, ratio {cost.rolled_back / cost.plain:.2f}"
+        )
+    return place.rows() == before and all(cost.ours < BUDGET for cost in costs.values())
+
+
+def main() -> int:
+    """Measure on both databases; fail where a test takes more of ours than the budget."""
+    with sqlite() as file, postgresql() as server:
+        within = [report(place) for place in (file, server)]
+    print(f"{TESTS} tests of each; budget {BUDGET:g} ms of ours in a test: {'kept' if all(within) else 'NOT KEPT'}")
+    return 0 if all(within) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
