@@ -299,16 +299,16 @@ async def test_callbacks_wait_for_every_database(
             unit.on_rollback(called.append, "rolled back")
             session.add(Item(name="a"))
             await session.flush()
-            database.async_session.add(Item(name="b", owner_id=owner_id))
+            database.async_session.add(Item(name=f"b{owner_id}", owner_id=owner_id))
 
     await work(None)
-    assert called == [(["a"], ["b"])]
+    assert called == [(["a"], ["bNone"])]
 
     with witness.witness.begin() as connection:
         connection.execute(Item.__table__.delete())  # type: ignore[attr-defined]  # it is a table
     with pytest.raises(backend.commit_error):
         await work(NO_OWNER)
-    assert called == [(["a"], ["b"]), "rolled back"]
+    assert called == [(["a"], ["bNone"]), "rolled back"]
     await second.async_dispose()
     witness.witness.dispose()
 
