@@ -20,7 +20,7 @@ from asgi_sqla.errors import ConfigurationError
 if TYPE_CHECKING:
     from asgiref.typing import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
 
-logger = logging.getLogger("asgi_sqla")
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 ErrorResponses: TypeAlias = Mapping[type[Any], int | Callable[[Any, Any, Any], Awaitable[None]]]
 
@@ -31,8 +31,8 @@ class Answer:
     __slots__ = ("headers", "status")
 
     def __init__(self, status: int, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-        self.status = status
-        self.headers = headers
+        self.status: int = status
+        self.headers: tuple[tuple[bytes, bytes], ...] = headers
 
     def __repr__(self) -> str:
         return f"Answer({self.status}, {self.headers})"

@@ -18,7 +18,7 @@ from sqlalchemy.orm import SessionTransaction
 from asgi_sqla.context import enter, leave
 from asgi_sqla.errors import ConfigurationError
 
-logger = logging.getLogger("asgi_sqla")
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 Moment: TypeAlias = Literal["commit", "rollback"]
 

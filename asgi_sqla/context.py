@@ -7,6 +7,7 @@ Must not know: what a unit does.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from typing import Protocol
 
@@ -26,9 +27,9 @@ class Unit(Protocol):
 _current: ContextVar[Unit | None] = ContextVar("asgi_sqla_unit", default=None)
 
 
-enter = _current.set
+enter: Callable[[Unit | None], Token[Unit | None]] = _current.set
 """Make a unit the current one; the token returned undoes it. (The bound method itself: each request calls it.)"""
-leave = _current.reset
+leave: Callable[[Token[Unit | None]], None] = _current.reset
 """Undo ``enter`` with its token, in the same context."""
 
 

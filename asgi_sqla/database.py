@@ -241,5 +241,5 @@ def _select_one(engine: Engine) -> None:
         connection.execute(text("SELECT 1"))
 
 
-db = Database._unconfigured()
+db: Database = Database._unconfigured()
 """The ready-made global database: ``db.configure(url)`` tells it which one it is."""

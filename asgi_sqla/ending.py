@@ -14,7 +14,7 @@ from asgi_sqla.errors import SessionInUseError, UnitOfWorkDoomedError, UnitOfWor
 from asgi_sqla.guard import OWN_SCOPE, GuardedSession
 from asgi_sqla.steps import Steps, Work
 
-logger = logging.getLogger("asgi_sqla")
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
 class Ending(NamedTuple):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 KEY = "asgi_sqla"
 """Where the ASGI scope holds its unit, for a second layer of the middleware to see."""
 
-logger = logging.getLogger("asgi_sqla")
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
 @dataclass(frozen=True, slots=True)

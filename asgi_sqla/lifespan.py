@@ -20,7 +20,7 @@ OnStartup: TypeAlias = Callable[[], Awaitable[object]]
 _LAST = ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed")
 """The messages after which an application has nothing more to say."""
 
-logger = logging.getLogger("asgi_sqla")
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
 class Lifespan:

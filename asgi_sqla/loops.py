@@ -25,7 +25,7 @@ class LoopEngine:
     __slots__ = ("_end", "_forget", "_out", "engine")
 
     def __init__(self, engine: AsyncEngine, forget: Callable[[], object]) -> None:
-        self.engine = engine
+        self.engine: AsyncEngine = engine
         self._forget = forget
         self._out: set[ConnectionPoolEntry] = set()
         event.listen(engine.sync_engine, "checkout", self._checked_out)

@@ -18,7 +18,7 @@ from asgi_sqla.transient import may_be_repeated, pause
 if TYPE_CHECKING:
     from asgiref.typing import ASGIReceiveCallable, ASGISendCallable
 
-logger = logging.getLogger("asgi_sqla")
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
 class Body:
@@ -30,7 +30,7 @@ class Body:
         self._kept: list[Any] = []
         self._size = 0
         self._position = 0
-        self.replayable = True
+        self.replayable: bool = True
 
     async def receive(self) -> Any:
         """Give the next message, one that is kept or a new one."""

@@ -19,7 +19,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from asgi_sqla.urls import Target
 
-logger = logging.getLogger("asgi_sqla")
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 REST = 30.0
 """Seconds for which a server that refused a connection is asked only if every other one refuses."""

@@ -27,7 +27,7 @@ from asgi_sqla.terms import Propagation, Terms
 from asgi_sqla.transient import may_be_repeated, pause
 from asgi_sqla.unit import Job, UnitOfWork
 
-logger = logging.getLogger("asgi_sqla")
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 P = ParamSpec("P")
 R = TypeVar("R")

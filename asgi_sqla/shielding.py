@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from anyio import CancelScope, current_effective_deadline
 
 T = TypeVar("T")
-logger = logging.getLogger("asgi_sqla")
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
 async def to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:

@@ -34,10 +34,10 @@ class Work:
         async_session: AsyncSession | None,
         loop: asyncio.AbstractEventLoop | None,
     ) -> None:
-        self.source = source
-        self.session = session
-        self.async_session = async_session
-        self.loop = loop
+        self.source: object = source
+        self.session: GuardedSession = session
+        self.async_session: AsyncSession | None = async_session
+        self.loop: asyncio.AbstractEventLoop | None = loop
 
 
 Operation: TypeAlias = Callable[[GuardedSession], object]

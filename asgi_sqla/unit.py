@@ -43,9 +43,9 @@ class UnitOfWork:
     """Its sessions, for the rooms that end it."""
     _callbacks: Callbacks | None = None
     _begin_hooks: tuple[Callable[[Connection], object], ...] = ()
-    used = False
+    used: bool = False
     """Whether any session was made, or any callback registered."""
-    ended = False
+    ended: bool = False
     """Whether it is over, and its sessions closed for good."""
     committed_within = False
     """Whether a scope opened inside it, a unit of its own, has committed."""

@@ -27,7 +27,7 @@ class Message(UnitOfWork):
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self.sessions = Sessions(self)
+        self.sessions: Sessions = Sessions(self)
         self.sessions.users = set()
 
     @property

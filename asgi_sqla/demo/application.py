@@ -75,7 +75,7 @@ async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
     yield
 
 
-api = FastAPI(title="A small shop", lifespan=lifespan)
+api: FastAPI = FastAPI(title="A small shop", lifespan=lifespan)
 
 
 @api.post("/orders", status_code=201)
@@ -171,5 +171,5 @@ async def close_the_day() -> int:
     return orders
 
 
-app = SQLAlchemyMiddleware(api, error_responses=ERROR_RESPONSES, check_on_startup=True)
+app: SQLAlchemyMiddleware = SQLAlchemyMiddleware(api, error_responses=ERROR_RESPONSES, check_on_startup=True)
 """What a server runs, once ``db.configure(url)`` has said which database ``db`` is."""

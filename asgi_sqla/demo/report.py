@@ -22,7 +22,7 @@ class Report:
         self._in_colour = out.isatty() and not os.environ.get("NO_COLOR")
         self._marks = _marks(out.encoding)
         self._steps = 0
-        self.kept = 0
+        self.kept: int = 0
         self.broken: list[str] = []
 
     def line(self, text: str = "", *styles: str) -> None:

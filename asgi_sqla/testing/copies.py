@@ -47,7 +47,7 @@ class Copy:
         if backend not in _COPIERS:
             raise ConfigurationError(f'mode="copy" cannot copy a {backend} database; write mode="transaction"')
         copied, self._drop = _COPIERS[backend](url)
-        self.engines = real.at(copied)
+        self.engines: Engines = real.at(copied)
 
     def end(self) -> None:
         """Drop it, from a thread without a running event loop."""

@@ -23,7 +23,7 @@ DEFERRED_ON_SQLITE = "SELECT 1 FROM sqlite_master WHERE sql LIKE '%DEFERRED%' LI
 class World:
     """What an engine is for as long as an outer transaction lasts; this one is before and after."""
 
-    turns = Turns(awaits=False)
+    turns: Turns = Turns(awaits=False)
     """The turns on its one connection."""
 
     def connect(self) -> Any:
@@ -80,7 +80,11 @@ class Savepoints:
     def reset_isolation_level(self, dbapi_connection: Any) -> None:
         """Do nothing, as nothing was set."""
 
-    set_readonly = set_deferrable = set_isolation_level
+    def set_readonly(self, dbapi_connection: Any, value: bool) -> None:
+        """Do nothing, as the transaction has begun."""
+
+    def set_deferrable(self, dbapi_connection: Any, value: bool) -> None:
+        """Do nothing, as the transaction has begun."""
 
     def _check_deferred(self, dbapi_connection: Any, turn: Turn) -> None:
         """Raise what COMMIT would of the constraints that are deferred to it, and leave them deferred."""

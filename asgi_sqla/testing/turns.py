@@ -29,10 +29,10 @@ class Turn:
     __slots__ = ("begun", "holder", "name", "over")
 
     def __init__(self) -> None:
-        self.name = f"asgi_sqla_{next(_numbers)}"
-        self.holder = _holder()
-        self.begun = False
-        self.over = False
+        self.name: str = f"asgi_sqla_{next(_numbers)}"
+        self.holder: str = _holder()
+        self.begun: bool = False
+        self.over: bool = False
 
 
 _inside: ContextVar[tuple[Turn, ...]] = ContextVar("asgi_sqla_turns", default=())
