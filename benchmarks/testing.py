@@ -9,6 +9,7 @@ import asyncio
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sqlalchemy import Engine, insert
@@ -25,17 +26,22 @@ BUDGET = 2.0
 
 
 class Cost(NamedTuple):
-    """The medians of one kind of test, in milliseconds."""
+    """What one kind of test takes, in milliseconds."""
 
-    plain: float
+    plain: list[float]
     """A transaction by hand: BEGIN, one INSERT, ROLLBACK."""
-    rolled_back: float
+    rolled_back: list[float]
     """The same INSERT in ``session_scope()`` inside ``rolled_back()``."""
 
+    def line(self, typical: Callable[[list[float]], float]) -> str:
+        """Say it in one line, of the test that ``typical`` chooses."""
+        plain, ours = typical(self.plain), typical(self.rolled_back)
+        return f"{plain:7.3f} -> {ours:7.3f} ms, ours {ours - plain:6.3f} ms, ratio {ours / plain:5.2f}"
+
     @property
-    def ours(self) -> float:
-        """What of it is ours."""
-        return self.rolled_back - self.plain
+    def within(self) -> bool:
+        """Whether the least of ours, which other processes disturbed least, is within the budget."""
+        return min(self.rolled_back) - min(self.plain) < BUDGET
 
 
 def sync_cost(database: Database) -> Cost:
@@ -47,7 +53,7 @@ def sync_cost(database: Database) -> Cost:
         with rolled_back(database), session_scope(database) as session:
             session.connection().execute(INSERT)
         times[1].append(time.perf_counter() - start)
-    return Cost(*(statistics.median(one) * 1000 for one in times))
+    return Cost(*([seconds * 1000 for seconds in one] for one in times))
 
 
 def timed(engine: Engine) -> float:
@@ -70,7 +76,7 @@ async def async_cost(database: Database) -> Cost:
             await (await session.connection()).execute(INSERT)
         times[1].append(time.perf_counter() - start)
     await database.async_dispose()
-    return Cost(*(statistics.median(one) * 1000 for one in times))
+    return Cost(*([seconds * 1000 for seconds in one] for one in times))
 
 
 async def timed_async(engine: AsyncEngine) -> float:
@@ -88,18 +94,18 @@ def report(place: Place) -> bool:
     before = place.rows()
     costs = {"sync": sync_cost(Database(place.sync_url)), "async": asyncio.run(async_cost(Database(place.url)))}
     for kind, cost in costs.items():
-        print(
-            f"{place.name:12} {kind:6} plain {cost.plain:6.3f} ms, rolled back {cost.rolled_back:6.3f} ms: "
-            f"ours {cost.ours:6.3f} ms, ratio {cost.rolled_back / cost.plain:.2f}"
-        )
-    return place.rows() == before and all(cost.ours < BUDGET for cost in costs.values())
+        print(f"{place.name:10} {kind:5} minimum {cost.line(min)}")
+        print(f"{place.name:10} {kind:5} median  {cost.line(statistics.median)}")
+    return place.rows() == before and all(cost.within for cost in costs.values())
 
 
 def main() -> int:
     """Measure on both databases; fail where a test takes more of ours than the budget."""
     with sqlite() as file, postgresql() as server:
         within = [report(place) for place in (file, server)]
-    print(f"{TESTS} tests of each; budget {BUDGET:g} ms of ours in a test: {'kept' if all(within) else 'NOT KEPT'}")
+    print(
+        f"{TESTS} tests of each; budget {BUDGET:g} ms of ours, by the minimum: {'kept' if all(within) else 'NOT KEPT'}"
+    )
     return 0 if all(within) else 1
 
 

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
@@ -33,12 +34,12 @@ class Outer(World):
     def __init__(self, real: Engine, owner: Inside, *, awaits: bool = False) -> None:
         self._real = real
         self._owner = owner
-        self.turns = Turns(awaits=awaits)
+        self.turns: Turns = Turns(awaits=awaits)
         self._connection: Connection | None = None
         self._over: str | None = None
-        self.used = False
+        self.used: bool = False
         """Whether anything was asked of it."""
-        self.engine = savepoint_engine(real, self)
+        self.engine: Engine = savepoint_engine(real, self)
 
     def end(self, *, keep: bool = True) -> None:
         """Roll back; the connection goes back to its pool, or is closed if there will be none to ``keep`` it."""
@@ -46,11 +47,16 @@ class Outer(World):
         let_go(self._real, self.engine)
         self.turns.end()
         connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.closing(connection):
-                connection.rollback()
-                if not keep:
-                    connection.invalidate()
+        if connection is None:
+            return
+        if not keep:  # at once, before any await: the pool is about to close what is out
+            raw: Any = connection.connection.dbapi_connection
+            connection.detach()
+            raw.rollback()
+            raw.close()
+            return
+        with contextlib.closing(connection):
+            connection.rollback()
 
     def connect(self) -> Any:
         """Return the driver's connection, in the outer transaction."""
@@ -93,12 +99,31 @@ class AsyncOuter(Outer):
     def __init__(self, real: AsyncEngine, owner: Inside, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(real.sync_engine, owner, awaits=True)
         self.loop = loop
-        self.async_engine = AsyncEngine(self.engine)
+        self._closed = False
+        self.async_engine: AsyncEngine = AsyncEngine(self.engine)
         self._ending = self._until_loop_ends()
         # Started by hand, as it awaits nothing before its yield: from here on the loop knows it.
         with contextlib.suppress(StopIteration):
             self._ending.__anext__().send(None)
         self._keep = False
+
+    def connect(self) -> Any:
+        """Return the driver's connection, in the outer transaction, and hear if its pool closes it."""
+        if self._connection is None:
+            event.listen(self._real, "invalidate", self._note_closed, insert=True)
+        return super().connect()
+
+    def end(self, *, keep: bool = True) -> None:
+        """Roll back, and stop listening."""
+        if event.contains(self._real, "invalidate", self._note_closed):
+            event.remove(self._real, "invalidate", self._note_closed)
+        super().end(keep=keep)
+
+    def _note_closed(self, closed: object, _record: object, _exception: object) -> None:
+        if self._connection is not None and self._connection.connection.dbapi_connection is closed:
+            self._closed = True
+            self.turns.end()
+            self._over = self._over or "is over, as its event loop has ended"
 
     async def end_async(self) -> None:
         """Roll back, on its event loop."""
@@ -110,7 +135,8 @@ class AsyncOuter(Outer):
         try:
             yield
         finally:
-            await greenlet_spawn(self.end, keep=self._keep)
+            if self._keep or not self._closed:
+                await greenlet_spawn(self.end, keep=self._keep)
 
 
 class Inside(Engines):

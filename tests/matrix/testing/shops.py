@@ -110,14 +110,15 @@ def fastapi_app() -> Any:
 def litestar_client() -> Iterator[Client]:
     """Litestar's TestClient."""
     from litestar import Litestar, MediaType, Response, post
+    from litestar.params import FromPath
     from litestar.testing import TestClient
 
     @post("/async/{name:str}/{status:int}", media_type=MediaType.TEXT)
-    async def post_async(name: str, status: int) -> Response[str]:
+    async def post_async(name: FromPath[str], status: FromPath[int]) -> Response[str]:
         return Response(str(await add_async(name)), status_code=status)
 
     @post("/sync/{name:str}/{status:int}", media_type=MediaType.TEXT, sync_to_thread=True)
-    def post_sync(name: str, status: int) -> Response[str]:
+    def post_sync(name: FromPath[str], status: FromPath[int]) -> Response[str]:
         return Response(str(add_sync(name)), status_code=status)
 
     app: Any = SQLAlchemyMiddleware(Litestar([post_async, post_sync]), db, error_responses=ERRORS)
