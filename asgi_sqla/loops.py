@@ -7,12 +7,15 @@ Must not know: how engines are made, or for whom.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Callable
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
+
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
 class LoopEngine:
@@ -46,7 +49,10 @@ class LoopEngine:
         finally:
             self._forget()
             for entry in list(self._out):  # nobody can give these back: what they wait for runs no more
-                await greenlet_spawn(entry.invalidate)
+                try:
+                    await greenlet_spawn(entry.invalidate)
+                except Exception:  # somebody else who ends with the loop may be at it as well
+                    logger.exception("a connection could not be closed when its event loop ended")
             await self.engine.dispose()
 
     def _checked_out(self, _connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, Insert, insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from asgi_sqla import Database, session_scope
@@ -32,11 +32,16 @@ class Cost(NamedTuple):
     """A transaction by hand: BEGIN, one INSERT, ROLLBACK."""
     rolled_back: list[float]
     """The same INSERT in ``session_scope()`` inside ``rolled_back()``."""
+    empty: list[float]
+    """A transaction by hand with nothing in it: a connection out of the pool, BEGIN, ROLLBACK."""
 
     def line(self, typical: Callable[[list[float]], float]) -> str:
         """Say it in one line, of the test that ``typical`` chooses."""
-        plain, ours = typical(self.plain), typical(self.rolled_back)
-        return f"{plain:7.3f} -> {ours:7.3f} ms, ours {ours - plain:6.3f} ms, ratio {ours / plain:5.2f}"
+        plain, ours, empty = typical(self.plain), typical(self.rolled_back), typical(self.empty)
+        return (
+            f"{plain:7.3f} -> {ours:7.3f} ms, ours {ours - plain:6.3f} ms, ratio {ours / plain:5.2f}, "
+            f"to an empty transaction {ours / empty:5.2f}"
+        )
 
     @property
     def within(self) -> bool:
@@ -46,9 +51,10 @@ class Cost(NamedTuple):
 
 def sync_cost(database: Database) -> Cost:
     """Measure tests of sync code, the two kinds in turn."""
-    times: tuple[list[float], list[float]] = ([], [])
+    times: tuple[list[float], list[float], list[float]] = ([], [], [])
     for _ in range(TESTS):
-        times[0].append(timed(database.engine))
+        times[0].append(timed(database.engine, INSERT))
+        times[2].append(timed(database.engine, None))
         start = time.perf_counter()
         with rolled_back(database), session_scope(database) as session:
             session.connection().execute(INSERT)
@@ -56,21 +62,23 @@ def sync_cost(database: Database) -> Cost:
     return Cost(*([seconds * 1000 for seconds in one] for one in times))
 
 
-def timed(engine: Engine) -> float:
+def timed(engine: Engine, statement: Insert | None) -> float:
     """Return the seconds of a transaction by hand."""
     start = time.perf_counter()
     with engine.connect() as connection:
         connection.begin()
-        connection.execute(INSERT)
+        if statement is not None:
+            connection.execute(statement)
         connection.rollback()
     return time.perf_counter() - start
 
 
 async def async_cost(database: Database) -> Cost:
     """Measure tests of async code on one event loop, the two kinds in turn."""
-    times: tuple[list[float], list[float]] = ([], [])
+    times: tuple[list[float], list[float], list[float]] = ([], [], [])
     for _ in range(TESTS):
-        times[0].append(await timed_async(database.async_engine))
+        times[0].append(await timed_async(database.async_engine, INSERT))
+        times[2].append(await timed_async(database.async_engine, None))
         start = time.perf_counter()
         async with rolled_back(database), session_scope(database) as session:
             await (await session.connection()).execute(INSERT)
@@ -79,12 +87,13 @@ async def async_cost(database: Database) -> Cost:
     return Cost(*([seconds * 1000 for seconds in one] for one in times))
 
 
-async def timed_async(engine: AsyncEngine) -> float:
+async def timed_async(engine: AsyncEngine, statement: Insert | None) -> float:
     """Return the seconds of a transaction by hand."""
     start = time.perf_counter()
     async with engine.connect() as connection:
         await connection.begin()
-        await connection.execute(INSERT)
+        if statement is not None:
+            await connection.execute(statement)
         await connection.rollback()
     return time.perf_counter() - start
 
