@@ -154,13 +154,12 @@ async def test_both_kinds_are_an_error_that_says_so(database: Database) -> None:
 
 
 async def test_a_copy_serves_both_kinds(database: Database, backend: Backend) -> None:
-    """What one kind commits, the other sees; and what the database held before."""
-    with session_scope(database) as session:
-        session.add(Item(name="before"))
+    """What one kind commits, the other sees, and the database itself nothing of it."""
     async with rolled_back(database, mode="copy"):
-        assert (await get(application(database, "sync"), "/a")).body == b"2"
-        assert (await get(application(database, "async"), "/b")).body == b"3"
-    assert backend.names() == ["before"]
+        # A template is made once for a process, so it may hold what an earlier test had committed by then.
+        first = int((await get(application(database, "sync"), "/a")).body)
+        assert (await get(application(database, "async"), "/b")).body == b"%d" % (first + 1)
+    assert backend.names() == []
 
 
 async def test_a_sync_with_refuses_async_sessions_of_the_same_loop(database: Database) -> None:
