@@ -87,24 +87,25 @@ class GuardedSession(Session):
         for result in streams:
             result.close()
 
-    def guard_end(self, end: Callable[[GuardedSession], None]) -> bool:
-        """Call ``end(self)`` as the last use of the session; return whether that was done now.
+    def guard_end(self, end: Callable[[GuardedSession], None]) -> None:
+        """Call ``end(self)`` as the last use of the session.
 
         When a call is running, whoever runs it does it on leaving: never under its user.
         """
         self._guard_end = end
-        return self._guard_end_if_idle()
+        self._guard_end_if_idle()
 
-    def _guard_end_if_idle(self) -> bool:
+    def _guard_end_if_idle(self) -> None:
         # Whoever ends it keeps the lock for ever, so there is no second one.
         if self._guard_end is None or not self._guard_lock.acquire(blocking=False):
-            return False
+            return
         self._guard_inside = getcurrent()
-        self._guard_end(self)
-        self._guard_inside = None
-        self.guard_unit = str(self.guard_unit)  # or each would keep the other alive
-        self._guard_over = True
-        return True
+        try:
+            self._guard_end(self)
+        finally:
+            self._guard_inside = None
+            self.guard_unit = str(self.guard_unit)  # or each would keep the other alive
+            self._guard_over = True
 
     def _guard_enter(self) -> bool:
         """Let the caller in; return False if it is in already, further up its own stack."""
