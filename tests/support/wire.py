@@ -72,7 +72,8 @@ class Wire:
         driver, server = connection.ends
         try:
             data = end.recv(65_536)
-        except ConnectionError:
+            (server if end is driver else driver).sendall(data)
+        except ConnectionError:  # either end may go at any time, as when a backend is terminated
             data = b""
         if not data:
             for one in connection.ends:
@@ -81,10 +82,8 @@ class Wire:
         elif end is driver:
             self.round_trips += connection.answered
             connection.answered = False
-            server.sendall(data)
         else:
             connection.answered = True
-            driver.sendall(data)
 
 
 def _socket_path(url: URL) -> str:
