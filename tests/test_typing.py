@@ -111,8 +111,26 @@ def test_what_may_be_given(database: Database) -> None:
         SQLAlchemyMiddleware(app, database, error_responses=ERROR_RESPONSES),
         SQLAlchemyMiddleware(app, database, error_responses={**ERROR_RESPONSES, IntegrityError: 422, KeyError: app}),
     ]
+    made += [
+        SQLAlchemyMiddleware(app, database, read_only={"GET", "HEAD"}, retries=3, replay_limit=1024),
+        SQLAlchemyMiddleware(app, database, read_only=lambda scope: scope["path"] == "/"),
+    ]
     on_commit(print, end="")
-    assert len(made) == 5
+    assert len(made) == 7
+
+
+async def test_what_is_injected_and_scoped(database: Database) -> None:
+    """The callables for injection, and a decorated function, keep their types."""
+
+    @session_scope(database, retries=1)
+    def count(start: int) -> int:
+        return start + assert_type(current_unit().attempt, int)
+
+    async with session_scope(database, read_only=True):
+        assert isinstance(assert_type(database.get_session(), Session), Session)
+        assert isinstance(assert_type(await database.get_async_session(), AsyncSession), AsyncSession)
+    assert assert_type(count(1), int) == 2
+    await database.async_dispose()
 
 
 def test_what_may_not_be_given(database: Database) -> None:
