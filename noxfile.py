@@ -34,7 +34,7 @@ def build_wheel(session: nox.Session) -> str:
     if not getattr(build_wheel, "done", False):
         shutil.rmtree(folder, ignore_errors=True)
         session.install("build")
-        session.run("python", "-m", "build", "--wheel", "--outdir", str(folder), silent=True)
+        session.run_install("python", "-m", "build", "--wheel", "--outdir", str(folder), silent=True)
         build_wheel.done = True  # type: ignore[attr-defined]  # once per run of nox
     (wheel,) = folder.glob("*.whl")
     return str(wheel)
