@@ -7,7 +7,7 @@ Must not know: when a transaction ends, or anything of ASGI.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from anyio import to_thread
 from sqlalchemy.engine import URL, Engine
@@ -24,8 +24,6 @@ from asgi_sqla.sessions import Manner
 from asgi_sqla.sqlite import TransactionMode
 from asgi_sqla.unit import current_unit
 from asgi_sqla.watching import guarded
-
-E = TypeVar("E", Engine, AsyncEngine)
 
 
 class Database:
@@ -156,7 +154,9 @@ class Database:
     def make_session(self, manner: Manner, options: Mapping[str, Any]) -> GuardedSession:
         """Return a new ``Session`` for a unit of work; yours is ``session``."""
         engines, guard = self._of(manner.role)
-        engine = _isolated(engines.sync(), manner)
+        engine = engines.sync()
+        if manner.isolation_level is not None:  # on the same pool
+            engine = engine.execution_options(isolation_level=manner.isolation_level)
         if guard is BorrowedReadOnlySession:
             restore_on_return(engine)
         return guarded(self._classes.sync, guard)(bind=engine, **{**self._classes.options, **options})
@@ -164,7 +164,9 @@ class Database:
     def make_async_session(self, manner: Manner, options: Mapping[str, Any]) -> AsyncSession:
         """Return a new ``AsyncSession`` for a unit of work; yours is ``async_session``."""
         engines, guard = self._of(manner.role)
-        engine = _isolated(engines.asynchronous(), manner)
+        engine = engines.asynchronous()
+        if manner.isolation_level is not None:
+            engine = engine.execution_options(isolation_level=manner.isolation_level)
         if guard is BorrowedReadOnlySession:
             restore_on_return(engine.sync_engine)
         sync_class = guarded(self._classes.sync, guard)
@@ -232,13 +234,6 @@ class Database:
                 'SQLAlchemyMiddleware(app, url="sqlite:///app.db")'
             )
         return self._engines
-
-
-def _isolated(engine: E, manner: Manner) -> E:
-    """Return ``engine``, or one on the same pool at the isolation level asked for."""
-    if manner.isolation_level is None:
-        return engine
-    return engine.execution_options(isolation_level=manner.isolation_level)
 
 
 def _select_one(engine: Engine) -> None:

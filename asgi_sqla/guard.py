@@ -97,7 +97,7 @@ class GuardedSession(Session):
 
     def _guard_end_if_idle(self) -> None:
         # Whoever ends it keeps the lock for ever, so there is no second one.
-        if self._guard_end is None or not self._guard_lock.acquire(blocking=False):
+        if self._guard_end is None or not self._guard_lock.acquire(False):
             return
         self._guard_inside = getcurrent()
         try:
@@ -107,33 +107,31 @@ class GuardedSession(Session):
             self.guard_unit = str(self.guard_unit)  # or each would keep the other alive
             self._guard_over = True
 
-    def _guard_enter(self) -> bool:
+    def _guard_enter(self, greenlet: object) -> bool:
         """Let the caller in; return False if it is in already, further up its own stack."""
-        user = self._guard_checked_user()
+        user = get_ident() if self._guard_loop is None else self._guard_task(self._guard_loop)
         if user == self._guard_user:
             return False
         if self._guard_end is not None:
             raise ended(self.guard_unit)
-        if not self._guard_lock.acquire(blocking=False):
+        if not self._guard_lock.acquire(False):
             raise SessionInUseError(
                 f"a session of {self.guard_unit} is in use by {self._guard_user}; a session serves one "
                 f"task or thread at a time, so each opens its own: {OWN_SCOPE}"
             )
         self._guard_user = user
-        self._guard_inside = getcurrent()
+        self._guard_inside = greenlet
         if self.guard_users is not None:
             self.guard_users.add(current_user())
         return True
 
-    def _guard_checked_user(self) -> User:
-        loop = self._guard_loop
-        if loop is None:
-            return get_ident()
+    def _guard_task(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
+        """Return the running task; raise unless it runs on ``loop``."""
         try:
-            running: object = asyncio.get_running_loop()
+            task = asyncio.current_task()
         except RuntimeError:
-            running = None
-        if running is loop and (task := asyncio.current_task(loop)) is not None:
+            task = None
+        if task is not None and task.get_loop() is loop:
             return task
         raise WrongEventLoopError(
             f"an AsyncSession of {self.guard_unit} was used outside the event loop it was made on; "
@@ -143,4 +141,5 @@ class GuardedSession(Session):
     def _guard_leave(self) -> None:
         self._guard_user = self._guard_inside = None
         self._guard_lock.release()
-        self._guard_end_if_idle()
+        if self._guard_end is not None:
+            self._guard_end_if_idle()

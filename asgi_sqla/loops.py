@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable
+from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -25,14 +26,14 @@ class LoopEngine:
     awaits. (A mapping weakly keyed by loop never frees: the engine refers to its loop.)
     """
 
-    __slots__ = ("_end", "_forget", "_out", "engine")
+    __slots__ = ("_end", "_entries", "_forget", "engine")
 
     def __init__(self, engine: AsyncEngine, forget: Callable[[], object]) -> None:
         self.engine: AsyncEngine = engine
         self._forget = forget
-        self._out: set[ConnectionPoolEntry] = set()
-        event.listen(engine.sync_engine, "checkout", self._checked_out)
-        event.listen(engine.sync_engine, "checkin", self._checked_in)
+        self._entries: WeakSet[ConnectionPoolEntry] = WeakSet()
+        # Told of each connection once: to be told of each checkout costs every request.
+        event.listen(engine.sync_engine, "connect", self._connected)
         self._end = self._until_loop_ends()
         # Started by hand, as it awaits nothing before its yield: from here on the loop knows it.
         with contextlib.suppress(StopIteration):
@@ -40,7 +41,7 @@ class LoopEngine:
 
     async def dispose(self) -> None:
         """Close the idle connections; one that is out is closed when it comes back."""
-        self._out.clear()
+        self._entries.clear()
         await self._end.aclose()
 
     async def _until_loop_ends(self) -> AsyncGenerator[None]:
@@ -48,15 +49,12 @@ class LoopEngine:
             yield
         finally:
             self._forget()
-            for entry in list(self._out):  # nobody can give these back: what they wait for runs no more
-                try:
+            for entry in [one for one in self._entries if one.in_use]:
+                try:  # nobody can give it back: what it waits for runs no more
                     await greenlet_spawn(entry.invalidate)
                 except Exception:  # somebody else who ends with the loop may be at it as well
                     logger.exception("a connection could not be closed when its event loop ended")
             await self.engine.dispose()
 
-    def _checked_out(self, _connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
-        self._out.add(entry)
-
-    def _checked_in(self, _connection: object, entry: ConnectionPoolEntry) -> None:
-        self._out.discard(entry)
+    def _connected(self, _connection: object, entry: ConnectionPoolEntry) -> None:
+        self._entries.add(entry)

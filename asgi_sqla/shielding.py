@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from anyio import CancelScope, current_effective_deadline
 
@@ -19,26 +21,30 @@ T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
-async def to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
-    """Await ``work`` until it is done; only then let a cancellation of the caller through.
+async def to_completion(work: Coroutine[Any, Any, T] | Future[T]) -> T:
+    """Await ``work``, a coroutine or what a thread does, until it is done; only then let a cancellation through.
 
     anyio's shield alone does not stop a plain ``task.cancel()``; a task of its own alone is woken
     without pause under a cancelled anyio scope. The CancelledError raised is the one received: anyio
     does not know any other as its own. A failure of ``work`` that it would hide is logged, and its cause.
     """
-    if isinstance(work, asyncio.Future):
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # trio knows no task.cancel(), so the shield is enough; and we use no thread there
+        return await _shielded(cast("Coroutine[Any, Any, T]", work))
+    end: asyncio.Future[None] = loop.create_future()
+    task: asyncio.Task[T] | Future[T]
+    if isinstance(work, Future):
         task = work
+        task.add_done_callback(partial(loop.call_soon_threadsafe, _set, end))
     else:
-        try:
-            task = asyncio.create_task(work)
-        except RuntimeError:  # trio knows no task.cancel(), so the shield is enough
-            return await _shielded(work)
+        task = _start(loop, _telling(end, work))
     cancelled: asyncio.CancelledError | None = None
     try:
-        await _end_of(task)
+        await end
     except asyncio.CancelledError as exc:
         # Only now, for a shield costs more than all the rest.
-        cancelled = await _shielded(_wait(task)) or (None if _comes_again() else exc)
+        cancelled = await _shielded(_wait(loop, task)) or (None if _comes_again() else exc)
     if cancelled is None:
         return task.result()
     failure = None if task.cancelled() else task.exception()
@@ -47,18 +53,38 @@ async def to_completion(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
     raise cancelled from failure
 
 
+if sys.version_info >= (3, 12):
+    _start = asyncio.eager_task_factory
+else:
+
+    def _start(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        return loop.create_task(work)
+
+
+async def _telling(end: asyncio.Future[None], work: Coroutine[Any, Any, T]) -> T:
+    """Do ``work``, and end ``end`` as the last thing: a turn of the event loop before a task tells of its own."""
+    try:
+        return await work
+    finally:
+        _set(end)
+
+
 async def _shielded(work: Coroutine[Any, Any, T]) -> T:
     with CancelScope(shield=True):
         return await work
     raise AssertionError  # a scope that nobody cancels swallows nothing
 
 
-async def _wait(task: asyncio.Future[Any]) -> asyncio.CancelledError | None:
+async def _wait(
+    loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | Future[Any]
+) -> asyncio.CancelledError | None:
     """Wait until ``task`` is done, and return the last cancellation that came meanwhile."""
     cancelled = None
     while not task.done():
+        end: asyncio.Future[None] = loop.create_future()
+        task.add_done_callback(partial(loop.call_soon_threadsafe, _set, end))
         try:
-            await _end_of(task)
+            await end
         except asyncio.CancelledError as exc:
             cancelled = exc
     return cancelled
@@ -69,13 +95,6 @@ def _comes_again() -> bool:
     return current_effective_deadline() == -math.inf
 
 
-def _end_of(task: asyncio.Future[Any]) -> asyncio.Future[None]:
-    """Return a future that ends with ``task``, and can be cancelled without it; asyncio's own ways cost more."""
-    end: asyncio.Future[None] = task.get_loop().create_future()
-    task.add_done_callback(partial(_set, end))
-    return end
-
-
-def _set(end: asyncio.Future[None], _task: asyncio.Future[Any]) -> None:
+def _set(end: asyncio.Future[None], _done: object = None) -> None:
     if not end.done():
         end.set_result(None)

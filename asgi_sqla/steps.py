@@ -1,6 +1,6 @@
 """Runs what a unit does to its sessions, step by step, each where its session can be used.
 
-Lives here: the three places: inline, in SQLAlchemy's greenlet, in a worker thread.
+Lives here: the three places: inline, in SQLAlchemy's greenlet, in a worker thread; if possible, all steps in one.
 Must not know: what the steps are, or in which order they come.
 """
 
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
 
 from asgi_sqla.errors import WrongEventLoopError
 from asgi_sqla.guard import OWN_SCOPE, GuardedSession
@@ -43,11 +43,13 @@ class Work:
 Operation: TypeAlias = Callable[[GuardedSession], object]
 Steps: TypeAlias = Generator[tuple[Operation, Work], None, None]
 """Yields what is to be done to which session; what that raises is thrown back in."""
+Walking: TypeAlias = Coroutine[Any, Any, None] | Future[None]
+"""Ends with the last step, or with what the steps raise."""
 
 
 def walk(steps: Steps) -> None:
     """Run each step here and now."""
-    with suppress(StopIteration):
+    try:
         operation, work = next(steps)
         while True:
             try:
@@ -56,11 +58,32 @@ def walk(steps: Steps) -> None:
                 operation, work = steps.throw(exc)
             else:
                 operation, work = next(steps)
+    except StopIteration:
+        return
 
 
-async def walk_async(steps: Steps) -> None:
-    """Run each step where its session can be used without blocking the event loop."""
-    with suppress(StopIteration):
+def walk_without_blocking(steps: Steps, works: tuple[Work, ...]) -> Walking:
+    """Return what runs each step where its session, one of ``works``, can be used; in a thread it has begun."""
+    loop = _running_loop()
+    loops = {work.loop for work in works}
+    if loop is None or len(loops) != 1:
+        return _walk_each_in_its_place(steps)
+    if loop in loops:
+        return greenlet_spawn(walk, steps)
+    if None in loops:
+        return _threads.submit(copy_context().run, walk, steps)
+    return _walk_each_in_its_place(steps)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:  # trio
+        return None
+
+
+async def _walk_each_in_its_place(steps: Steps) -> None:
+    try:
         operation, work = next(steps)
         while True:
             try:
@@ -69,18 +92,8 @@ async def walk_async(steps: Steps) -> None:
                 operation, work = steps.throw(exc)
             else:
                 operation, work = next(steps)
-
-
-def walk_in_thread(steps: Steps, works: tuple[Work, ...]) -> asyncio.Future[None] | None:
-    """Begin to run every step in a worker thread; return what ends with it, or None if that is not the place."""
-    if not works or any(work.async_session is not None for work in works):
-        return None
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:  # trio
-        return None
-    context = copy_context()
-    return loop.run_in_executor(_threads, lambda: context.run(walk, steps))
+    except StopIteration:
+        return
 
 
 async def _perform(operation: Callable[..., object], work: Work) -> None:

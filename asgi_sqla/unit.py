@@ -6,7 +6,9 @@ Must not know: ASGI, HTTP statuses, how a database is configured.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any, cast
 
 from sqlalchemy import event
@@ -21,7 +23,7 @@ from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.guard import GuardedSession, ended
 from asgi_sqla.sessions import NONE, Manner, Sessions, Source
 from asgi_sqla.shielding import to_completion
-from asgi_sqla.steps import Steps, walk, walk_async, walk_in_thread
+from asgi_sqla.steps import Steps, Walking, walk, walk_without_blocking
 
 
 class UnitOfWork:
@@ -106,14 +108,14 @@ class UnitOfWork:
 
     def session(self, source: Source, **options: Any) -> Session:
         """Return this unit's ``Session`` of ``source``, made on first use with ``options``."""
-        return self._open_sessions().sync(source, self._manner(), options)
+        return self._open_sessions().sync(source, self._manner, options)
 
     def async_session(self, source: Source, **options: Any) -> AsyncSession:
         """Return this unit's ``AsyncSession`` of ``source``, made on first use with ``options``.
 
         Raises WrongEventLoopError on any event loop but the unit's own.
         """
-        return self._open_sessions().asynchronous(source, self._manner(), options)
+        return self._open_sessions().asynchronous(source, self._manner, options)
 
     async def settle(self, commit: bool) -> None:
         """Commit, or roll back, every open transaction; the sessions stay usable.
@@ -144,13 +146,13 @@ class UnitOfWork:
                 run(callback, Job(f"{callback} of {self.name}", awaits=False))
 
     async def _end(self, steps: Steps, commit: bool) -> None:
-        walking = walk_in_thread(steps, self.sessions.works) if self._callbacks is None else None
-        await to_completion(walking or self._end_and_call(steps, commit))
+        walking = walk_without_blocking(steps, self.sessions.works)
+        await to_completion(walking if self._callbacks is None else self._end_and_call(walking, commit))
 
-    async def _end_and_call(self, steps: Steps, commit: bool) -> None:
+    async def _end_and_call(self, walking: Walking, commit: bool) -> None:
         committed = False
         try:
-            await walk_async(steps)
+            await (asyncio.wrap_future(walking) if isinstance(walking, Future) else walking)
             committed = commit and not self._rollback_only
         finally:
             for callback in self._due(committed):
@@ -235,7 +237,7 @@ def on_commit(callback: Callable[..., object], *args: object, **kwargs: object) 
 
 def _begin(session: Any, transaction: SessionTransaction, connection: Connection) -> None:
     unit: object = session.guard_unit
-    if isinstance(unit, UnitOfWork) and not transaction.nested:
+    if isinstance(unit, UnitOfWork) and unit._begin_hooks and not transaction.nested:
         for hook in unit._begin_hooks:
             hook(connection)
 

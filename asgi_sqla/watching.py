@@ -34,10 +34,11 @@ def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
-        outermost = getcurrent() is not self._guard_inside and self._guard_enter()
+        greenlet = getcurrent()
+        outermost = greenlet is not self._guard_inside and self._guard_enter(greenlet)
         try:
             result = method(self, *args, **kwargs)
-            if _is_stream(kwargs.get("execution_options")):
+            if kwargs and (options := kwargs.get("execution_options")) and _is_stream(options):
                 self.guard_keep_stream(result)
             return result
         finally:
@@ -48,7 +49,7 @@ def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
 
 
 def _is_stream(options: Any) -> bool:
-    return bool(options) and bool(options.get("stream_results") or options.get("yield_per"))
+    return bool(options.get("stream_results") or options.get("yield_per"))
 
 
 # PostgreSQL answers the COMMIT of a transaction in which a statement failed with ROLLBACK, and no
@@ -102,7 +103,7 @@ def _in_doubt(context: ExceptionContext) -> bool:
 def _ask(session: Any) -> None:
     """Raise what the database says of a transaction that it has given up."""
     session._guard_committing = True
-    for connection in session._guard_connections:
+    for connection in session._guard_connections if _failed else ():
         if connection in _failed and not connection.closed:
             connection.execute(select(1))
             if session._guard_undone is connection and session.guard_error is not None:

@@ -59,7 +59,7 @@ async def interleave(
 async def _turn(app: Callable[..., Awaitable[None]], requests: int) -> float:
     client = Client(app)
     send, receive = _drop, _nothing
-    scopes = [client.scope("/") for _ in range(requests)]
+    scopes = [client.scope("/read") for _ in range(requests)]
     start = time.perf_counter()
     for scope in scopes:
         await app(scope, receive, send)
