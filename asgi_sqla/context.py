@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextvars import ContextVar, Token
-from typing import Protocol
+from typing import Any, Protocol
 
 from asgi_sqla.errors import NoUnitOfWorkError
 from asgi_sqla.guard import OWN_SCOPE, ended
@@ -47,7 +47,7 @@ def inherited() -> Unit | None:
     return None if unit is None or unit.ended else unit
 
 
-def current() -> Unit:
+def current() -> Any:
     """Return the unit of this context, or raise the error that says what to write."""
     unit = _current.get()
     if unit is None:

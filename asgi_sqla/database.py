@@ -16,13 +16,14 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import text
 
 from asgi_sqla.configuration import Configuration
+from asgi_sqla.context import current
 from asgi_sqla.engines import Engines, Role
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.guard import GuardedSession
 from asgi_sqla.reading import BorrowedReadOnlySession, ReadOnlySession, restore_on_return
 from asgi_sqla.sessions import Manner
 from asgi_sqla.sqlite import TransactionMode
-from asgi_sqla.unit import current_unit
+from asgi_sqla.unit import UnitOfWork
 from asgi_sqla.watching import guarded
 
 
@@ -140,7 +141,8 @@ class Database:
 
         Raises NoUnitOfWorkError outside any unit, UnitOfWorkEndedError after its end.
         """
-        return current_unit().session(self)
+        unit: UnitOfWork = current()
+        return unit.session(self)
 
     @property
     def async_session(self) -> AsyncSession:
@@ -149,7 +151,8 @@ class Database:
         Raises NoUnitOfWorkError outside any unit, UnitOfWorkEndedError after its end, and
         WrongEventLoopError in a worker thread, a sync scope, or another event loop.
         """
-        return current_unit().async_session(self)
+        unit: UnitOfWork = current()
+        return unit.async_session(self)
 
     def make_session(self, manner: Manner, options: Mapping[str, Any]) -> GuardedSession:
         """Return a new ``Session`` for a unit of work; yours is ``session``."""

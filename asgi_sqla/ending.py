@@ -27,9 +27,7 @@ class Ending(NamedTuple):
 
     def settle(self) -> Steps:
         """Commit every open transaction in the order of first use, or roll every one back."""
-        active = [work for work in self.works if work.session.in_transaction()]
-        if not active and self.doom is None:
-            return
+        active = self._active()
         committed: list[Work] = []
         failure: Exception | None = None
         if self.commit:
@@ -40,7 +38,8 @@ class Ending(NamedTuple):
                     committed.append(work)
             except Exception as exc:
                 failure = exc
-        yield from self._roll_back(active[len(committed) :])
+        if len(committed) < len(active):
+            yield from self._roll_back(active[len(committed) :])
         if failure is not None:
             if committed:
                 failure.add_note(self._partial(committed, active))
@@ -59,33 +58,37 @@ class Ending(NamedTuple):
 
     def close(self, cause: BaseException | None) -> Steps:
         """Settle, then close every session for good, whatever happened before."""
-        failure: Exception | None = None
-        in_use = self._in_use(self.works)  # asked now, for its call may return while the others are ended
-        try:
-            yield from self.settle()
-        except Exception as exc:
-            failure = exc
+        failures: list[Exception] = []
+        active = self._active()
+        in_use = self._in_use(active)  # asked now, for its call may return while the others are ended
+        if active or self.doom is not None:
+            try:
+                yield from self.settle()
+            except Exception as exc:
+                failures.append(exc)
         for work in self.works:
             try:
                 if work.session.in_transaction():
                     yield _end, work
-                else:
-                    _end(work.session)
+                elif not _end(work.session):
+                    in_use = True
             except Exception as exc:
-                if failure is None and cause is None:
-                    failure = exc
-                else:
-                    logger.exception("%s: close failed on %r", self.unit, work.source)
-        if in_use and not isinstance(failure, SessionInUseError):
-            self._tell_in_use(cause)
-        if failure is not None:
-            raise failure
+                failures.append(exc)
+        if in_use or failures:
+            self._tell(failures, in_use, cause)
 
-    def _tell_in_use(self, cause: BaseException | None) -> None:
-        """Say in the log, and on the exception the unit ends with, that a session was not ours to end."""
-        logger.error("%s", self._still_in_use())
-        if cause is not None:
-            cause.add_note(self._still_in_use())
+    def _tell(self, failures: list[Exception], in_use: bool, cause: BaseException | None) -> None:
+        """Raise the first failure, unless the unit ends with ``cause`` anyway; log whatever that would hide."""
+        raised = failures[0] if failures and cause is None else None
+        for failure in failures:
+            if failure is not raised:
+                logger.error("%s: close failed", self.unit, exc_info=failure)
+        if in_use and not isinstance(raised, SessionInUseError):
+            logger.error("%s", self._still_in_use())
+            if cause is not None:
+                cause.add_note(self._still_in_use())
+        if raised is not None:
+            raise raised
 
     def _object(self, active: list[Work]) -> None:
         """Raise if the unit must not commit."""
@@ -96,7 +99,10 @@ class Ending(NamedTuple):
         if self._in_use(active):
             raise SessionInUseError(self._still_in_use())
 
-    def _in_use(self, works: tuple[Work, ...] | list[Work]) -> bool:
+    def _active(self) -> list[Work]:
+        return [work for work in self.works if work.session.in_transaction()]
+
+    def _in_use(self, works: list[Work]) -> bool:
         for work in works:  # noqa: SIM110  # twice in each unit, and any() takes longer
             if work.session.guard_in_use:
                 return True
@@ -132,9 +138,9 @@ def _roll_back(session: GuardedSession) -> None:
         raise
 
 
-def _end(session: GuardedSession) -> None:
-    """Close for good now, or have it done by whoever is in a call, when that returns."""
-    session.guard_end(_close)
+def _end(session: GuardedSession) -> bool:
+    """Close for good now; or have it done by whoever is in a call, when that returns, and say False."""
+    return session.guard_end(_close)
 
 
 def _close(session: GuardedSession) -> None:

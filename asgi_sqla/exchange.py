@@ -72,7 +72,6 @@ class Exchange:
             raise Answered
         try:
             commit = self._rules.verdict(self._scope, message)
-            self._before_settle(commit)
             await self._unit.settle(commit)
         except Exception as exc:
             await self._answer(exc)
@@ -83,9 +82,6 @@ class Exchange:
             raise
         self._started = True
         await self._send(message)
-
-    def _before_settle(self, commit: bool) -> None:
-        """Look at what the application is about to answer for; raise instead of ending the transaction."""
 
     async def _answer(self, failure: Exception) -> None:
         self._failure = failure

@@ -87,13 +87,14 @@ class GuardedSession(Session):
         for result in streams:
             result.close()
 
-    def guard_end(self, end: Callable[[GuardedSession], None]) -> None:
-        """Call ``end(self)`` as the last use of the session.
+    def guard_end(self, end: Callable[[GuardedSession], None]) -> bool:
+        """Call ``end(self)`` as the last use of the session; return whether it is done.
 
         When a call is running, whoever runs it does it on leaving: never under its user.
         """
         self._guard_end = end
         self._guard_end_if_idle()
+        return self._guard_over
 
     def _guard_end_if_idle(self) -> None:
         # Whoever ends it keeps the lock for ever, so there is no second one.

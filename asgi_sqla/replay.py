@@ -72,12 +72,14 @@ class Attempt(Request):
         self._body = body
         self.attempt = attempt
 
-    def _before_settle(self, commit: bool) -> None:
+    async def settle(self, commit: bool) -> None:
+        """Settle, unless the attempt is to be begun again: then raise what it failed with."""
         # The application has made an answer of it: nothing of that is sent if it may be done again. What it
         # commits in spite of a failure that it rolled back (with a savepoint, or all) went well for it.
         for failure in self.sessions.failures(unhandled=commit):
             if self._may_retry(failure):
                 raise failure
+        await super().settle(commit)
 
     async def _answer(self, failure: Exception) -> None:
         if self._may_retry(failure):

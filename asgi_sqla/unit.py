@@ -125,31 +125,34 @@ class UnitOfWork:
         cancellation waits.
         """
         if self._has_work():
-            await self._end(self._ending(commit).settle(), commit)
+            await to_completion(self._walk(self._ending(commit).settle(), commit))
 
     async def close(self, commit: bool, cause: BaseException | None = None) -> None:
         """Settle, then close every session for good. ``cause`` is the exception the unit ends with."""
-        steps = self._closing(commit, cause)
-        if self._has_work():
-            await self._end(steps, commit)
+        has_work = self._has_work()
+        self.ended = True
+        ending = self._ending(commit)
+        if has_work:
+            await to_completion(self._walk(ending.close(cause), commit))
         else:
-            walk(steps)
+            walk(ending.close(cause))
 
     def close_now(self, commit: bool, cause: BaseException | None = None) -> None:
         """Do what ``close`` does, in this thread; for a unit without an event loop."""
         committed = False
+        self.ended = True
         try:
-            walk(self._closing(commit, cause))
+            walk(self._ending(commit).close(cause))
             committed = commit and not self._rollback_only
         finally:
             for callback in self._due(committed):
                 run(callback, Job(f"{callback} of {self.name}", awaits=False))
 
-    async def _end(self, steps: Steps, commit: bool) -> None:
+    def _walk(self, steps: Steps, commit: bool) -> Walking:
         walking = walk_without_blocking(steps, self.sessions.works)
-        await to_completion(walking if self._callbacks is None else self._end_and_call(walking, commit))
+        return walking if self._callbacks is None else self._walk_and_call(walking, commit)
 
-    async def _end_and_call(self, walking: Walking, commit: bool) -> None:
+    async def _walk_and_call(self, walking: Walking, commit: bool) -> None:
         committed = False
         try:
             await (asyncio.wrap_future(walking) if isinstance(walking, Future) else walking)
@@ -163,11 +166,6 @@ class UnitOfWork:
 
     def _ending(self, commit: bool) -> Ending:
         return Ending(self, self.sessions.works, commit and not self._rollback_only, self._doom)
-
-    def _closing(self, commit: bool, cause: BaseException | None) -> Steps:
-        ending = self._ending(commit)
-        self.ended = True
-        return ending.close(cause)
 
     def _due(self, committed: bool) -> list[Callback]:
         return [] if self._callbacks is None else self._callbacks.take(committed=committed)
@@ -222,7 +220,8 @@ def current_unit() -> UnitOfWork:
 
     Raises NoUnitOfWorkError outside any, and UnitOfWorkEndedError where only an ended one is known.
     """
-    return cast("UnitOfWork", current())
+    unit: UnitOfWork = current()
+    return unit
 
 
 def on_commit(callback: Callable[..., object], *args: object, **kwargs: object) -> None:
