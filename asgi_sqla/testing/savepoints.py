@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.reading import TRANSACTION
 from asgi_sqla.testing.turns import Turn, Turns
 
 DEFERRED_ON_SQLITE = "SELECT 1 FROM sqlite_master WHERE sql LIKE '%DEFERRED%' LIMIT 1"
@@ -40,11 +41,10 @@ class World:
 NOWHERE = World()
 
 
-class Savepoints:
+class Savepoints(Dialect):
     """What a dialect does differently here; mixed into the class of the real one."""
 
     world: World
-    name: str
 
     def do_begin(self, dbapi_connection: Any) -> None:
         """SAVEPOINT."""
@@ -70,6 +70,11 @@ class Savepoints:
             run(dbapi_connection, f"ROLLBACK TO SAVEPOINT {turn.name}")
             run(dbapi_connection, f"RELEASE SAVEPOINT {turn.name}")
             turn.begun = False
+
+    def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        """Leave out what MariaDB and MySQL allow only before a transaction has begun; the session still refuses."""
+        if self.name not in ("mariadb", "mysql") or statement != TRANSACTION[self.name]:
+            super().do_execute(cursor, statement, parameters, context)
 
     def do_close(self, dbapi_connection: Any) -> None:
         """Do nothing, as others use the connection too."""

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from support.databases import backend_names
+from support.databases import ASKED_FOR, MARIADB_DRIVERS, POSTGRESQL_DRIVERS, backend_names
 
 KINDS = ["sync", "async"]
-POSTGRESQL = [name for name in backend_names() if name in ("asyncpg", "psycopg")]
+NAMES = backend_names()
+POSTGRESQL = [name for name in NAMES if name in POSTGRESQL_DRIVERS]
+SERVERS = [name for name in NAMES if name != "sqlite"]
+DEFERRING = [name for name in NAMES if name not in MARIADB_DRIVERS]
 
 on_postgresql = pytest.mark.parametrize("backend", POSTGRESQL, indirect=True)
-on_one = pytest.mark.parametrize("backend", (POSTGRESQL or backend_names())[:1], indirect=True)
-"""For what is about a framework or a server more than about databases."""
+on_server = pytest.mark.parametrize("backend", SERVERS, indirect=True)
+"""For transactions that write at the same time, of which SQLite has one."""
+on_deferring = pytest.mark.parametrize("backend", DEFERRING, indirect=True)
+"""For constraints that wait for COMMIT, of which MariaDB has none."""
+on_one = pytest.mark.parametrize("backend", NAMES if ASKED_FOR else POSTGRESQL[:1], indirect=True)
+"""For what is about a framework or a server more than about databases: on one, unless they are asked for by name."""
