@@ -24,6 +24,8 @@ PYTHONS = nox.project.python_versions(PROJECT)
 OLDEST = PYTHONS[0]
 EXTRAS = ("cli", "demo", "migrations", "mysql", "postgresql", "settings", "sqlite", "testing")
 """What the tests exercise."""
+DRIVERS = ("sqlite", "asyncpg", "psycopg", "psycopg2", "pymysql", "mysqldb", "aiomysql")
+"""What the tests call each pair of drivers, of a sync and an async one."""
 INSTALLED = {"PYTHONSAFEPATH": "1"}
 """Keeps the checkout off the path, so that the tests import the wheel."""
 
@@ -87,7 +89,9 @@ def matrix(session: nox.Session) -> None:
         external=True,
     )
     session.env["ASGI_SQLA_TEST_ARQ_PYTHON"] = str(arq / "bin" / "python")
-    run_pytest(session, "-n", "2", "--dist", "loadgroup", "-p", "no:randomly", "tests/matrix")
+    session.env["ASGI_SQLA_TEST_BACKENDS"] = ",".join(DRIVERS)
+    core = sorted(map(str, Path("tests").glob("test_*.py")))
+    run_pytest(session, "-n", "2", "-p", "no:randomly", "-r", "fE", "tests/matrix", *core)
 
 
 @nox.session(python=OLDEST)

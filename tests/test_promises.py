@@ -87,7 +87,7 @@ async def test_a_client_told_done_can_read_its_row(database: Database, backend: 
         await add(database, kind, name=request.path_params["path"])
         return Response(status_code=201)
 
-    reader = create_async_engine(backend.url, isolation_level="AUTOCOMMIT", pool_size=20)
+    reader = create_async_engine(database.async_engine.url, isolation_level="AUTOCOMMIT", pool_size=20)
     found: list[tuple[int, int]] = []
     turns = asyncio.Semaphore(20)
 

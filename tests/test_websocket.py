@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from support.databases import NO_OWNER, Backend, Item
-from support.marks import KINDS, on_one
+from support.marks import KINDS, on_one, on_server
 from support.servers import Server, errors, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -369,7 +369,7 @@ def test_a_task_that_outlives_its_message_is_told_to_open_its_own_scope(
     assert (out, backend.names()) == (0, ["a"])
 
 
-@on_one
+@on_server
 def test_a_scope_around_messages_stays_the_current_unit(database: Database, backend: Backend) -> None:
     """Asking for a message inside a scope ends nothing: the scope shadows the conversation, and that goes on after."""
     same: list[bool] = []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from matrix.drivers import DriversPlugin
 from matrix.report import MARK, MatrixPlugin
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Print the matrix at the end of the run."""
+    """Have the core suite fill its table, and print the matrix at the end of the run."""
     config.addinivalue_line("markers", MARK)
+    config.pluginmanager.register(DriversPlugin(), "drivers")
     config.pluginmanager.register(MatrixPlugin(), "matrix")

@@ -2,9 +2,8 @@
 
 A test says where it belongs with ``@pytest.mark.cell(table, row, column)``. The three are format
 strings over the test's parameters, so ``@pytest.mark.cell("Servers", "{behaviour}", "{server.name}")``
-on a parametrised test fills many cells. Several tests may share a cell: it fails if one of them does.
-
-A test may give its cell more to say with ``record_property("figure", "12 passed")``.
+on a parametrised test fills many cells. Several tests may share a cell: it fails if one of them does,
+and else says how many have passed.
 
 Where a promise cannot be kept or means nothing, the test calls ``not_applicable(reason)``: the cell
 says so, and the reason becomes a footnote. Any other skip is a part that is missing on this machine:
@@ -15,7 +14,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator
+from itertools import zip_longest
 from typing import Any, NamedTuple, NoReturn
 
 import pytest
@@ -41,12 +42,10 @@ class Cell(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What is shown in a cell, and why."""
+    """What became of a test, and why."""
 
     word: str
     reason: str | None = None
-    figure: str | None = None
-    """Stands in for the word of a test that passed: its property of that name."""
 
 
 def cell_of(item: pytest.Item) -> Cell | None:
@@ -69,8 +68,7 @@ def outcome_of(report: pytest.TestReport) -> Outcome | None:
         if reason.startswith(NOT_APPLICABLE):
             return Outcome("n/a", reason.removeprefix(NOT_APPLICABLE))
         return Outcome("skipped", reason)
-    properties: dict[str, Any] = dict(report.user_properties)
-    return Outcome("passed", figure=properties.get("figure")) if report.when == "call" else None
+    return Outcome("passed") if report.when == "call" else None
 
 
 class Matrix:
@@ -78,10 +76,12 @@ class Matrix:
 
     def __init__(self) -> None:
         self.cells: dict[Cell, Outcome] = {}
+        self._passed: Counter[Cell] = Counter()
         self._places: dict[Cell, int] = {}
 
     def add(self, cell: Cell, outcome: Outcome, place: int = 0) -> None:
         """Put ``outcome`` into ``cell``, unless a worse one is there; ``place`` is that of its test."""
+        self._passed[cell] += outcome.word == "passed"
         there = self.cells.get(cell)
         if there is None or SEVERITY.index(outcome.word) > SEVERITY.index(there.word):
             self.cells[cell] = outcome
@@ -101,28 +101,32 @@ class Matrix:
         columns = list(dict.fromkeys(cell.column for cell in of_table))
         rows = dict.fromkeys(cell.row for cell in of_table)
         texts = [[row, *(self._text(Cell(table, row, column), notes) for column in columns)] for row in rows]
-        grid = [[table, *columns], *texts]
-        widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-        lines = ["  ".join(map(str.ljust, line, widths)) for line in grid]
-        yield from (lines[0].rstrip(), "  ".join("-" * width for width in widths))
-        yield from (line.rstrip() for line in lines[1:])
+        heads = [list(line) for line in zip_longest([table], *map(str.split, columns), fillvalue="")]
+        widths = [max(map(len, column)) for column in zip(*heads, *texts, strict=True)]
+        rule = ["-" * width for width in widths]
+        yield from ("  ".join(map(str.ljust, line, widths)).rstrip() for line in (*heads, rule, *texts))
         yield ""
 
     def _text(self, cell: Cell, notes: dict[str, int]) -> str:
         outcome = self.cells.get(cell)
         if outcome is None:
             return ""
+        if outcome.word == "passed" and self._passed[cell] > 1:
+            return f"{self._passed[cell]} passed"
         if outcome.reason is None:
-            return outcome.figure or outcome.word
+            return outcome.word
         return f"{outcome.word} [{notes.setdefault(outcome.reason, len(notes) + 1)}]"
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed
-    """Keeps together what shares the part of its id in angle brackets; xdist's own groups are lost on pytest 9.2."""
+    """Keeps together what shares the part of its id in angle brackets; xdist's own groups are lost on pytest 9.2.
+
+    The largest of these begin; every other test goes by itself to whoever is free.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         shared = re.search("<.*>", nodeid)
-        return shared[0] if shared else nodeid.partition("::")[0]
+        return shared[0] if shared else nodeid
 
 
 class MatrixPlugin:
@@ -141,7 +145,7 @@ class MatrixPlugin:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> LoadScopeScheduling:
-        """Have the tests of one site, or else of one module, run on one worker."""
+        """Have the tests of one site run on one worker."""
         return Scheduling(config, log)
 
     @pytest.hookimpl(wrapper=True)

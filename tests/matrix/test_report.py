@@ -32,9 +32,9 @@ def run_matrix(folder: Path, *arguments: str, **environment: str) -> list[str]:
     (folder / "test_module.py").write_text(MODULE)
     (folder / "conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "CI"))}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(folder), *arguments]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly", "--rootdir", str(folder)]
     done = subprocess.run(
-        [*command, str(folder)],
+        [*command, *arguments, str(folder)],
         env={**inherited, **environment, "PYTHONPATH": str(Path(__file__).parents[1])},
         cwd=folder,
         capture_output=True,

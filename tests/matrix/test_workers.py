@@ -337,9 +337,7 @@ def forget(queue: str) -> None:
             redis.delete(key)
 
 
-pytestmark = pytest.mark.parametrize(
-    "worker", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in WORKERS], indirect=True
-)
+pytestmark = pytest.mark.parametrize("worker", [pytest.param(name, id=f"<{name}>") for name in WORKERS], indirect=True)
 kinds = pytest.mark.parametrize("kind", KINDS)
 forms = pytest.mark.parametrize("form", FORMS)
 

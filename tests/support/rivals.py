@@ -11,7 +11,7 @@ from sqlalchemy import Connection, case, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from asgi_sqla import Database
-from support.databases import MARIADB_DRIVERS, Backend, Item, Owner, backend_names
+from support.databases import MARIADB_DRIVERS, POSTGRESQL_DRIVERS, Backend, Item, Owner, backend_names
 from support.servers import wait_until
 
 Trouble: TypeAlias = Callable[[Backend, Session], None]
@@ -122,7 +122,7 @@ def _waits(backend: Backend) -> bool:
 
 TROUBLES: dict[str, tuple[Trouble, ...]] = {
     "sqlite": (stale, busy),
-    **dict.fromkeys(("asyncpg", "psycopg"), (stale, deadlock, lost)),
+    **dict.fromkeys(POSTGRESQL_DRIVERS, (stale, deadlock, lost)),
     **dict.fromkeys(MARIADB_DRIVERS, (deadlock, lock_wait, lost, stale_on_mariadb)),
 }
 """Which failures pass that each database can be brought to."""
