@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -12,6 +13,7 @@ JOBS = {job.__name__: job for job in work.PLAIN_JOBS}
 
 def main() -> None:
     """Do what is asked for; an interrupt ends the job that is running."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # or we ignore it, as what a shell puts in the background
     if work.WAY == "threads":
         with ThreadPoolExecutor(6) as pool:
             for function, name, fate in work.orders():
