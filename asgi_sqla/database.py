@@ -7,7 +7,7 @@ Must not know: when a transaction ends, or anything of ASGI.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from anyio import to_thread
 from sqlalchemy.engine import URL, Engine
@@ -120,6 +120,10 @@ class Database:
     def __repr__(self) -> str:
         return f"<Database {'not configured' if self._configuration is None else repr(self._engines)}>"
 
+    def __deepcopy__(self, _memo: object) -> Self:
+        """Return the database itself: some frameworks copy what a route is given."""
+        return self
+
     @property
     def configured(self) -> bool:
         """Whether it was told which database it is."""
@@ -219,11 +223,9 @@ class Database:
         engines = self._ready()
         if role == "write":
             return engines, GuardedSession
-        if self._substituted:
-            return engines, BorrowedReadOnlySession
         configuration = cast("Configuration", self._configuration)
         urls = configuration.replicas or ((engines.url,) if engines.url is not None else ())
-        if not urls:
+        if self._substituted or not urls:
             return engines, BorrowedReadOnlySession
         if role not in self._reading:
             made = Engines(urls[0], options=configuration.engine_options, role=role, replicas=urls)

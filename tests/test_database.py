@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,13 @@ from asgi_sqla import (
 def test_its_repr_names_it(database: Any, shown: str) -> None:
     """Without its password."""
     assert repr(database()) == shown
+
+
+def test_a_copy_of_it_is_itself() -> None:
+    """Litestar copies what its routes are given, ``Provide(db.get_session)`` say."""
+    database = Database("sqlite://")
+    assert copy.deepcopy({"session": database.get_session}) == {"session": database.get_session}
+    assert copy.deepcopy(database) is database
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, R
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from asgi_sqla import SQLAlchemyMiddleware
 from matrix.applications import shop
@@ -29,13 +31,15 @@ api = FastAPI(lifespan=lifespan)
 nested = FastAPI()
 
 
-async def dependency_async(query: Asked) -> AsyncIterator[None]:
-    await shop.hook_async(query)
+async def dependency_async(
+    query: Asked, session: Annotated[AsyncSession, Depends(shop.db.get_async_session)]
+) -> AsyncIterator[None]:
+    await shop.hook_async(query, session)
     yield
 
 
-def dependency_sync(query: Asked) -> None:
-    shop.hook_sync(query)
+def dependency_sync(query: Asked, session: Annotated[Session, Depends(shop.db.get_session)]) -> None:
+    shop.hook_sync(query, session)
 
 
 @nested.post("/async/write")

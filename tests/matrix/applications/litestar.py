@@ -12,6 +12,8 @@ from litestar.exceptions import HTTPException, WebSocketDisconnect
 from litestar.middleware import DefineMiddleware
 from litestar.response import Stream
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from asgi_sqla import SQLAlchemyMiddleware
 from matrix.applications import shop
@@ -20,22 +22,29 @@ from matrix.applications.shop import Query
 ABORT = HTTPException(status_code=409)
 
 
-async def dependency_async(request: Request) -> None:
-    await shop.hook_async(Query.of(request.query_params))
+async def dependency_async(request: Request, session: AsyncSession) -> None:
+    await shop.hook_async(Query.of(request.query_params), session)
 
 
-def dependency_sync(request: Request) -> None:
-    shop.hook_sync(Query.of(request.query_params))
+def dependency_sync(request: Request, session: Session) -> None:
+    shop.hook_sync(Query.of(request.query_params), session)
 
 
-@post("/async/write", dependencies={"hook": Provide(dependency_async)})
+GIVEN_ASYNC = {"session": Provide(shop.db.get_async_session), "hook": Provide(dependency_async)}
+GIVEN_SYNC = {
+    "session": Provide(shop.db.get_session, sync_to_thread=True),
+    "hook": Provide(dependency_sync, sync_to_thread=True),
+}
+
+
+@post("/async/write", dependencies=GIVEN_ASYNC)
 async def write_async(request: Request, hook: None) -> Response[None]:
     query = Query.of(request.query_params)
     await shop.write_async(query, ABORT)
     return Response(None, status_code=query.status)
 
 
-@post("/sync/write", dependencies={"hook": Provide(dependency_sync, sync_to_thread=True)}, sync_to_thread=True)
+@post("/sync/write", dependencies=GIVEN_SYNC, sync_to_thread=True)
 def write_sync(request: Request, hook: None) -> Response[None]:
     query = Query.of(request.query_params)
     shop.write_sync(query, ABORT)

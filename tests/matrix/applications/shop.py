@@ -18,6 +18,8 @@ import anyio
 import sniffio
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 from support.databases import NO_OWNER, Item
 
 from asgi_sqla import AsgiSqlaError, Database, SQLAlchemyMiddleware, current_unit, session_scope
@@ -98,17 +100,19 @@ def raise_for(query: Query, abort: Exception | None) -> None:
         raise abort
 
 
-async def hook_async(query: Query) -> None:
-    """Do what the framework's hook or dependency does before the handler."""
+async def hook_async(query: Query, session: AsyncSession | None = None) -> None:
+    """Do what the framework's hook or dependency does before the handler, in the ``session`` it is given, if it is."""
     if query.hook:
-        db.async_session.add(item(query, "-hook"))
-        await db.async_session.flush()
+        session = session or db.async_session
+        session.add(item(query, "-hook"))
+        await session.flush()
 
 
-def hook_sync(query: Query) -> None:
+def hook_sync(query: Query, session: Session | None = None) -> None:
     if query.hook:
-        db.session.add(item(query, "-hook"))
-        db.session.flush()
+        session = session or db.session
+        session.add(item(query, "-hook"))
+        session.flush()
 
 
 async def count_async(query: Query) -> str:
