@@ -1,6 +1,6 @@
 """How a unit of work ends: the only room that commits, rolls back or closes a session.
 
-Lives here: the order of events, written once as generators of steps for sync and async code alike;
+Lives here: the order of events, written once as plain functions for sync and async code alike;
 nothing is swallowed, and no step is left out because one before it failed.
 Must not know: where a step runs, or what a unit is beside its sessions.
 """
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from asgi_sqla.errors import SessionInUseError, UnitOfWorkDoomedError, UnitOfWorkEndedError
 from asgi_sqla.guard import OWN_SCOPE, GuardedSession
-from asgi_sqla.steps import Steps, Work
+from asgi_sqla.steps import Step, Work
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
@@ -25,8 +25,8 @@ class Ending(NamedTuple):
     commit: bool
     doom: BaseException | None
 
-    def settle(self) -> Steps:
-        """Commit every open transaction in the order of first use, or roll every one back."""
+    def settle(self, step: Step) -> None:
+        """Commit every open transaction in the order of first use, or roll every one back, each as a ``step``."""
         active = self._active()
         committed: list[Work] = []
         failure: Exception | None = None
@@ -34,42 +34,42 @@ class Ending(NamedTuple):
             try:
                 self._object(active)
                 for work in active:
-                    yield _commit, work
+                    step(_commit, work)
                     committed.append(work)
             except Exception as exc:
                 failure = exc
         if len(committed) < len(active):
-            yield from self._roll_back(active[len(committed) :])
+            self._roll_back(active[len(committed) :], step)
         if failure is not None:
             if committed:
                 failure.add_note(self._partial(committed, active))
             raise failure
 
-    def _roll_back(self, works: list[Work]) -> Steps:
+    def _roll_back(self, works: list[Work], step: Step) -> None:
         for work in works:
             try:
-                yield _roll_back, work
+                step(_roll_back, work)
             except UnitOfWorkEndedError:  # whoever is in a call on it rolls it back
                 continue
             except Exception as exc:
                 logger.exception("%s: ROLLBACK failed on %r", self.unit, work.source)
                 if isinstance(exc, SessionInUseError):  # or it would be committed with what follows the response
-                    yield _end, work
+                    step(_end, work)
 
-    def close(self, cause: BaseException | None) -> Steps:
+    def close(self, cause: BaseException | None, step: Step) -> None:
         """Settle, then close every session for good, whatever happened before."""
         failures: list[Exception] = []
         active = self._active()
         in_use = self._in_use(active)  # asked now, for its call may return while the others are ended
         if active or self.doom is not None:
             try:
-                yield from self.settle()
+                self.settle(step)
             except Exception as exc:
                 failures.append(exc)
         for work in self.works:
             try:
                 if work.session.in_transaction():
-                    yield _end, work
+                    step(_end, work)
                 elif not _end(work.session):
                     in_use = True
             except Exception as exc:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeAlias, cast
@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, cast
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from asgi_sqla.errors import WrongEventLoopError
 from asgi_sqla.guard import OWN_SCOPE, GuardedSession
@@ -41,38 +41,29 @@ class Work:
 
 
 Operation: TypeAlias = Callable[[GuardedSession], object]
-Steps: TypeAlias = Generator[tuple[Operation, Work], None, None]
-"""Yields what is to be done to which session; what that raises is thrown back in."""
-Walking: TypeAlias = Coroutine[Any, Any, None] | Future[None]
-"""Ends with the last step, or with what the steps raise."""
+Step: TypeAlias = Callable[[Operation, Work], object]
+"""Does an operation to the session of a work, where that can be used; raises what the operation raises."""
+Running: TypeAlias = Coroutine[Any, Any, None] | Future[None]
+"""Ends with the last step, or with what they raise."""
 
 
-def walk(steps: Steps) -> None:
-    """Run each step here and now."""
-    try:
-        operation, work = next(steps)
-        while True:
-            try:
-                operation(work.session)
-            except Exception as exc:
-                operation, work = steps.throw(exc)
-            else:
-                operation, work = next(steps)
-    except StopIteration:
-        return
+def here(operation: Operation, work: Work) -> object:
+    """Take a step here and now."""
+    return operation(work.session)
 
 
-def walk_without_blocking(steps: Steps, works: tuple[Work, ...]) -> Walking:
-    """Return what runs each step where its session, one of ``works``, can be used; in a thread it has begun."""
+def run_without_blocking(function: Callable[[Step], None], works: tuple[Work, ...]) -> Running:
+    """Return what runs ``function``, whose steps are with ``works``; where it is a thread's, it has begun."""
     loop = _running_loop()
-    loops = {work.loop for work in works}
-    if loop is None or len(loops) != 1:
-        return _walk_each_in_its_place(steps)
-    if loop in loops:
-        return greenlet_spawn(walk, steps)
-    if None in loops:
-        return _threads.submit(copy_context().run, walk, steps)
-    return _walk_each_in_its_place(steps)
+    for work in works:
+        if work.loop is not works[0].loop:
+            return greenlet_spawn(function, _elsewhere)
+    if works and loop is not None:
+        if works[0].loop is loop:
+            return greenlet_spawn(function, here)
+        if works[0].loop is None:
+            return _threads.submit(copy_context().run, function, here)
+    return greenlet_spawn(function, _elsewhere)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -82,18 +73,9 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-async def _walk_each_in_its_place(steps: Steps) -> None:
-    try:
-        operation, work = next(steps)
-        while True:
-            try:
-                await _perform(operation, work)
-            except Exception as exc:
-                operation, work = steps.throw(exc)
-            else:
-                operation, work = next(steps)
-    except StopIteration:
-        return
+def _elsewhere(operation: Operation, work: Work) -> object:
+    """Take a step where its session can be used, and wait for it as SQLAlchemy waits for an async driver."""
+    return await_only(_perform(operation, work))
 
 
 async def _perform(operation: Callable[..., object], work: Work) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, cast
 
 from sqlalchemy import event
@@ -23,7 +24,7 @@ from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.guard import GuardedSession, ended
 from asgi_sqla.sessions import NONE, Manner, Sessions, Source
 from asgi_sqla.shielding import to_completion
-from asgi_sqla.steps import Steps, Walking, walk, walk_without_blocking
+from asgi_sqla.steps import Running, Step, here, run_without_blocking
 
 
 class UnitOfWork:
@@ -125,7 +126,7 @@ class UnitOfWork:
         cancellation waits.
         """
         if self._has_work():
-            await to_completion(self._walk(self._ending(commit).settle(), commit))
+            await to_completion(self._run(self._ending(commit).settle, commit))
 
     async def close(self, commit: bool, cause: BaseException | None = None) -> None:
         """Settle, then close every session for good. ``cause`` is the exception the unit ends with."""
@@ -133,29 +134,29 @@ class UnitOfWork:
         self.ended = True
         ending = self._ending(commit)
         if has_work:
-            await to_completion(self._walk(ending.close(cause), commit))
+            await to_completion(self._run(partial(ending.close, cause), commit))
         else:
-            walk(ending.close(cause))
+            ending.close(cause, here)
 
     def close_now(self, commit: bool, cause: BaseException | None = None) -> None:
         """Do what ``close`` does, in this thread; for a unit without an event loop."""
         committed = False
         self.ended = True
         try:
-            walk(self._ending(commit).close(cause))
+            self._ending(commit).close(cause, here)
             committed = commit and not self._rollback_only
         finally:
             for callback in self._due(committed):
                 run(callback, Job(f"{callback} of {self.name}", awaits=False))
 
-    def _walk(self, steps: Steps, commit: bool) -> Walking:
-        walking = walk_without_blocking(steps, self.sessions.works)
-        return walking if self._callbacks is None else self._walk_and_call(walking, commit)
+    def _run(self, end: Callable[[Step], None], commit: bool) -> Running:
+        running = run_without_blocking(end, self.sessions.works)
+        return running if self._callbacks is None else self._run_and_call(running, commit)
 
-    async def _walk_and_call(self, walking: Walking, commit: bool) -> None:
+    async def _run_and_call(self, running: Running, commit: bool) -> None:
         committed = False
         try:
-            await (asyncio.wrap_future(walking) if isinstance(walking, Future) else walking)
+            await (asyncio.wrap_future(running) if isinstance(running, Future) else running)
             committed = commit and not self._rollback_only
         finally:
             for callback in self._due(committed):
