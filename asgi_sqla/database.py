@@ -223,14 +223,14 @@ class Database:
         engines = self._ready()
         if role == "write":
             return engines, GuardedSession
+        if role in self._reading and not self._substituted:
+            return self._reading[role], ReadOnlySession
         configuration = cast("Configuration", self._configuration)
         urls = configuration.replicas or ((engines.url,) if engines.url is not None else ())
         if self._substituted or not urls:
             return engines, BorrowedReadOnlySession
-        if role not in self._reading:
-            made = Engines(urls[0], options=configuration.engine_options, role=role, replicas=urls)
-            self._reading.setdefault(role, made)
-        return self._reading[role], ReadOnlySession
+        made = Engines(urls[0], options=configuration.engine_options, role=role, replicas=urls)
+        return self._reading.setdefault(role, made), ReadOnlySession
 
     def _ready(self) -> Engines:
         if self._configuration is None:

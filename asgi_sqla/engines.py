@@ -211,7 +211,7 @@ class Engines:
 
 def _autocommit() -> dict[str, Any]:
     """Return the options of an engine that has nothing to commit or roll back."""
-    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
+    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
     if "skip_autocommit_rollback" in inspect.signature(DefaultDialect).parameters:
         options["skip_autocommit_rollback"] = True
     return options

@@ -51,6 +51,8 @@ class GuardedSession(Session):
     """Whether nothing was rolled back since that error."""
     guard_committed = False
     """Whether a transaction of the session is in the database for good."""
+    guard_writes = True
+    """Whether it may have anything to commit."""
     guard_users: set[User] | None = None
     """Everybody who used the session, if the unit wants to know."""
     _guard_loop: asyncio.AbstractEventLoop | None = None

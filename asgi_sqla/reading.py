@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, UOWTransaction
+from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
 
 from asgi_sqla.errors import ReadOnlyError
 from asgi_sqla.guard import GuardedSession
@@ -34,6 +34,29 @@ TRANSACTION = {
 
 class ReadOnlySession(GuardedSession):
     """A guarded session that refuses to write."""
+
+    guard_writes = False
+
+    def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        """Refuse an INSERT, UPDATE or DELETE."""
+        self._refuse(statement)
+        return super().execute(statement, *args, **kwargs)
+
+    def scalar(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        """Refuse as ``execute`` does."""
+        self._refuse(statement)
+        return super().scalar(statement, *args, **kwargs)
+
+    def scalars(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
+        """Refuse as ``execute`` does."""
+        self._refuse(statement)
+        return super().scalars(statement, *args, **kwargs)
+
+    def _refuse(self, statement: Any) -> None:
+        # The event before each statement would cost more than all the rest of a read.
+        if getattr(statement, "is_dml", False):
+            kind = "INSERT" if statement.is_insert else "UPDATE" if statement.is_update else "DELETE"
+            raise _refusal(self, kind)
 
 
 class BorrowedReadOnlySession(ReadOnlySession):
@@ -68,13 +91,6 @@ def _refuse_flush(session: Session, _context: UOWTransaction, _instances: object
     for kind, objects in (("INSERT", list(session.new)), ("UPDATE", modified), ("DELETE", list(session.deleted))):
         if objects:
             raise _refusal(session, f"{kind} by a flush of {type(objects[0]).__name__}")
-
-
-@event.listens_for(ReadOnlySession, "do_orm_execute")
-def _refuse_execute(state: ORMExecuteState) -> None:
-    for kind, is_it in (("INSERT", state.is_insert), ("UPDATE", state.is_update), ("DELETE", state.is_delete)):
-        if is_it:
-            raise _refusal(state.session, kind)
 
 
 @event.listens_for(BorrowedReadOnlySession, "after_begin")

@@ -43,7 +43,7 @@ class Source(Protocol):
 class Sessions:
     """The sessions of ``unit``, in the order of first use."""
 
-    __slots__ = ("_awaits", "_by_source", "_lock", "_loop", "_unit", "users", "works")
+    __slots__ = ("_awaits", "_by_source", "_lock", "_loop", "_unit", "users", "works", "writes")
 
     def __init__(self, unit: object, *, awaits: bool = True) -> None:
         self._unit = ref(unit)  # or each would keep the other alive
@@ -52,6 +52,8 @@ class Sessions:
         self._lock = Lock()
         self._by_source: dict[tuple[Source, bool], Work] = {}
         self.works: tuple[Work, ...] = ()
+        self.writes = False
+        """Whether any of them may have something to commit."""
         self.users: set[User] | None = None
         """Everybody who used a session, kept only where someone needs to know."""
 
@@ -109,6 +111,7 @@ class Sessions:
     ) -> Work:
         asynchronous = async_session is not None
         session.guard(self._unit(), loop, self.users)
+        self.writes = self.writes or session.guard_writes
         with self._lock:  # of two threads that come first at once, both get the one session
             work = self._by_source.setdefault((source, asynchronous), Work(source, session, async_session, loop))
             self.works = tuple(self._by_source.values())

@@ -126,7 +126,11 @@ class UnitOfWork:
         cancellation waits.
         """
         if self._has_work():
-            await to_completion(self._run(self._ending(commit).settle, commit))
+            running = self._run(self._ending(commit).settle, commit)
+            if self.sessions.writes or self._callbacks is not None or isinstance(running, Future):
+                await to_completion(running)
+            else:  # a cancellation can hurt nothing
+                await running
 
     async def close(self, commit: bool, cause: BaseException | None = None) -> None:
         """Settle, then close every session for good. ``cause`` is the exception the unit ends with."""

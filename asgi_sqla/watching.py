@@ -61,9 +61,11 @@ _sessions: WeakKeyDictionary[Connection, ref[GuardedSession]] = WeakKeyDictionar
 
 @event.listens_for(GuardedSession, "after_begin")
 def _watch(session: Any, _transaction: SessionTransaction, connection: Connection) -> None:
-    if connection not in (before := session._guard_connections):
-        session._guard_connections = (connection, *(one for one in before if not one.closed))
-        _sessions[connection] = ref(session)
+    before = session._guard_connections
+    if connection in before:  # a savepoint
+        return
+    session._guard_connections = (connection, *[one for one in before if not one.closed])
+    _sessions[connection] = ref(session)
     if connection.dialect not in _watched:
         _watched.add(connection.dialect)
         event.listen(connection.engine, "handle_error", _note_failed)
