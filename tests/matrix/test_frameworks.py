@@ -21,19 +21,17 @@ from matrix.sites import PATIENCE, SERVERS, Server, Site, wait_until
 
 KINDS = pytest.mark.parametrize("kind", ["async", "sync"])
 
-# The excuses that several frameworks share; they are footnotes, and speak of the framework of the column.
-OUTSIDE_CORS = "wrapped outermost, our own answer passes outside of the framework's CORS headers"
-NO_CORS = "has no place for ASGI middleware inside of its CORS headers, or sends none"
-NO_HOOK = "has no dependencies or request hooks of its own"
-ON_THE_LOOP = "runs sync handlers on the event loop, so that while one waits nothing else is served"
-NO_SYNC_STREAM = "streams from coroutines only"
-NO_BACKGROUND = "has no background tasks of a request"
-NO_WEBSOCKET = "serves no websockets"
-OUTLIVES = "its background tasks outlive the request: they open a session_scope(), and are told so if they do not"
-STARTED_BEFORE = "starts background tasks before the response, whatever becomes of that"
-READS_AHEAD = (
-    "a task of its own reads messages ahead, so the conversation is one unit: open a session_scope() per message"
-)
+# The excuses that several frameworks share; each becomes a footnote.
+OUTSIDE_CORS = "Wrapped outermost, our own answer passes outside of the framework's CORS headers."
+NO_CORS = "The framework has no place for ASGI middleware inside of its CORS headers, or sends none."
+NO_HOOK = "The framework has no dependencies or request hooks of its own."
+ON_THE_LOOP = "The framework runs sync handlers on the event loop: while one waits, nothing else is served."
+NO_SYNC_STREAM = "The framework streams from coroutines only."
+NO_BACKGROUND = "The framework has no background tasks of a request."
+NO_WEBSOCKET = "The framework serves no websockets."
+OUTLIVES = "Background tasks outlive the request here: they open a session_scope(), and are told so if they do not."
+STARTED_BEFORE = "The framework starts background tasks before the response, whatever becomes of that."
+READS_AHEAD = "The framework reads messages ahead, so a conversation is one unit: open a session_scope() per message."
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ FRAMEWORKS = (
         own_place=True,
         excused={
             "cors": NO_CORS,
-            "sync background": "a sync handler runs in a thread, from which no background task can be started",
+            "sync background": "Quart runs a sync handler in a thread, from which no background task can be started.",
             "background in the unit": OUTLIVES,
             "background after COMMIT": STARTED_BEFORE,
             "message": READS_AHEAD,
@@ -77,7 +75,7 @@ FRAMEWORKS = (
         "falcon",
         excused={
             "sync stream": NO_SYNC_STREAM,
-            "sync background": "its schedule_sync() runs in a thread without the context of the request",
+            "sync background": "Falcon's schedule_sync() runs in a thread without the context of the request.",
             "background in the unit": OUTLIVES,
             "cors": NO_CORS,
         },
@@ -85,10 +83,10 @@ FRAMEWORKS = (
     Framework(
         "django",
         excused={
-            "sync stream": "under ASGI consumes a sync iterator whole before the response starts",
+            "sync stream": "Under ASGI, Django consumes a sync iterator whole before the response starts.",
             "background": NO_BACKGROUND,
             "websocket": NO_WEBSOCKET,
-            "startup": "does not speak lifespan",
+            "startup": "Django does not speak lifespan.",
             "cors": NO_CORS,
         },
     ),
@@ -97,7 +95,7 @@ FRAMEWORKS = (
         excused={
             "sync wait": ON_THE_LOOP,
             "sync stream": NO_SYNC_STREAM,
-            "sync background": "its background tasks are coroutines",
+            "sync background": "Sanic's background tasks are coroutines.",
             "background in the unit": OUTLIVES,
             "background after COMMIT": STARTED_BEFORE,
             "message": READS_AHEAD,
@@ -116,12 +114,12 @@ FRAMEWORKS = (
         "connexion flask",
         own_place=True,
         excused={
-            "async": "Flask runs a coroutine on an event loop that has ended by the time of the COMMIT: use db.session",
-            "sync stream": "its WSGI bridge runs a body while the response waits for COMMIT: give it a session_scope()",
+            "async": "Flask runs a coroutine on an event loop that has ended before the COMMIT: use db.session.",
+            "sync stream": "The WSGI bridge runs a body while the response waits for COMMIT: open a session_scope().",
             "hook": NO_HOOK,
             "background": NO_BACKGROUND,
             "websocket": NO_WEBSOCKET,
-            "startup": "Flask has no start-up hook",
+            "startup": "Flask has no start-up hook.",
         },
     ),
 )
@@ -132,14 +130,16 @@ OUT_OF_CONTEXT = {
 }
 OF_SERVERS = {
     "daphne": {
-        "startup": "daphne speaks no lifespan",
-        "disposal": "daphne speaks no lifespan, so that nothing is disposed before its process ends",
+        "startup": "daphne speaks no lifespan.",
+        "disposal": "daphne speaks no lifespan, so that nothing is disposed before its process ends.",
     },
 }
 OF_PAIRS = {
-    ("sanic", "daphne"): {"server": "takes its event loop from the lifespan, which daphne does not speak"},
-    ("quart", "daphne"): {"websocket": "wants a scheme in the scope, which daphne leaves out for websockets"},
-    ("litestar", "granian"): {"cause": "raises its own exception from ours, and granian logs one without its cause"},
+    ("sanic", "daphne"): {"server": "Sanic takes its event loop from the lifespan, which daphne does not speak."},
+    ("quart", "daphne"): {"websocket": "Quart wants a scheme in the scope, which daphne leaves out for websockets."},
+    ("litestar", "granian"): {
+        "cause": "Litestar raises its own exception from ours, and granian logs one without its cause."
+    },
 }
 
 
@@ -157,7 +157,7 @@ class Case:
     @property
     def table(self) -> str:
         """The table it stands in."""
-        return f"{self.server}{', outermost' if self.outermost else ''}"
+        return f"Frameworks on {self.server}{', outermost' if self.outermost else ''}"
 
     @property
     def excused(self) -> Mapping[str, str]:
@@ -451,7 +451,7 @@ def test_code_out_of_the_context_is_told(case: Case, tmp_path: Path) -> None:
     """Where a framework runs code without the request's context, or on another event loop, the error says so."""
     case.needs("server")
     if case.framework.name not in OUT_OF_CONTEXT:
-        not_applicable("runs nothing without the request's context, or on an event loop other than the request's")
+        not_applicable("The framework runs nothing without the request's context, or on another event loop.")
     method, path, error = OUT_OF_CONTEXT[case.framework.name]
 
     with serve(case, tmp_path) as site:

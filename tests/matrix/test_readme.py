@@ -49,7 +49,7 @@ def blocks() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("title", blocks())
-@pytest.mark.cell("README", "{title}", "its block")
+@pytest.mark.cell("README", "{title}", "runs")
 def test_a_block_serves_an_order(tmp_path: Path, title: str) -> None:
     """What the reader copies runs as it stands, and its write is in the database when the answer is there."""
     code = blocks()[title]

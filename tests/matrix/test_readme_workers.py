@@ -17,7 +17,7 @@ SECTION = re.compile(r"^In your worker\n-+\n.*?(?=^\S[^\n]*\n---+\n)", re.MULTIL
 BLOCK = re.compile(r"^\.\. code-block:: python\n\n((?:    [^\n]*\n|\n)+)", re.MULTILINE)
 
 
-@pytest.mark.cell("README", "workers", "its blocks")
+@pytest.mark.cell("README", "Workers", "runs")
 def test_every_block_runs(tmp_path: Path) -> None:
     """One after the other in a module, for workers look up what they are given by its module's name."""
     section = SECTION.search(README.read_text())

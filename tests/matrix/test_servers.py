@@ -15,7 +15,7 @@ from matrix.report import not_applicable
 from matrix.sites import PATIENCE, SERVERS, Server, Site, wait_until
 
 KINDS = pytest.mark.parametrize("kind", ["async", "sync"])
-NO_LIFESPAN = "speaks no lifespan, so that nothing is disposed before its process ends"
+NO_LIFESPAN = "daphne speaks no lifespan, so that nothing is disposed before its process ends."
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Case:
     def needs(self, kind: str) -> None:
         """Excuse what only asyncio has."""
         if kind == "async" and self.server.trio:
-            not_applicable("an AsyncSession needs an asyncio event loop, and says so on any other")
+            not_applicable("An AsyncSession needs an asyncio event loop, and says so on any other.")
 
 
 def row(text: str) -> pytest.MarkDecorator:
     """Name the row a test stands in."""
-    return pytest.mark.cell("servers, {case.app}", text, "{case.server}")
+    return pytest.mark.cell("Servers, {case.app}", text, "{case.server}")
 
 
 @pytest.fixture(
@@ -185,7 +185,9 @@ def test_a_shutdown_lets_requests_end(case: Case, doomed: Site) -> None:
     if case.server.name == "daphne":
         assert all(isinstance(failure, httpx.HTTPError) for failure in failures)
         assert doomed.names("") == []
-        not_applicable("cancels what is in flight at SIGTERM: the client gets no answer, the write is rolled back")
+        not_applicable(
+            "daphne cancels what is in flight at SIGTERM: the client gets no answer, the write is rolled back."
+        )
     assert failures == [None] * len(kinds)
     assert [answer.result().status_code for answer in answers] == [201] * len(kinds)
     assert doomed.names("") == kinds
