@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -39,6 +38,8 @@ class Answer:
 
     async def __call__(self, scope: Scope, _receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Send the whole response. To a websocket that is a denial, before it is accepted."""
+        from http import HTTPStatus  # only where a request has failed
+
         kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
         try:
             body = HTTPStatus(self.status).phrase.encode()
@@ -141,7 +142,7 @@ class _ErrorsOnly:
 
     async def __call__(self, message: Any) -> None:
         if message["type"].endswith("response.start"):
-            if message["status"] < HTTPStatus.BAD_REQUEST:
+            if message["status"] < 400:
                 raise ConfigurationError(
                     f"error_responses: an application answered {message['status']} for work that was rolled back; "
                     "answer with a status from 400 to 599"

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from anyio import CapacityLimiter, to_thread
+import anyio
 from sqlalchemy.orm import SessionTransaction
 
 from asgi_sqla.context import enter, leave
@@ -45,8 +45,8 @@ class Callback(NamedTuple):
         if self.on_loop or is_async(self.function):
             result = self.function(*self.args, **self.kwargs)
         else:
-            result = await to_thread.run_sync(
-                lambda: self.function(*self.args, **self.kwargs), limiter=CapacityLimiter(1)
+            result = await anyio.to_thread.run_sync(
+                lambda: self.function(*self.args, **self.kwargs), limiter=anyio.CapacityLimiter(1)
             )
         if inspect.isawaitable(result):
             await result

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, cast
 
-from anyio import to_thread
+import anyio
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
@@ -216,7 +216,7 @@ class Database:
             async with engines.asynchronous().connect() as connection:
                 await connection.execute(text("SELECT 1"))
         else:
-            await to_thread.run_sync(_select_one, engines.sync())
+            await anyio.to_thread.run_sync(_select_one, engines.sync())
 
     def _of(self, role: Role) -> tuple[Engines, type[GuardedSession]]:
         """Return the engines for ``role``, and how their sessions are guarded."""

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from anyio import CancelScope, current_effective_deadline
+import anyio
 
 T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("asgi_sqla")
@@ -70,7 +70,7 @@ async def _telling(end: asyncio.Future[None], work: Coroutine[Any, Any, T]) -> T
 
 
 async def _shielded(work: Coroutine[Any, Any, T]) -> T:
-    with CancelScope(shield=True):
+    with anyio.CancelScope(shield=True):
         return await work
     raise AssertionError  # a scope that nobody cancels swallows nothing
 
@@ -92,7 +92,7 @@ async def _wait(
 
 def _comes_again() -> bool:
     """Whether a cancellation was anyio's, which is repeated at each await until its scope is left."""
-    return current_effective_deadline() == -math.inf
+    return anyio.current_effective_deadline() == -math.inf
 
 
 def _set(end: asyncio.Future[None], _done: object = None) -> None:

@@ -6,17 +6,19 @@ Must not know: who uses them; and it never touches an engine that was handed in.
 
 from __future__ import annotations
 
-import sqlite3
 from asyncio import CancelledError
 from contextlib import suppress
 from itertools import count
 from time import monotonic, sleep
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
 
 from asgi_sqla.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import sqlite3
 
 TransactionMode: TypeAlias = Literal["deferred", "immediate"]
 BUSY_TIMEOUT = 5.0
@@ -39,6 +41,8 @@ def shared_memory(url: URL) -> tuple[URL, sqlite3.Connection]:
     own: SQLite's ``memdb`` file system locks it as it would a file. (A plain ``:memory:`` is another
     database in every thread, and one shared connection lets a rollback undo everybody's work.)
     """
+    import sqlite3  # only where there is such a database
+
     if sqlite3.sqlite_version_info < (3, 36):
         raise ConfigurationError(
             f"url={url!r}: an in-memory database shared by all sessions needs SQLite 3.36 or newer, "
@@ -55,6 +59,8 @@ def _switch_to_wal(cursor: Any) -> None:
 
     The switch needs the file for itself, and SQLite does not wait for a writer here, whatever the timeout.
     """
+    import sqlite3
+
     until = monotonic() + SWITCH_TIMEOUT
     while True:
         try:

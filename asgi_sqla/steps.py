@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeAlias, cast
 
-from anyio import CapacityLimiter, to_thread
+import anyio
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -84,7 +84,7 @@ async def _perform(operation: Callable[..., object], work: Work) -> None:
     else:
         # A limiter of its own: on a shared one, handlers waiting for a connection in every thread
         # would starve the very commit that frees one.
-        await to_thread.run_sync(operation, work.session, limiter=CapacityLimiter(1))
+        await anyio.to_thread.run_sync(operation, work.session, limiter=anyio.CapacityLimiter(1))
 
 
 async def _on_its_loop(operation: Operation, session: AsyncSession, loop: asyncio.AbstractEventLoop | None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Container, Iterable
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asgi_sqla.errors import ConfigurationError
@@ -29,7 +28,7 @@ STATUSES = range(100, 600)
 def below_400(_scope: Scope, message: Any) -> bool:
     """Commit informational answers, successes and redirects; roll back errors."""
     status: int = message["status"]
-    return status < HTTPStatus.BAD_REQUEST
+    return status < 400
 
 
 def verdict_of(commit_on: CommitOn) -> Verdict:
