@@ -7,9 +7,8 @@ Must not know: ASGI, HTTP statuses, how a database is configured.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
-from functools import partial
 from typing import Any, cast
 
 from sqlalchemy import event
@@ -52,18 +51,20 @@ class UnitOfWork:
     """Whether it is over, and its sessions closed for good."""
     committed_within = False
     """Whether a scope opened inside it, a unit of its own, has committed."""
+    _name = "without a name"
+    _read_only = False
     _rollback_only = False
     _doom: BaseException | None = None
 
     @property
     def name(self) -> str:
         """What it is called in errors and logs."""
-        return "without a name"
+        return self._name
 
     @property
     def read_only(self) -> bool:
         """Whether it refuses writes, and reads in autocommit."""
-        return False
+        return self._read_only
 
     def __repr__(self) -> str:
         return f"<UnitOfWork {self.name} {'ended' if self.ended else 'open'}>"
@@ -121,24 +122,19 @@ class UnitOfWork:
     async def settle(self, commit: bool) -> None:
         """Commit, or roll back, every open transaction; the sessions stay usable.
 
-        All commit in the order of first use. If one cannot, it and those after it are rolled back
-        and its exception is raised, with a note of what had been committed. Callbacks are called. A
-        cancellation waits.
+        All commit in the order of first use. If one cannot, it and those after it are rolled back, and its exception
+        is raised, with a note of what had been committed. Callbacks are called. A cancellation waits.
         """
         if self._has_work():
-            running = self._run(self._ending(commit).settle, commit)
-            if self.sessions.writes or self._callbacks is not None or isinstance(running, Future):
-                await to_completion(running)
-            else:  # a cancellation can hurt nothing
-                await running
+            await self._run(self._ending(commit).settle, commit, whole=self.sessions.writes)
 
     async def close(self, commit: bool, cause: BaseException | None = None) -> None:
         """Settle, then close every session for good. ``cause`` is the exception the unit ends with."""
+        ending = self._ending(commit)
         has_work = self._has_work()
         self.ended = True
-        ending = self._ending(commit)
         if has_work:
-            await to_completion(self._run(partial(ending.close, cause), commit))
+            await self._run(lambda step: ending.close(cause, step), commit, whole=True)
         else:
             ending.close(cause, here)
 
@@ -153,9 +149,13 @@ class UnitOfWork:
             for callback in self._due(committed):
                 run(callback, Job(f"{callback} of {self.name}", awaits=False))
 
-    def _run(self, end: Callable[[Step], None], commit: bool) -> Running:
+    def _run(self, end: Callable[[Step], None], commit: bool, *, whole: bool) -> Awaitable[None]:
         running = run_without_blocking(end, self.sessions.works)
-        return running if self._callbacks is None else self._run_and_call(running, commit)
+        if self._callbacks is not None:
+            return to_completion(self._run_and_call(running, commit))
+        if whole or isinstance(running, Future):
+            return to_completion(running)
+        return running  # what only read may be cancelled
 
     async def _run_and_call(self, running: Running, commit: bool) -> None:
         committed = False
@@ -202,22 +202,12 @@ class UnitOfWork:
 
 
 class Job(UnitOfWork):
-    """A unit of work outside a request: one ``session_scope()``, or one callback."""
+    """A unit of work outside a request: one ``session_scope()``, or one callback, and named after it."""
 
     def __init__(self, name: str, *, awaits: bool, read_only: bool = False) -> None:
         self._name = name
         self._read_only = read_only
         self.awaits = awaits
-
-    @property
-    def name(self) -> str:
-        """The decorated function, the callback, or plainly ``session_scope()``."""
-        return self._name
-
-    @property
-    def read_only(self) -> bool:
-        """Whether it only reads."""
-        return self._read_only
 
 
 def current_unit() -> UnitOfWork:
@@ -225,8 +215,7 @@ def current_unit() -> UnitOfWork:
 
     Raises NoUnitOfWorkError outside any, and UnitOfWorkEndedError where only an ended one is known.
     """
-    unit: UnitOfWork = current()
-    return unit
+    return cast("UnitOfWork", current())
 
 
 def on_commit(callback: Callable[..., object], *args: object, **kwargs: object) -> None:
