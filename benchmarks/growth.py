@@ -139,7 +139,7 @@ async def _requests(apps: tuple[Any, ...], requests: int) -> None:
     for app in apps:
         client = Client(app)
         for _ in range(requests // len(apps)):
-            await app(client.scope("/"), receive, client.send)
+            await app(client.scope("/read"), receive, client.send)
 
 
 def _held() -> tuple[int, int]:

@@ -7,9 +7,9 @@ Must not know: the peers.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 
 from asgi_sqla import Database
@@ -40,30 +40,34 @@ async def used(place: Place, scale: Scale) -> dict[tuple[str, str, str], Times]:
             raise AssertionError(f"{place.name} {key}: {now} rows where there should be {expected}")
         before = now
 
-    async_database, sync_database = Database(place.url), Database(place.sync_url)
-    # On one engine for all, so that nothing but the sessions differs.
-    apps = {
-        **_async(async_database, async_sessionmaker(async_database.async_engine, expire_on_commit=False)),
-        **_sync(sync_database, sessionmaker(sync_database.engine, expire_on_commit=False)),
-    }
+    databases = Database(place.url), Database(place.sync_url)
+    async_engines = create_async_engine(place.url), create_async_engine(place.url, isolation_level="AUTOCOMMIT")
+    engine = create_engine(place.sync_url)
+    apps = {**_async(databases[0], *async_engines), **_sync(databases[1], engine)}
     try:
         return await interleave(apps, scale.work, check=check)
     finally:
-        await async_database.async_dispose()
-        await sync_database.async_dispose()
+        for database in databases:
+            await database.async_dispose()
+        for async_engine in async_engines:
+            await async_engine.dispose()
+        engine.dispose()
 
 
-def _async(database: Database, make: Any) -> dict[tuple[str, str, str], App]:
+def _async(database: Database, engine: AsyncEngine, autocommit: AsyncEngine) -> dict[tuple[str, str, str], App]:
+    make, reading = (async_sessionmaker(one, expire_on_commit=False) for one in (engine, autocommit))
     apps: dict[tuple[str, str, str], App] = {}
     for statement, job in (("SELECT", work.read_async), ("INSERT", work.write_async)):
         apps["async", statement, "hand-written"] = raw.hand_written_async(make, job)
         apps["async", statement, "hand-written, shielded"] = raw.shielded_async(make, job)
         apps["async", statement, "asgi_sqla"] = raw.ours_async(database, job)
+    apps["async", "SELECT", "hand-written, in autocommit"] = raw.hand_written_async(reading, work.read_async)
     apps["async", "SELECT", "asgi_sqla, read-only"] = raw.ours_async(database, work.read_async, read_only={"GET"})
     return apps
 
 
-def _sync(database: Database, make: Any) -> dict[tuple[str, str, str], App]:
+def _sync(database: Database, engine: Engine) -> dict[tuple[str, str, str], App]:
+    make = sessionmaker(engine, expire_on_commit=False)
     apps: dict[tuple[str, str, str], App] = {}
     for statement, job in (("SELECT", work.read), ("INSERT", work.write)):
         apps["sync", statement, "hand-written"] = raw.hand_written_sync(make, job)

@@ -8,6 +8,7 @@ Must not know: what is measured.
 from __future__ import annotations
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -46,7 +47,9 @@ async def interleave(
     rounds, requests = size
     taken: dict[Any, list[float]] = {key: [] for key in apps}
     for number in range(rounds + 1):
-        for key, app in apps.items():
+        order = list(apps.items())
+        random.shuffle(order)  # or one would always come after the same other, and find its caches
+        for key, app in order:
             gc.collect()
             microseconds = await _turn(app, requests)
             if number > 0:  # the first one warms up

@@ -131,13 +131,13 @@ def conditions(machine: dict[str, Any]) -> str:
     library = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     return (
         f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, {machine['system']}, Python "
-        f"{machine['python']}, {library}; the load average was {machine['load']} at the start. PostgreSQL on a Unix "
-        "socket, with fsync off. Every figure is a ratio within one run, contenders taking turns in each round."
+        f"{machine['python']}, {library}; the load average was {machine['load']} at the start. PostgreSQL over TCP on "
+        "the loopback, with fsync off. Every figure is a ratio within one run, contenders taking turns in each round."
     )
 
 
 IN_PROCESS = (
-    "The time of a request over the same with the hand-written session, on the same engine; above 1 is slower. "
+    "The time of a request over the same with a hand-written session on a plain engine; above 1 is slower. "
     "*Shielded* is the hand-written one with its COMMIT in a task of its own, so that a client that leaves does not "
     "cut it; asgi_sqla always does that."
 )
