@@ -26,8 +26,8 @@ class Connection:
 class Wire:
     """Forwards bytes in a thread, and counts each turn from listening to sending as one round trip."""
 
-    def __init__(self, target: str) -> None:
-        self._target = target
+    def __init__(self, url: URL) -> None:
+        self._url = url
         self._selector = DefaultSelector()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._selector.register(self._listening, EVENT_READ)
@@ -62,8 +62,7 @@ class Wire:
     def _connect(self) -> None:
         driver, _ = self._listening.accept()
         driver.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server = socket.socket(socket.AF_UNIX)
-        server.connect(self._target)
+        server = _connected(self._url)
         connection = Connection(driver, server)
         for end in connection.ends:
             self._selector.register(end, EVENT_READ, connection)
@@ -86,16 +85,20 @@ class Wire:
             connection.answered = True
 
 
-def _socket_path(url: URL) -> str:
-    folder: Any = url.query["host"]
-    return f"{folder}/.s.PGSQL.{url.port or 5432}"
+def _connected(url: URL) -> socket.socket:
+    port = url.port or 5432
+    if "host" not in url.query:
+        return socket.create_connection((url.host, port))
+    server = socket.socket(socket.AF_UNIX)
+    server.connect(f"{url.query['host']}/.s.PGSQL.{port}")
+    return server
 
 
 @contextmanager
 def wire(url: str) -> Iterator[tuple[Wire, str]]:
-    """Put a wire before the server of ``url``, which listens on a Unix socket; yields it and its own URL."""
+    """Put a wire before the server of ``url``; yields it and its own URL."""
     parsed = make_url(url)
-    wire = Wire(_socket_path(parsed))
+    wire = Wire(parsed)
     wire.start()
     query = {key: value for key, value in parsed.query.items() if key != "host"}
     if "asyncpg" in parsed.drivername:
