@@ -97,7 +97,13 @@ def prepare(engine: Engine, mode: TransactionMode | None) -> None:
         cursor.close()
 
     def on_begin(connection: Connection) -> None:
-        connection.exec_driver_sql(f"BEGIN {mode}")
+        adapted: Any = connection.connection.dbapi_connection
+        if mode == "immediate":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        elif engine.dialect.is_async:  # it takes no lock, so it cannot fail; one turn of the driver's thread, not three
+            adapted.run_async(lambda driver: driver.execute("BEGIN"))
+        else:
+            adapted.execute("BEGIN")
 
     event.listen(engine, "connect", on_connect)
     event.listen(engine, "invalidate", _release)

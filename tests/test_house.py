@@ -160,3 +160,14 @@ def test_importing_brings_nothing_along() -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
     assert set(ran.stdout.split()) & set(FOREIGN) == set()
     assert "asgi_sqla" in ran.stdout.split()
+
+
+def test_importing_costs_little_beyond_sqlalchemy_and_anyio() -> None:
+    """Of others' modules it imports hardly any; anyio's own come with the first call that needs them."""
+    program = (
+        "import sys, sqlalchemy.orm, sqlalchemy.ext.asyncio, anyio; before = set(sys.modules); import asgi_sqla; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    others = {name for name in ran.stdout.split() if name.partition(".")[0] != "asgi_sqla"}
+    assert others <= {"_queue", "concurrent.futures.thread", "queue"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from typing import Any
 
 import pytest
@@ -76,14 +78,17 @@ async def test_a_flush_is_refused(
     assert backend.names() == ["a"]
 
 
+@pytest.mark.parametrize("method", ["execute", "scalar", "scalars"])
 @pytest.mark.parametrize("statement", STATEMENTS)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_core_statement_is_refused(database: Database, backend: Backend, kind: str, statement: str) -> None:
+async def test_a_core_statement_is_refused(
+    database: Database, backend: Backend, kind: str, statement: str, method: str
+) -> None:
     """Before it is sent."""
     seed(backend)
 
     with pytest.raises(ReadOnlyError, match=rf"^{statement} in <UnitOfWork session_scope\(\) "):
-        await reading(database, kind, lambda session: session.execute(STATEMENTS[statement]))
+        await reading(database, kind, lambda session: getattr(session, method)(STATEMENTS[statement]))
 
     assert backend.names() == ["a"]
 
@@ -360,6 +365,27 @@ async def test_reading_leaves_no_connection_out(database: Database, backend: Bac
         pools += [engines.sync().pool, engines.asynchronous().pool]
     assert [call.starts for call in calls] == [[200], [], [200]]
     assert (len(pools), sum(pool.checkedout() for pool in pools)) == (2, 0)
+
+
+async def test_cancelled_readers_leave_no_connection_out(database: Database, backend: Backend) -> None:
+    """What only reads may be cancelled at any time, its end included."""
+    chance = random.Random(7)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await execute(database, "async", "SELECT 1")
+        await respond(send, 200)
+
+    middleware = SQLAlchemyMiddleware(app, database, read_only={"GET"})
+    await Call(middleware)()
+    for _ in range(100):
+        task = asyncio.create_task(Call(middleware)())
+        await asyncio.sleep(chance.random() * 0.004)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    last = await Call(middleware)()
+    pools: list[Any] = [engines.asynchronous().pool for engines in database._reading.values()]
+    assert (last.status, [pool.checkedout() for pool in pools]) == (200, [0])
 
 
 async def test_an_in_memory_database_is_read_too(backend: Backend) -> None:
