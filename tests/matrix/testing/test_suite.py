@@ -25,6 +25,7 @@ IDENTITY = {"sqlite": "INTEGER", "postgresql": "SERIAL", "mariadb": "INTEGER AUT
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.cell("Test clients", "{client}", "{kind}")
 def test_the_suite_passes_and_leaves_the_tables_as_they_were(client: str, kind: str, tmp_path: Path) -> None:
     """In random order, with four workers, warnings being errors."""
     for module in (CLIENTS[client], "pytest_randomly", "httpx"):
