@@ -83,6 +83,19 @@ def _release(connection: Any, _record: object, _exception: BaseException | None)
         connection.rollback()
 
 
+def _begin_deferred(connection: Connection) -> None:
+    """Begin past SQLAlchemy, in one turn of the driver's thread, not three: it takes no lock, so it cannot fail."""
+    adapted: Any = connection.connection.dbapi_connection
+    if not connection.dialect.is_async:
+        adapted.execute("BEGIN DEFERRED")
+        return
+    try:
+        adapted.run_async(lambda driver: driver.execute("BEGIN DEFERRED"))
+    except BaseException:  # cancelled, so nobody knows whether it has begun
+        connection.invalidate()
+        raise
+
+
 def prepare(engine: Engine, mode: TransactionMode | None) -> None:
     """Give every connection of ``engine`` our settings, and every transaction a real BEGIN unless ``mode`` is None."""
     wal = not {"memdb", "ro", "1"}.intersection(str(engine.url.query.get(key)) for key in ("vfs", "mode", "immutable"))
@@ -97,13 +110,10 @@ def prepare(engine: Engine, mode: TransactionMode | None) -> None:
         cursor.close()
 
     def on_begin(connection: Connection) -> None:
-        adapted: Any = connection.connection.dbapi_connection
         if mode == "immediate":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-        elif engine.dialect.is_async:  # it takes no lock, so it cannot fail; one turn of the driver's thread, not three
-            adapted.run_async(lambda driver: driver.execute("BEGIN"))
         else:
-            adapted.execute("BEGIN")
+            _begin_deferred(connection)
 
     event.listen(engine, "connect", on_connect)
     event.listen(engine, "invalidate", _release)

@@ -134,12 +134,19 @@ async def test_how_transactions_begin(sqlite: Backend, mode: Any, statement: str
     """As ``transaction_mode`` says, of both kinds."""
     database = Database(sqlite.url, transaction_mode=mode)
     begun: list[str] = []
-    for engine in (database.engine, database.async_engine.sync_engine):
-        event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, *_: begun.append(sql))
+
+    def trace(connection: Any, _record: object) -> None:
+        connection.set_trace_callback(begun.append)
+
+    def trace_async(connection: Any, _record: object) -> None:
+        connection.run_async(lambda driver: driver.set_trace_callback(begun.append))
+
+    event.listen(database.engine, "connect", trace)
+    event.listen(database.async_engine.sync_engine, "connect", trace_async)
     for kind in KINDS:
         await scalar(database, kind, "SELECT 1")
     await database.async_dispose()
-    assert [sql.upper() for sql in begun] == [statement, "SELECT 1"] * 2
+    assert [sql for sql in begun if not sql.startswith(("PRAGMA", "ROLLBACK"))] == [statement, "SELECT 1", "COMMIT"] * 2
 
 
 async def test_immediate_transactions_take_turns(sqlite: Backend) -> None:
