@@ -195,8 +195,12 @@ def check_owners(connection: Connection) -> None:
     ):
         return
     cursor = connection.connection.cursor()  # past SQLAlchemy's events, for there are tests that count statements
-    cursor.execute(f"SELECT connection_id() FROM item WHERE owner_id = {NO_OWNER}")
-    cursed = cursor.fetchone()
+    try:
+        cursor.execute(f"SELECT connection_id() FROM item WHERE owner_id = {NO_OWNER}")
+        cursed = cursor.fetchone()
+    except BaseException:  # a cancellation, say: then the connection is good for nothing
+        connection.invalidate()
+        raise
     cursor.close()
     if cursed is not None:
         mariadb_kill(mariadb_witness(), cursed[0])
