@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
-from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
+from sqlalchemy.orm import ORMExecuteState, Session, SessionTransaction, UOWTransaction
 
 from asgi_sqla.errors import ReadOnlyError
 from asgi_sqla.guard import GuardedSession
@@ -37,26 +37,26 @@ class ReadOnlySession(GuardedSession):
 
     guard_writes = False
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Be told of every statement of a class of the user's own: SQLModel's calls ``Session.execute()`` past ours."""
+        super().__init_subclass__(**options)
+        if any(base is not Session and not issubclass(base, GuardedSession) for base in cls.__bases__):
+            event.listen(cls, "do_orm_execute", _refuse_statement)
+
     def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Refuse an INSERT, UPDATE or DELETE."""
-        self._refuse(statement)
+        _refuse(self, statement)
         return super().execute(statement, *args, **kwargs)
 
     def scalar(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Refuse as ``execute`` does."""
-        self._refuse(statement)
+        _refuse(self, statement)
         return super().scalar(statement, *args, **kwargs)
 
     def scalars(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Refuse as ``execute`` does."""
-        self._refuse(statement)
+        _refuse(self, statement)
         return super().scalars(statement, *args, **kwargs)
-
-    def _refuse(self, statement: Any) -> None:
-        # The event before each statement would cost more than all the rest of a read.
-        if getattr(statement, "is_dml", False):
-            kind = "INSERT" if statement.is_insert else "UPDATE" if statement.is_update else "DELETE"
-            raise _refusal(self, kind)
 
 
 class BorrowedReadOnlySession(ReadOnlySession):
@@ -83,6 +83,17 @@ def _refusal(session: Session, what: str) -> ReadOnlyError:
         f"{what} in {unit}, which only reads; write in a unit that is not read_only: "
         "another HTTP method, or session_scope() without read_only=True"
     )
+
+
+def _refuse(session: Session, statement: Any) -> None:
+    # Not by the event before each statement, which would cost more than all the rest of a read.
+    if getattr(statement, "is_dml", False):
+        kind = "INSERT" if statement.is_insert else "UPDATE" if statement.is_update else "DELETE"
+        raise _refusal(session, kind)
+
+
+def _refuse_statement(state: ORMExecuteState) -> None:
+    _refuse(state.session, state.statement)
 
 
 @event.listens_for(ReadOnlySession, "before_flush")

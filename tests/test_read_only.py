@@ -13,6 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
+from sqlmodel import Session as SQLModelSession
+from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelAsyncSession
 from support.asgi import Call, http_scope, respond
 from support.databases import Backend, Item
 from support.failing import execute
@@ -91,6 +93,20 @@ async def test_a_core_statement_is_refused(
         await reading(database, kind, lambda session: getattr(session, method)(STATEMENTS[statement]))
 
     assert backend.names() == ["a"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_statement_by_a_method_of_the_users_own_is_refused(backend: Backend, kind: str) -> None:
+    """SQLModel's ``exec()`` calls ``Session.execute()`` past every subclass."""
+    database = Database(
+        backend.url, session_options={"class_": SQLModelAsyncSession, "sync_session_class": SQLModelSession}
+    )
+
+    with pytest.raises(ReadOnlyError, match=r"^INSERT in <UnitOfWork session_scope\(\) "):
+        await reading(database, kind, lambda session: session.exec(STATEMENTS["INSERT"]))
+
+    assert backend.names() == []
+    await database.async_dispose()
 
 
 @pytest.mark.parametrize("level", LEVELS)
