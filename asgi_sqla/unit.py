@@ -130,10 +130,9 @@ class UnitOfWork:
 
     async def close(self, commit: bool, cause: BaseException | None = None) -> None:
         """Settle, then close every session for good. ``cause`` is the exception the unit ends with."""
-        ending = self._ending(commit)
-        has_work = self._has_work()
         self.ended = True
-        if has_work:
+        ending = self._ending(commit)
+        if self._has_work():
             await self._run(lambda step: ending.close(cause, step), commit, whole=True)
         else:
             ending.close(cause, here)
