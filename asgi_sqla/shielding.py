@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import sys
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from functools import partial
@@ -38,7 +37,7 @@ async def to_completion(work: Coroutine[Any, Any, T] | Future[T]) -> T:
         task = work
         task.add_done_callback(partial(loop.call_soon_threadsafe, _set, end))
     else:
-        task = _start(loop, _telling(end, work))
+        task = loop.create_task(_telling(end, work))
     cancelled: asyncio.CancelledError | None = None
     try:
         await end
@@ -51,14 +50,6 @@ async def to_completion(work: Coroutine[Any, Any, T] | Future[T]) -> T:
     if failure is not None:
         logger.error("failed while its caller was being cancelled", exc_info=failure)
     raise cancelled from failure
-
-
-if sys.version_info >= (3, 12):
-    _start = asyncio.eager_task_factory
-else:
-
-    def _start(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        return loop.create_task(work)
 
 
 async def _telling(end: asyncio.Future[None], work: Coroutine[Any, Any, T]) -> T:
