@@ -52,7 +52,7 @@ class Sessions:
         self._lock = Lock()
         self._by_source: dict[tuple[Source, bool], Work] = {}
         self.works: tuple[Work, ...] = ()
-        self.writes = False
+        self.writes: bool = False
         """Whether any of them may have something to commit."""
         self.users: set[User] | None = None
         """Everybody who used a session, kept only where someone needs to know."""
@@ -111,7 +111,8 @@ class Sessions:
     ) -> Work:
         asynchronous = async_session is not None
         session.guard(self._unit(), loop, self.users)
-        self.writes = self.writes or session.guard_writes
+        if session.guard_writes:
+            self.writes = True
         with self._lock:  # of two threads that come first at once, both get the one session
             work = self._by_source.setdefault((source, asynchronous), Work(source, session, async_session, loop))
             self.works = tuple(self._by_source.values())

@@ -35,7 +35,7 @@ async def to_completion(work: Coroutine[Any, Any, T] | Future[T]) -> T:
     task: asyncio.Task[T] | Future[T]
     if isinstance(work, Future):
         task = work
-        task.add_done_callback(partial(loop.call_soon_threadsafe, _set, end))
+        task.add_done_callback(partial(_set_soon, loop, end))
     else:
         task = loop.create_task(_telling(end, work))
     cancelled: asyncio.CancelledError | None = None
@@ -73,7 +73,7 @@ async def _wait(
     cancelled = None
     while not task.done():
         end: asyncio.Future[None] = loop.create_future()
-        task.add_done_callback(partial(loop.call_soon_threadsafe, _set, end))
+        task.add_done_callback(partial(_set_soon, loop, end))
         try:
             await end
         except asyncio.CancelledError as exc:
@@ -86,6 +86,10 @@ def _comes_again() -> bool:
     return anyio.current_effective_deadline() == -math.inf
 
 
-def _set(end: asyncio.Future[None], _done: object = None) -> None:
+def _set_soon(loop: asyncio.AbstractEventLoop, end: asyncio.Future[None], _done: object) -> None:
+    loop.call_soon_threadsafe(_set, end)
+
+
+def _set(end: asyncio.Future[None]) -> None:
     if not end.done():
         end.set_result(None)
