@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from asgi_sqla.engines import Role
 from asgi_sqla.errors import WrongEventLoopError
 from asgi_sqla.guard import OWN_SCOPE, GuardedSession, User, current_user
-from asgi_sqla.steps import Work
+from asgi_sqla.steps import Work, running_loop
 
 
 class Manner(NamedTuple):
@@ -120,10 +120,7 @@ class Sessions:
 
     def _checked_loop(self) -> asyncio.AbstractEventLoop:
         """Return the running event loop, the only one for AsyncSessions of this unit from now on."""
-        try:
-            running = asyncio.get_running_loop() if self._awaits else None
-        except RuntimeError:
-            running = None
+        running = running_loop() if self._awaits else None
         self._loop = self._loop or running
         if running is not None and running is self._loop:
             return running

@@ -54,19 +54,17 @@ def here(operation: Operation, work: Work) -> object:
 
 def run_without_blocking(function: Callable[[Step], None], works: tuple[Work, ...]) -> Running:
     """Return what runs ``function``, whose steps are with ``works``; where it is a thread's, it has begun."""
-    loop = _running_loop()
-    for work in works:
-        if work.loop is not works[0].loop:
-            return greenlet_spawn(function, _elsewhere)
-    if works and loop is not None:
-        if works[0].loop is loop:
-            return greenlet_spawn(function, here)
-        if works[0].loop is None:
-            return _threads.submit(copy_context().run, function, here)
+    loop = running_loop()
+    loops = {work.loop for work in works}
+    if loop is not None and loops == {loop}:
+        return greenlet_spawn(function, here)
+    if loop is not None and loops == {None}:
+        return _threads.submit(copy_context().run, function, here)
     return greenlet_spawn(function, _elsewhere)
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the asyncio event loop that runs in this thread, if one does."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:  # trio

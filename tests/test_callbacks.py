@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -37,6 +38,19 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def count(database: Database) -> int:
     """Return how many items the current unit sees."""
     return await database.async_session.scalar(select(func.count()).select_from(Item)) or 0
+
+
+def doing(work: Callable[[Session], None], database: Database, kind: str) -> Any:
+    """Return an application that does ``work`` to its session, and answers 201."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if kind == "sync":
+            await to_thread.run_sync(lambda: work(database.session))
+        else:
+            await database.async_session.run_sync(work)
+        await respond(send, 201)
+
+    return app
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,14 +150,7 @@ async def test_a_savepoint_takes_its_callbacks_with_it(database: Database, backe
         unit.on_rollback(called.append, "no")
         unit.on_commit(called.append, "after")
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if kind == "sync":
-            await to_thread.run_sync(lambda: work(database.session))
-        else:
-            await database.async_session.run_sync(work)
-        await respond(send, 201)
-
-    call = await Call(SQLAlchemyMiddleware(app, database))()
+    call = await Call(SQLAlchemyMiddleware(doing(work, database, kind), database))()
 
     assert (call.raised, call.starts) == (None, [201])
     assert called == ["rolled back inside", "before", "released", "after"]
@@ -165,14 +172,7 @@ async def test_a_rollback_in_the_middle_drops_what_was_registered(
         session.add(Item(name="kept"))
         current_unit().on_commit(called.append, "kept")
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if kind == "sync":
-            await to_thread.run_sync(lambda: work(database.session))
-        else:
-            await database.async_session.run_sync(work)
-        await respond(send, 201)
-
-    await Call(SQLAlchemyMiddleware(app, database))()
+    await Call(SQLAlchemyMiddleware(doing(work, database, kind), database))()
 
     assert (called, backend.names()) == (["rolled back", "kept"], ["kept"])
 
