@@ -1,10 +1,12 @@
 """SQLAlchemy sessions for any ASGI application: nobody is told "done" before the database is."""
 
-from asgi_sqla.answers import ERROR_RESPONSES
+from asgi_sqla.asgi.answers import ERROR_RESPONSES
 from asgi_sqla.database import Database, db
 from asgi_sqla.errors import (
     AsgiSqlaError,
+    BlockingSessionWarning,
     ConfigurationError,
+    DiscardedWorkError,
     MissingDriverError,
     NoUnitOfWorkError,
     ReadOnlyError,
@@ -15,13 +17,15 @@ from asgi_sqla.errors import (
 )
 from asgi_sqla.middleware import SQLAlchemyMiddleware
 from asgi_sqla.scope import session_scope
-from asgi_sqla.unit import UnitOfWork, current_unit, on_commit
+from asgi_sqla.unit.unit import UnitOfWork, current_unit, on_commit
 
 __all__ = [
     "ERROR_RESPONSES",
     "AsgiSqlaError",
+    "BlockingSessionWarning",
     "ConfigurationError",
     "Database",
+    "DiscardedWorkError",
     "MissingDriverError",
     "NoUnitOfWorkError",
     "ReadOnlyError",

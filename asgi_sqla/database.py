@@ -1,103 +1,96 @@
 """``Database``: one database, its two kinds of engine and of session, and the defaults of both.
 
-Lives here: what a user configures, checked at once; the global ``db``.
+Holds: the one list of its arguments, and how a session is made for the unit that asks.
 Must not know: when a transaction ends, or anything of ASGI.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, NoReturn, Self, TypedDict, Unpack, cast
 
 import anyio
+from sqlalchemy import orm
 from sqlalchemy.engine import URL, Engine
+from sqlalchemy.ext import asyncio as orm_asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import text
 
-from asgi_sqla.configuration import Configuration
-from asgi_sqla.context import current
-from asgi_sqla.engines import Engines, Role
+from asgi_sqla.engine.engines import Engines, Role, check_listener
+from asgi_sqla.engine.options import INSTEAD, Configuration, TransactionMode, checked
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.guard import GuardedSession
-from asgi_sqla.reading import BorrowedReadOnlySession, ReadOnlySession, restore_on_return
-from asgi_sqla.sessions import Manner
-from asgi_sqla.sqlite import TransactionMode
-from asgi_sqla.unit import UnitOfWork
-from asgi_sqla.watching import guarded
+from asgi_sqla.session.classes import guarded, guarded_async, session_classes
+from asgi_sqla.session.factories import AsyncSessionFactory, SessionFactory
+from asgi_sqla.session.guard import GuardedSession
+from asgi_sqla.session.read_only import ReadOnlySession
+from asgi_sqla.unit.context import current
+from asgi_sqla.unit.fences import watch_commits
+from asgi_sqla.unit.sessions import UnitSession
+from asgi_sqla.unit.unit import UnitOfWork
+
+
+class DatabaseOptions(TypedDict, total=False):
+    """What ``Database`` takes beside its URL."""
+
+    engine: Engine | None
+    async_engine: AsyncEngine | None
+    engine_options: Mapping[str, Any] | None
+    async_engine_options: Mapping[str, Any] | None
+    session_options: Mapping[str, Any] | None
+    read_only_url: str | URL | Sequence[str | URL] | None
+    transaction_mode: TransactionMode | None
 
 
 class Database:
     """One database: its engines, session factories and defaults.
 
-    From ``url`` both engines are made, each on first use: the driver named in it is kept where it
-    fits, and the other kind takes one that is installed. Engines made here are disposed by the
-    middleware at shutdown, async ones also when their event loop ends; ``engine`` and
-    ``async_engine`` are their owner's. ``engine_options`` go to ``create_engine`` and
-    ``create_async_engine``, ``session_options`` to the session classes (``class_`` and
-    ``sync_session_class`` may name the user's own); ``expire_on_commit`` is False unless given.
-    ``read_only_url`` is where read-only units go: a replica, or a sequence of them, asked in turn.
-    ``transaction_mode`` is how SQLite transactions begin, "deferred" (the default) or "immediate".
+    Engines made from ``url`` are disposed by the middleware at shutdown, async ones also when their event loop ends.
+
+    ``url``: where it is, a string or SQLAlchemy's ``URL``. Both engines are made from it, each on first use: the driver
+    named in it is kept where it fits, and the other kind takes one that is installed.
+    ``engine``, ``async_engine``: engines of your own, in place of those; they stay their owner's.
+    ``engine_options``: a mapping, for ``create_engine()`` and ``create_async_engine()``.
+    ``async_engine_options``: a mapping for ``create_async_engine()`` alone; a key in it replaces that of
+    ``engine_options``.
+    ``session_options``: a mapping for the session classes; ``class_`` and ``sync_session_class`` may name your own, and
+    ``expire_on_commit`` is False unless given.
+    ``read_only_url``: where read-only units go: a replica, or a sequence of them, asked in turn.
+    ``transaction_mode``: how SQLite transactions begin, "deferred" (the default) or "immediate".
 
     Raises ConfigurationError, or MissingDriverError, at once when an argument is wrong.
     """
 
     _substituted = False
+    _watching = False
 
-    def __init__(
-        self,
-        url: str | URL | None = None,
-        *,
-        engine: Engine | None = None,
-        async_engine: AsyncEngine | None = None,
-        engine_options: Mapping[str, Any] | None = None,
-        session_options: Mapping[str, Any] | None = None,
-        transaction_mode: TransactionMode | None = None,
-        read_only_url: str | URL | Sequence[str | URL] | None = None,
-    ) -> None:
-        self._engines: Engines
-        self._configuration: Configuration | None = None
-        self.configure(
-            url,
-            engine=engine,
-            async_engine=async_engine,
-            engine_options=engine_options,
-            session_options=session_options,
-            transaction_mode=transaction_mode,
-            read_only_url=read_only_url,
-        )
+    def __init__(self, url: str | URL | None = None, **options: Unpack[DatabaseOptions]) -> None:
+        self._prepare()
+        self.configure(url, **options)
 
     @classmethod
     def _unconfigured(cls) -> Database:
         database = cls.__new__(cls)
-        database._configuration = None
+        database._prepare()
         return database
 
-    def configure(
-        self,
-        url: str | URL | None = None,
-        *,
-        engine: Engine | None = None,
-        async_engine: AsyncEngine | None = None,
-        engine_options: Mapping[str, Any] | None = None,
-        session_options: Mapping[str, Any] | None = None,
-        transaction_mode: TransactionMode | None = None,
-        read_only_url: str | URL | Sequence[str | URL] | None = None,
-    ) -> None:
+    def _prepare(self) -> None:
+        self._engines: Engines
+        self._configuration: Configuration | None = None
+        self._reading: dict[Role, Engines] = {}
+        self._listeners: list[tuple[str, Callable[..., object]]] = []
+
+    def configure(self, url: str | URL | None = None, **options: Unpack[DatabaseOptions]) -> None:
         """Configure, with the arguments of ``Database``; the same ones again change nothing.
 
         Raises ConfigurationError for wrong arguments, and for other ones while engines of the
         first are in use: ``dispose()`` those first.
         """
-        configuration = Configuration.checked(
-            url=url,
-            engine=engine,
-            async_engine=async_engine,
-            engine_options=engine_options,
-            session_options=session_options,
-            transaction_mode=transaction_mode,
-            read_only_url=read_only_url,
-        )
+        for name in options.keys() - DatabaseOptions.__annotations__.keys():
+            write = INSTEAD.get(name, f"it takes url, {', '.join(DatabaseOptions.__annotations__)}")
+            raise ConfigurationError(f"{name}= is no argument of Database; {write}")
+        configuration = checked({"url": url, **options})
+        classes = session_classes(configuration.session_options)
         if configuration == self._configuration:
             return
         if self._configuration is not None and any(one.in_use for one in (self._engines, *self._reading.values())):
@@ -105,17 +98,13 @@ class Database:
                 f"{self} is configured and in use; write another Database(...) for another database, "
                 "or dispose() this one first"
             )
-        engines = Engines(
-            configuration.url,
-            engine=engine,
-            async_engine=async_engine,
-            options=configuration.engine_options,
-            transaction_mode=transaction_mode,
-        )
-        self._classes = configuration.session_classes()
-        self._reading: dict[Role, Engines] = {}
+        engines = self._make_engines(configuration, configuration.url, "write")
+        self._classes = classes
+        self._reading = {}
         self._engines = engines
         self._configuration = configuration
+        if self._watching:
+            watch_commits(self._engines.watch)
 
     def __repr__(self) -> str:
         return f"<Database {'not configured' if self._configuration is None else repr(self._engines)}>"
@@ -123,6 +112,10 @@ class Database:
     def __deepcopy__(self, _memo: object) -> Self:
         """Return the database itself: some frameworks copy what a route is given."""
         return self
+
+    def __call__(self, *_args: object, **_kwargs: object) -> NoReturn:
+        """Refuse what fastapi-sqlalchemy writes: a ``Database`` is no context manager."""
+        raise ConfigurationError("db() is no call; open a unit of work: with session_scope(db) as session: ...")
 
     @property
     def configured(self) -> bool:
@@ -145,8 +138,7 @@ class Database:
 
         Raises NoUnitOfWorkError outside any unit, UnitOfWorkEndedError after its end.
         """
-        unit: UnitOfWork = current()
-        return unit.session(self)
+        return self._session_of(current(), {})
 
     @property
     def async_session(self) -> AsyncSession:
@@ -155,31 +147,19 @@ class Database:
         Raises NoUnitOfWorkError outside any unit, UnitOfWorkEndedError after its end, and
         WrongEventLoopError in a worker thread, a sync scope, or another event loop.
         """
-        unit: UnitOfWork = current()
-        return unit.async_session(self)
+        return self._async_session_of(current(), {})
 
-    def make_session(self, manner: Manner, options: Mapping[str, Any]) -> GuardedSession:
-        """Return a new ``Session`` for a unit of work; yours is ``session``."""
-        engines, guard = self._of(manner.role)
-        engine = engines.sync()
-        if manner.isolation_level is not None:  # on the same pool
-            engine = engine.execution_options(isolation_level=manner.isolation_level)
-        if guard is BorrowedReadOnlySession:
-            restore_on_return(engine)
-        return guarded(self._classes.sync, guard)(bind=engine, **{**self._classes.options, **options})
+    @property
+    def sessionmaker(self) -> orm.sessionmaker[Session]:
+        """A factory of sessions that no unit of work ends, bound when called to ``engine``, or to ``bind=``."""
+        self._ready()
+        return SessionFactory(self._classes, lambda: self.engine)
 
-    def make_async_session(self, manner: Manner, options: Mapping[str, Any]) -> AsyncSession:
-        """Return a new ``AsyncSession`` for a unit of work; yours is ``async_session``."""
-        engines, guard = self._of(manner.role)
-        engine = engines.asynchronous()
-        if manner.isolation_level is not None:
-            engine = engine.execution_options(isolation_level=manner.isolation_level)
-        if guard is BorrowedReadOnlySession:
-            restore_on_return(engine.sync_engine)
-        sync_class = guarded(self._classes.sync, guard)
-        return self._classes.asynchronous(
-            bind=engine, sync_session_class=sync_class, **{**self._classes.options, **options}
-        )
+    @property
+    def async_sessionmaker(self) -> orm_asyncio.async_sessionmaker[AsyncSession]:
+        """A factory of sessions that no unit of work ends, bound when called to ``async_engine``, or to ``bind=``."""
+        self._ready()
+        return AsyncSessionFactory(self._classes, lambda: self.async_engine)
 
     def get_session(self) -> Session:
         """Return ``session``, for the dependency injection of a framework: it takes no arguments."""
@@ -189,25 +169,31 @@ class Database:
         """Return ``async_session``, for the dependency injection of a framework: it takes no arguments."""
         return self.async_session
 
+    def listen(self, identifier: str, function: Callable[..., object]) -> None:
+        """Call ``function`` at an event of every engine: of each event loop, of reading ones, and after ``dispose()``.
+
+        ``identifier`` is the event's name, such as "connect"; ``function`` takes what SQLAlchemy's documentation of
+        its engine and pool events says.
+
+        Raises ConfigurationError for what is no such event or cannot be called.
+        """
+        check_listener(identifier, function)
+        self._listeners.append((identifier, function))
+        for engines in (self._engines, *self._reading.values()) if self.configured else ():
+            engines.listen(identifier, function)
+
     def dispose(self) -> None:
-        """Close the idle connections of the sync engine, if it was made here. It may be used again."""
+        """Close the idle connections of the sync engine, if it was made by this object. It may be used again."""
         for engines in (self._ready(), *self._reading.values()):
             engines.dispose()
 
     async def async_dispose(self) -> None:
-        """Close the idle connections of both engines made here, async ones of the running event loop."""
+        """Close the idle connections of both engines made by this object, async ones of the running event loop.
+
+        It takes two seconds for each at most: what does not answer is cut.
+        """
         for engines in (self._ready(), *self._reading.values()):
             await engines.dispose_async()
-
-    def substitute(self, make: Callable[[Engines], Engines]) -> Callable[[], None]:
-        """Have ``make(engines)`` serve in place of the engines, as ``asgi_sqla.testing`` does; return the undo."""
-        before = self._ready(), self._substituted
-
-        def undo() -> None:
-            self._engines, self._substituted = before
-
-        self._engines, self._substituted = make(before[0]), True
-        return undo
 
     async def check(self) -> None:
         """Connect, ask for one row, and raise what the driver raises if that fails."""
@@ -218,19 +204,97 @@ class Database:
         else:
             await anyio.to_thread.run_sync(_select_one, engines.sync())
 
-    def _of(self, role: Role) -> tuple[Engines, type[GuardedSession]]:
-        """Return the engines for ``role``, and how their sessions are guarded."""
+    # What follows is for the rooms beside this one and for asgi_sqla.testing.
+
+    def _session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> Session:
+        """Return the ``Session`` of ``unit``, made on first use with ``options``."""
+        held = unit._open_sessions().sync(self)
+        if held is None:
+            engines, role = self._engines_for(unit)
+            engine = engines.sync()
+            if unit.isolation_level is not None:  # on the same pool
+                engine = engine.execution_options(isolation_level=unit.isolation_level)
+            session = self._guarded(role, unit)(bind=engine, **{**self._classes.options, **options})
+            held = unit._open_sessions().add(UnitSession(self, session))
+        return held.session
+
+    def _async_session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> AsyncSession:
+        """Return the ``AsyncSession`` of ``unit``, made on first use with ``options``."""
+        held = unit._open_sessions().asynchronous(self)
+        if held is None:
+            engines, role = self._engines_for(unit)
+            engine = engines.asynchronous()
+            if unit.isolation_level is not None:
+                engine = engine.execution_options(isolation_level=unit.isolation_level)
+            made = guarded_async(self._classes.asynchronous)(
+                bind=engine, sync_session_class=self._guarded(role, unit), **{**self._classes.options, **options}
+            )
+            held = unit._open_sessions().add(UnitSession(self, cast("GuardedSession", made.sync_session), made))
+        return cast("AsyncSession", held.async_session)
+
+    def _guarded(self, role: Role, unit: UnitOfWork) -> type[GuardedSession]:
+        guard = GuardedSession if role == "write" else ReadOnlySession
+        return guarded(self._classes.sync, guard, role == "read", unit.isolation_level)
+
+    def _engines_for(self, unit: UnitOfWork) -> tuple[Engines, Role]:
+        """Return the engines for what ``unit`` does, and what that is."""
         engines = self._ready()
-        if role == "write":
-            return engines, GuardedSession
+        if not unit.read_only:
+            return engines, "write"
+        role: Role = "read" if unit._reads_in_autocommit() else "snapshot"
         if role in self._reading and not self._substituted:
-            return self._reading[role], ReadOnlySession
+            return self._reading[role], role
         configuration = cast("Configuration", self._configuration)
         urls = configuration.replicas or ((engines.url,) if engines.url is not None else ())
         if self._substituted or not urls:
-            return engines, BorrowedReadOnlySession
-        made = Engines(urls[0], options=configuration.engine_options, role=role, replicas=urls)
-        return self._reading.setdefault(role, made), ReadOnlySession
+            return engines, "snapshot"
+        made = self._make_engines(configuration, urls[0], role, urls)
+        return self._reading.setdefault(role, made), role
+
+    def _make_engines(
+        self, configuration: Configuration, url: URL | None, role: Role, replicas: Sequence[URL] = ()
+    ) -> Engines:
+        writes = role == "write"
+        return Engines(
+            url,
+            options=configuration.engine_options,
+            async_options=configuration.async_engine_options,
+            engine=configuration.engine if writes else None,
+            async_engine=configuration.async_engine if writes else None,
+            transaction_mode=configuration.transaction_mode if writes else None,
+            role=role,
+            replicas=replicas,
+            listeners=self._listeners,
+        )
+
+    def _watch_commits(self) -> None:
+        """Have a unit know of commits on connections that are no session's, which forbid a retry of it."""
+        if not self._watching:
+            self._watching = True
+            if self.configured:
+                watch_commits(self._engines.watch)
+
+    def _substitute(self, make: Callable[[Engines], Engines]) -> Callable[[], None]:
+        """Have ``make(engines)`` serve in place of the engines, as ``asgi_sqla.testing`` does; return the undo."""
+        before = self._ready(), self._substituted
+
+        def undo() -> None:
+            self._engines, self._substituted = before
+
+        self._engines, self._substituted = make(before[0]), True
+        return undo
+
+    def _dialect(self) -> Any:
+        """Return the dialect, or its class; None if there is none yet."""
+        if self._configuration is None:
+            return None
+        given = self._configuration.engine or self._configuration.async_engine
+        return given.dialect if given is not None else cast("URL", self._configuration.url).get_dialect()
+
+    def _isolation_level(self) -> str:
+        """Return the isolation level that the options of its engines name."""
+        options = {} if self._configuration is None else self._configuration.engine_options
+        return str(options.get("isolation_level", "")).upper()
 
     def _ready(self) -> Engines:
         if self._configuration is None:

@@ -1,45 +1,55 @@
 """``SQLAlchemyMiddleware``: frozen configuration around an ASGI application.
 
-Lives here: what a user configures, checked at once, and which part of ASGI goes where.
-Must not know: how a request, a conversation or a lifespan goes on.
+Holds: what a user configures, checked at once, and which part of ASGI goes where.
+Must not know: how a request, a websocket or a lifespan goes on.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Never, TypeAlias
 
 from sqlalchemy.engine import URL
 
-from asgi_sqla.answers import Answers, ErrorResponses
+from asgi_sqla.asgi.answers import Answers, ErrorResponses
+from asgi_sqla.asgi.exchange import KEY, Rules
+from asgi_sqla.asgi.lifespan import Lifespan, OnStartup
+from asgi_sqla.asgi.request import Request
+from asgi_sqla.asgi.retry import replay
+from asgi_sqla.asgi.verdict import CommitOn, ReadOnly, below_400, read_only_of, verdict_of
+from asgi_sqla.asgi.websocket import WebSocket
 from asgi_sqla.database import Database, db
+from asgi_sqla.engine.options import checked_count
+from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.exchange import KEY, Rules
-from asgi_sqla.http import Request
-from asgi_sqla.lifespan import Lifespan, OnStartup
-from asgi_sqla.replay import replay
-from asgi_sqla.verdict import CommitOn, ReadOnly, below_400, read_only_of, verdict_of
-from asgi_sqla.websocket import Conversation
+from asgi_sqla.unit.callbacks import is_async
+from asgi_sqla.unit.context import note_middleware
 
 Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """Any ASGI 3 application. asgiref's own type would refuse Starlette's, which has other mappings in it."""
+
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
 class SQLAlchemyMiddleware:
     """Gives every request of an ASGI 3 application one unit of work, ended before its response starts.
 
-    ``database`` is a ``Database`` or a sequence of them: those it checks at start-up and disposes at
-    shutdown, for a unit serves any. Left out, it is the global ``db``, which ``url`` configures.
-    ``commit_on`` says which responses commit: a container of statuses, or a callable of the ASGI
-    scope and the start message that returns a bool; below 400 if left out. ``error_responses`` maps
-    exception classes to a status from 400 to 599, or to an ASGI application, for the answer to a
-    failed COMMIT and to an exception that reaches this middleware; otherwise a failed COMMIT is
-    answered 500 and raised on. ``read_only`` says which requests only read: a set of HTTP methods, or
-    a callable of the ASGI scope. ``retries`` is how often a request is begun again that a passing
-    failure of the database stopped before anything was sent; its body is kept for that up to
-    ``replay_limit`` bytes. ``check_on_startup`` connects to every database first, and
-    ``on_startup`` is awaited next, such as ``migrations.async_sync``: what fails there fails the start.
+    ``app``: the application.
+    ``database``: a ``Database`` or a sequence of them: those it checks at startup and disposes at shutdown, for a unit
+    serves any. Left out, it is the global ``db``.
+    ``url``: configures the global ``db``.
+    ``commit_on``: which responses commit: a container of statuses, or a function of the ASGI scope and the start
+    message that returns a bool; below 400 if left out.
+    ``error_responses``: maps exception classes to a status from 400 to 599, or to an ASGI application, for the answer
+    to a failed COMMIT and to an exception that reaches this middleware; otherwise a failed COMMIT is answered 500 and
+    raised to the server.
+    ``read_only``: which requests only read: a set of HTTP methods, or a function of the ASGI scope.
+    ``retries``: how many times a request is retried after a transient error, before anything was sent.
+    ``replay_limit``: up to how many bytes of its body are kept for that.
+    ``check_on_startup``: True connects to every database first; a failure fails the startup.
+    ``on_startup``: an async function that is awaited next, such as ``migrations.async_sync``.
 
     Raises ConfigurationError when an argument is wrong, at once.
     """
@@ -57,24 +67,28 @@ class SQLAlchemyMiddleware:
         replay_limit: int = 2**20,
         check_on_startup: bool = False,
         on_startup: OnStartup | None = None,
+        **unknown: Never,
     ) -> None:
-        _check_application(app)
-        self._databases = _databases(database, url)
+        _check_application(app, unknown)
+        if not isinstance(check_on_startup, bool):
+            raise ConfigurationError(f"check_on_startup={hidden(check_on_startup)} is neither True nor False")
         self._check_on_startup = check_on_startup
-        if on_startup is not None and not callable(on_startup):
-            raise ConfigurationError(
-                f"on_startup={on_startup!r} cannot be called; pass a function to await, such as migrations.async_sync"
-            )
-        self._on_startup = on_startup
+        self._on_startup = _checked_startup(on_startup)
         self._rules = Rules(
             app,
             verdict_of(commit_on),
             Answers(error_responses),
             read_only_of(read_only),
-            _count("retries", retries),
-            _count("replay_limit", replay_limit),
+            checked_count("retries", retries),
+            checked_count("replay_limit", replay_limit),
+            (commit_on, dict(error_responses or {}), read_only, retries, replay_limit),
         )
+        self._databases = _databases(database, url)  # last, as it configures the global db
         self._app = app
+        self._said = False
+        for one in self._databases if retries else ():
+            one._watch_commits()
+        note_middleware()
 
     def __repr__(self) -> str:
         return f"SQLAlchemyMiddleware({self._app!r}, {self._databases!r})"
@@ -88,38 +102,63 @@ class SQLAlchemyMiddleware:
             else:
                 await Request(self._rules, scope, receive, send).run()
         elif kind == "websocket" and KEY not in scope:
-            await Conversation(self._rules, scope, receive, send).run()
+            await WebSocket(self._rules, scope, receive, send).run()
         elif kind == "lifespan":
             lifespan = Lifespan(self._databases, scope, receive, send)
             await lifespan.run(self._app, self._check_on_startup, self._on_startup)
         else:
+            if not self._said and KEY in scope:
+                self._say_if_ignored(scope[KEY])
             await self._app(scope, receive, send)
 
+    def _say_if_ignored(self, unit: Any) -> None:
+        """Say once that another layer's rules hold, if they are others."""
+        self._said = True
+        outer = getattr(unit, "_rules", None)
+        if isinstance(outer, Rules) and outer.given != self._rules.given:
+            logger.warning("%r is inside another SQLAlchemyMiddleware, whose rules hold: its own are ignored", self)
 
-def _count(argument: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ConfigurationError(f"{argument}={value!r} is no count; write a whole number from 0")
-    return value
 
-
-def _check_application(app: Any) -> None:
+def _check_application(app: Any, unknown: Mapping[str, object]) -> None:
+    for name in unknown:
+        write = {
+            "db": "database=",
+            "db_url": "url=, or database=Database(url)",
+            "engine": "database=Database(engine=...)",
+            "engine_args": "database=Database(url, engine_options=...)",
+            "session_args": "database=Database(url, session_options=...)",
+        }.get(name, "its arguments as README.rst lists them; those of a database are for Database(...)")
+        raise ConfigurationError(f"{name}= is no argument of SQLAlchemyMiddleware; write {write}")
     try:
-        if isinstance(app, type) and not hasattr(app, "__await__"):
+        if isinstance(app, Database) or (isinstance(app, type) and not hasattr(app, "__await__")):
             raise TypeError
         inspect.signature(app).bind("scope", "receive", "send")
     except TypeError:
         raise ConfigurationError(
-            f"app={app!r} is no ASGI 3 application, a callable of (scope, receive, send); "
+            f"app={hidden(app)} is no ASGI 3 application, a callable of (scope, receive, send); "
             "write SQLAlchemyMiddleware(app, database), the application first"
         ) from None
     except ValueError:
         return  # a callable, but one that does not tell its parameters
 
 
+def _checked_startup(on_startup: Any) -> OnStartup | None:
+    if on_startup is not None and not callable(on_startup):
+        raise ConfigurationError(
+            f"on_startup={hidden(on_startup)} cannot be called; pass a function to await, such as migrations.async_sync"
+        )
+    if on_startup is not None and inspect.isfunction(on_startup) and not is_async(on_startup):
+        raise ConfigurationError(f"on_startup={on_startup!r} is a plain function, and it is awaited; write async def")
+    checked: OnStartup | None = on_startup
+    return checked
+
+
 def _databases(database: Any, url: str | URL | None) -> tuple[Database, ...]:
     if url is not None:
         if database is not None:
-            raise ConfigurationError(f"url={url!r} and database={database!r}: url= is for the global db; pass one")
+            raise ConfigurationError(
+                f"url={hidden(url)} and database={hidden(database)}: url= is for the global db; pass one"
+            )
         db.configure(url)
     if database is None:
         return (db,)
@@ -128,10 +167,6 @@ def _databases(database: Any, url: str | URL | None) -> tuple[Database, ...]:
     if isinstance(database, Sequence) and database and all(isinstance(one, Database) for one in database):
         return tuple(database)
     raise ConfigurationError(
-        f"database={_shown(database)} is neither a Database nor a sequence of them; "
+        f"database={hidden(database)} is neither a Database nor a sequence of them; "
         "write SQLAlchemyMiddleware(app, Database(url))"
     )
-
-
-def _shown(database: object) -> str:
-    return "a URL, which may hold a password," if isinstance(database, str) else repr(database)

@@ -6,7 +6,6 @@ Must not know: what is done with what it makes.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from asgi_sqla.database import Database
+from asgi_sqla.database import Database, DatabaseOptions
+from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LOCATION = "migrations"
 """Where the migrations are if the settings do not say."""
 
-_OF_DATABASE = frozenset(inspect.signature(Database).parameters) - {"engine", "async_engine"}
+_OF_DATABASE = frozenset(("url", *DatabaseOptions.__annotations__)) - {"engine", "async_engine"}
 
 
 class DatabaseSettings(BaseSettings):
@@ -69,7 +69,10 @@ def database_from(settings: Mapping[str, Any] | BaseModel | None = None) -> Data
             f"the settings have no url, only {', '.join(sorted(arguments)) or 'nothing'}; "
             'write {"url": "sqlite:///app.db"}, or {"sqlalchemy": {"url": ...}}'
         )
-    options = {**arguments.pop("engine_options", {})}
+    options = arguments.pop("engine_options", None) or {}
+    if not isinstance(options, Mapping):
+        raise ConfigurationError(f"engine_options={hidden(options)} is not a mapping")
+    options = dict(options)
     options.update({name: arguments.pop(name) for name in sorted(arguments.keys() - _OF_DATABASE)})
     return Database(**arguments, engine_options=options)
 
@@ -98,7 +101,7 @@ def _plain(settings: Mapping[str, Any] | BaseModel | None) -> dict[str, Any]:
     if isinstance(settings, BaseModel):
         settings = settings.model_dump()
     if not isinstance(settings, Mapping):
-        raise ConfigurationError(f"settings={settings!r} are neither pydantic settings nor a mapping, nor None")
+        raise ConfigurationError(f"settings={hidden(settings)} are neither pydantic settings nor a mapping, nor None")
     plain: dict[str, Any] = {}
     for key, value in settings.items():
         part, dot, name = key.partition(".")

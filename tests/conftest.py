@@ -8,7 +8,23 @@ from pathlib import Path
 import pytest
 from support.databases import Backend, backend_names, connections_out, make_backend, sqlite_backend
 
-from asgi_sqla import Database
+from asgi_sqla import Database, db
+
+
+@pytest.fixture
+def global_db() -> Iterator[Database]:
+    """Return the global database, as unconfigured before the test as after it."""
+    before = dict(vars(db))
+    yield db
+    vars(db).clear()
+    vars(db).update(before)
+
+
+@pytest.fixture(autouse=True)
+def global_db_is_left_alone() -> Iterator[None]:
+    """Fail the test that leaves the global database configured, not the ones that come after it."""
+    yield
+    assert not db.configured, "the test has configured the global db; it is to use the fixture global_db"
 
 
 @pytest.fixture(params=backend_names())

@@ -86,7 +86,7 @@ CASES = [
     named("engine", "sqlite://", Database, hint="pass what create_engine() returned"),
     named("engine_options", 5, functools.partial(Database, "sqlite://"), hint='{"name": value}'),
     named("session_options", ["x"], functools.partial(Database, "sqlite://"), hint='{"name": value}'),
-    named("engine_options", {"echo": True}, functools.partial(Database, engine=ENGINE), hint="leave them out"),
+    named("engine_options", {"echo": True}, functools.partial(Database, engine=ENGINE), hint="leave it out"),
     named("transaction_mode", "exclusive", functools.partial(Database, "sqlite://"), hint='"deferred" and "immediate"'),
     named("transaction_mode", "immediate", functools.partial(Database, PG), hint="leave it out"),
     named("transaction_mode", "deferred", functools.partial(Database, engine=ENGINE), hint="leave it out"),
@@ -152,7 +152,7 @@ CASES = [
             f"scope with {name}",
             functools.partial(session_scope, DATABASE, session_options={name: value}),
             f"session_options: {name}=",
-            "Database(session_options=...)",
+            "db.sessionmaker(bind=connection)" if name == "bind" else "Database(session_options=...)",
         )
         for name, value in [("close_resets_only", True), ("class_", Session), ("bind", ENGINE)]
     ),
@@ -177,7 +177,7 @@ def test_a_wrong_argument_raises_at_construction(call: Callable[[], object], par
 )
 def test_a_missing_driver_raises_at_construction(url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at the first query; and it names the extra to install."""
-    monkeypatch.setattr("asgi_sqla.engines._installed", lambda _module: False)
+    monkeypatch.setattr("asgi_sqla.engine.engines._installed", lambda _module: False)
     with pytest.raises(MissingDriverError) as caught:
         Database(url)
     assert f"pip install 'asgi-sqla[{extra}]'" in str(caught.value)
@@ -186,7 +186,7 @@ def test_a_missing_driver_raises_at_construction(url: str, extra: str, monkeypat
 
 def test_one_kind_of_driver_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """An application that is async throughout needs no sync driver, until it asks for one."""
-    monkeypatch.setattr("asgi_sqla.engines._installed", lambda module: module == "asyncpg")
+    monkeypatch.setattr("asgi_sqla.engine.engines._installed", lambda module: module == "asyncpg")
     database = Database("postgresql://u:s3cret@h/d")
     with pytest.raises(MissingDriverError, match="needs psycopg or psycopg2 as its sync driver"):
         _ = database.engine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from asgi_sqla import (
     SessionInUseError,
     SQLAlchemyMiddleware,
     UnitOfWorkEndedError,
-    db,
     session_scope,
 )
 
@@ -222,16 +220,6 @@ async def test_a_plain_async_session_class_of_ones_own(sqlite: Backend) -> None:
 
 
 # The global one
-
-
-@pytest.fixture
-def global_db(monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
-    """Return the global database, as unconfigured before the test as after it."""
-    assert not db.configured
-    before = dict(vars(db))
-    yield db
-    vars(db).clear()
-    vars(db).update(before)
 
 
 def test_the_global_database_must_be_configured(global_db: Database) -> None:

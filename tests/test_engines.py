@@ -24,7 +24,7 @@ from support.databases import Backend, Item
 from support.services import missing
 
 from asgi_sqla import ConfigurationError, Database, SQLAlchemyMiddleware, WrongEventLoopError, session_scope
-from asgi_sqla.urls import parse, translate
+from asgi_sqla.engine.urls import parse, translate
 
 JOBS = 5
 

@@ -25,7 +25,7 @@ from support.databases import NO_OWNER, Backend, Base, Item, backend_names, conn
 from support.failing import BrokenError, Patient, Trouble, engine_of, execute, insert, ticks, until
 
 from asgi_sqla import Database, SessionInUseError, SQLAlchemyMiddleware, UnitOfWorkEndedError
-from asgi_sqla.answers import ErrorResponses
+from asgi_sqla.asgi.answers import ErrorResponses
 
 Messages = list[tuple[Any, ...]]
 

@@ -209,6 +209,6 @@ async def test_without_a_check_nothing_connects(sqlite: Backend) -> None:
 
 async def test_a_check_without_an_async_driver(sqlite: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """It uses the sync one, and not on the event loop."""
-    monkeypatch.setattr("asgi_sqla.engines._installed", lambda module: module == "sqlite3")
+    monkeypatch.setattr("asgi_sqla.engine.engines._installed", lambda module: module == "sqlite3")
     database = Database(sqlite.url)
     assert await Server(SQLAlchemyMiddleware(speaks, database, check_on_startup=True)).run() == [STARTED, STOPPED]

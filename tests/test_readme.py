@@ -17,6 +17,7 @@ ELSEWHERE = re.compile(r"^(With your framework|In your worker)\n-+\n.*?(?=^\S[^\
 
 
 @pytest.mark.filterwarnings("ignore:Using .httpx. with")  # Starlette's test client prefers a newer one
+@pytest.mark.usefixtures("global_db")
 def test_every_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one namespace and an empty folder, as they follow each other."""
     monkeypatch.chdir(tmp_path)

@@ -134,7 +134,7 @@ async def test_a_replica_that_is_back_is_used_again(
 ) -> None:
     """After its rest it is asked again, and pooled connections that stood in for it are given up."""
     now = [1000.0]
-    monkeypatch.setattr("asgi_sqla.replicas.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("asgi_sqla.engine.replicas.time.monotonic", lambda: now[0])
     first, second = tmp_path / "late" / "first.db", replica(tmp_path, "second")
     database = Database(sqlite.url, read_only_url=[f"sqlite:///{first}", second])
 

@@ -23,7 +23,8 @@ from support.marks import KINDS, on_one, on_postgresql
 from support.rivals import EVERY, Trouble, join_rivals, perform, rows, trouble
 
 from asgi_sqla import ConfigurationError, Database, SQLAlchemyMiddleware, current_unit, session_scope
-from asgi_sqla.transient import FIRST_PAUSE, IN_DOUBT, LONGEST_PAUSE, is_transient, may_be_repeated, pause
+from asgi_sqla.session.listeners import IN_DOUBT
+from asgi_sqla.session.transient import FIRST_PAUSE, LONGEST_PAUSE, is_transient, pause
 
 on_every_trouble = pytest.mark.parametrize(("backend", "failing"), EVERY, indirect=["backend"])
 
@@ -714,7 +715,7 @@ async def test_the_last_failure_goes_through_unchanged(
     assert call.raised is raised[2]
     assert (call.starts, handler.attempts) == ([], [1, 2, 3])
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.INFO] == [
-        f"GET /: attempt {number} is begun again after {raised[number - 1]!r}" for number in (1, 2)
+        f"GET /: attempt {number} is retried after {raised[number - 1]!r}" for number in (1, 2)
     ]
 
 
@@ -788,7 +789,7 @@ async def test_cancellation_ends_the_pause(
     database: Database, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that is cancelled between two attempts ends at once."""
-    monkeypatch.setattr("asgi_sqla.replay.pause", lambda attempt: 60.0)
+    monkeypatch.setattr("asgi_sqla.asgi.retry.pause", lambda attempt: 60.0)
     handler = Handler(database, backend)
     task = asyncio.create_task(Call(SQLAlchemyMiddleware(handler, database, retries=1))())
     pool: Any = database.async_engine.pool
@@ -805,7 +806,7 @@ async def test_cancellation_ends_the_pause_of_a_function(
     database: Database, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So does a decorated function."""
-    monkeypatch.setattr("asgi_sqla.scope.pause", lambda attempt: 60.0)
+    monkeypatch.setattr("asgi_sqla.unit.scope.pause", lambda attempt: 60.0)
     handler = Handler(database, backend)
     task = asyncio.create_task(session_scope(database, retries=1)(handler.work)())
     pool: Any = database.async_engine.pool
@@ -864,7 +865,7 @@ async def test_a_with_block_cannot_be_retried(database: Database, backend: Backe
 def test_retries_is_a_count(wrong: Any, sqlite: Backend) -> None:
     """Anything else is refused at once."""
     database = Database(sqlite.url)
-    with pytest.raises(ConfigurationError, match="is no count"):
+    with pytest.raises(ConfigurationError, match="is not a count"):
         session_scope(database, retries=wrong)
     with pytest.raises(ConfigurationError, match="retries="):
         SQLAlchemyMiddleware(respond, database, retries=wrong)
@@ -933,12 +934,3 @@ def test_what_passes(error: Exception) -> None:
 def test_what_does_not_pass(error: Exception) -> None:
     """Everything else would fail the next time, too."""
     assert is_transient(error) is False
-
-
-def test_one_doubt_outweighs_every_failure_that_passes() -> None:
-    """Of several databases, one may have committed."""
-    doubtful = OperationalError("COMMIT", {}, _FakeError(), connection_invalidated=True)
-    doubtful.add_note(IN_DOUBT)
-
-    assert may_be_repeated([PASSING["deadlock_detected"]]) is True
-    assert may_be_repeated([PASSING["deadlock_detected"], doubtful]) is False

@@ -13,8 +13,8 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
+from asgi_sqla.engine.urls import BACKENDS, Target, parse, shown, translate
 from asgi_sqla.errors import ConfigurationError, MissingDriverError
-from asgi_sqla.urls import BACKENDS, Target, parse, shown, translate
 
 
 def everything(_module: str) -> bool:
@@ -222,7 +222,7 @@ def test_an_unknown_dialect_is_named(url: str) -> None:
 @pytest.mark.parametrize("url", ["app.db", "u:s3cret@h/d", "postgresql://u:s3cret@h:port/d", "sqlite:/s3cret", 42, "x"])
 def test_what_is_no_url_is_refused_unseen(url: Any) -> None:
     """It may hold a password, so it is not shown, not even in a chained error."""
-    with pytest.raises(ConfigurationError, match="url is no database URL") as caught:
+    with pytest.raises(ConfigurationError, match="url is not a database URL") as caught:
         parse(url)
     assert "s3cret" not in str(caught.value)
     assert caught.value.__cause__ is None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from asgi_sqla.database import Database
+from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.migrations import Migrations
 from asgi_sqla.settings import LOCATION, migrations_from
@@ -32,7 +33,7 @@ class Named(NamedTuple):
         if isinstance(found, Database):
             return Migrations(found, self.location or LOCATION, metadata=metadata)
         if not isinstance(found, Migrations):
-            raise ConfigurationError(f"--db {self.db} is {found!r}, neither a Database nor Migrations")
+            raise ConfigurationError(f"--db {hidden(self.db)} is {hidden(found)}, neither a Database nor Migrations")
         if self.location is not None:
             found.location = Path(self.location)
         return found
@@ -62,7 +63,7 @@ def load(reference: str) -> Any:
     """Return what "package.module:name" names, seen from the current directory."""
     module, colon, name = reference.partition(":")
     if not (module and colon and name):
-        raise ConfigurationError(f'{reference!r} names nothing that can be imported; write "package.module:name"')
+        raise ConfigurationError(f'{hidden(reference)} names nothing that can be imported; write "package.module:name"')
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -70,5 +71,5 @@ def load(reference: str) -> Any:
         for each in name.split("."):
             found = getattr(found, each)
     except (ImportError, AttributeError) as exc:
-        raise ConfigurationError(f"{reference!r} cannot be imported: {type(exc).__name__}: {exc}") from exc
+        raise ConfigurationError(f"{hidden(reference)} cannot be imported: {type(exc).__name__}: {exc}") from exc
     return found

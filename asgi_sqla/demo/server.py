@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from asgi_sqla.shielding import to_completion
+from asgi_sqla.unit.cancellation import to_completion
 
 HOST = "127.0.0.1"
 
@@ -51,7 +51,7 @@ async def serving(app: Any, listener: socket.socket) -> AsyncIterator[None]:
         await _started(server, task)
         yield
     finally:
-        await to_completion(_stop(server, task))
+        (await to_completion(_stop(server, task))).check()
 
 
 async def _started(server: Server, task: asyncio.Task[None]) -> None:

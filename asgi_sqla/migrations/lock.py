@@ -18,6 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from asgi_sqla.engine.urls import shown
 from asgi_sqla.migrations.state import MigrationError
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
@@ -68,11 +69,11 @@ def _acquire(connection: Connection, lock: Lock, timeout: float) -> None:
     waiting = False
     while not lock.acquire():
         if not waiting:
-            logger.info("waiting for the migration lock of %r", connection.engine.url)
+            logger.info("waiting for the migration lock of %s", shown(connection.engine.url))
         waiting = True
         if time.monotonic() > deadline:
             raise MigrationLockError(
-                f"another process has held the migration lock of {connection.engine.url!r} for more than "
+                f"another process has held the migration lock of {shown(connection.engine.url)} for more than "
                 f"{timeout:g} seconds; wait for its end, or raise lock_timeout="
             )
 

@@ -19,6 +19,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.engine import Connection, Engine
 
 from asgi_sqla.database import Database
+from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
 from asgi_sqla.migrations.lock import locked
 from asgi_sqla.migrations.schema import Schema, SyncResult, configuration
@@ -57,10 +58,12 @@ class Migrations:
         lock_timeout: float = 600.0,
     ) -> None:
         if not isinstance(database, Database):
-            raise ConfigurationError(f"database={database!r} is no Database; write Migrations(Database(url), location)")
+            raise ConfigurationError(
+                f"database={hidden(database)} is no Database; write Migrations(Database(url), location)"
+            )
         metadata = getattr(metadata, "metadata", metadata)
         if not isinstance(metadata, MetaData | None):
-            raise ConfigurationError(f"metadata={metadata!r} is no MetaData; pass Base.metadata")
+            raise ConfigurationError(f"metadata={hidden(metadata)} is no MetaData; pass Base.metadata")
         self.database: Database = database
         self.location: Path = Path(location)
         self.metadata: MetaData | None = metadata

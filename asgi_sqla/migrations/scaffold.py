@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 
 ENV = '''"""Run by Alembic for every command; see asgi_sqla.migrations.run_env."""
@@ -90,5 +91,5 @@ def _env(reference: str, metadata: str | None) -> str:
 def _split(reference: str) -> tuple[str, str]:
     module, colon, name = reference.partition(":")
     if not (module and colon and name.isidentifier()):
-        raise ConfigurationError(f'{reference!r} names nothing that can be imported; write "package.module:name"')
+        raise ConfigurationError(f'{hidden(reference)} names nothing that can be imported; write "package.module:name"')
     return module, name

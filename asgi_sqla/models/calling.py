@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from asgi_sqla.database import Database, db
+from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 
 
@@ -57,5 +58,5 @@ def the_only(model: object, arguments: Sequence[Any]) -> Any:
 def _database_of(model: type[Any]) -> Database:
     database = getattr(model, "__database__", db)
     if not isinstance(database, Database):
-        raise ConfigurationError(f"{model.__name__}.__database__={database!r} is no Database")
+        raise ConfigurationError(f"{model.__name__}.__database__={hidden(database)} is no Database")
     return database

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import Engine, inspect, select
-from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound
+from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound, OperationalError
 from sqlalchemy.orm import Mapper, Session
 
 from asgi_sqla.errors import AsgiSqlaError, ConfigurationError
@@ -195,6 +195,13 @@ def _restarted_to_write(session: Session, model: type[Any]) -> bool:
     driver_connection = connection.connection.driver_connection
     if connection.in_nested_transaction() or not getattr(driver_connection, "in_transaction", False):
         return False
-    connection.exec_driver_sql("ROLLBACK")
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    # Past SQLAlchemy's events: to whoever hears those, the transaction that ends so would be lost.
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute("ROLLBACK")
+        cursor.execute("BEGIN IMMEDIATE")
+    except Exception as exc:
+        raise OperationalError("BEGIN IMMEDIATE", None, exc) from exc
+    finally:
+        cursor.close()
     return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from asgi_sqla.callbacks import Callback, Callbacks
+from asgi_sqla.unit.callbacks import Callback, Callbacks
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.sql import text
 
-from asgi_sqla.engines import Engines
+from asgi_sqla.engine.engines import Engines
 from asgi_sqla.errors import ConfigurationError, MissingDriverError
 
 PATIENCE = 10.0

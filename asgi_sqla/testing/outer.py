@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
-from asgi_sqla.engines import Engines
+from asgi_sqla.engine.engines import Engines
 from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
 from asgi_sqla.testing.savepoints import World, let_go, run, savepoint_engine
 from asgi_sqla.testing.turns import Turns

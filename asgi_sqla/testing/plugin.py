@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from asgi_sqla import Database, testing
-from asgi_sqla.callbacks import Callback
+from asgi_sqla.engine.urls import hidden
+from asgi_sqla.unit.callbacks import Callback
 
 OPTION = "asgi_sqla_database"
 WRITE = f'write {OPTION} = "shop.main:db" in the pytest section, or a session fixture of that name that returns it'
@@ -44,7 +45,7 @@ def asgi_sqla_database(pytestconfig: pytest.Config) -> Database:
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as exc:
-        raise pytest.UsageError(f"{OPTION} = {path!r} cannot be imported ({exc}); {WRITE}") from exc
+        raise pytest.UsageError(f"{OPTION} = {hidden(path)} cannot be imported ({exc}); {WRITE}") from exc
     return _checked(found)
 
 
@@ -101,5 +102,5 @@ def kill_connection(asgi_sqla_database: Database) -> Callable[..., AbstractConte
 
 def _checked(database: object) -> Database:
     if not isinstance(database, Database):
-        raise pytest.UsageError(f"{OPTION} is {database!r}, which is no Database; {WRITE}")
+        raise pytest.UsageError(f"{OPTION} is {hidden(database)}, which is no Database; {WRITE}")
     return database

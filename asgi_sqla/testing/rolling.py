@@ -13,7 +13,8 @@ from typing import Literal, Protocol, TypeAlias
 from anyio import to_thread
 
 from asgi_sqla.database import Database, db
-from asgi_sqla.engines import Engines
+from asgi_sqla.engine.engines import Engines
+from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.testing.copies import Copy
 from asgi_sqla.testing.outer import Inside
@@ -51,9 +52,9 @@ class rolled_back:  # noqa: N801  # as contextlib's own
 
     def __init__(self, database: Database | None = None, *, mode: Mode = "transaction") -> None:
         if not isinstance(database, Database | None):
-            raise ConfigurationError(f"database={database!r} is no Database; write rolled_back(Database(...))")
+            raise ConfigurationError(f"database={hidden(database)} is no Database; write rolled_back(Database(...))")
         if mode not in ("transaction", "copy"):
-            raise ConfigurationError(f'mode={mode!r} is none of "transaction" and "copy"')
+            raise ConfigurationError(f'mode={hidden(mode)} is none of "transaction" and "copy"')
         self._database = database or db
         self._mode = mode
         self._world: World | None = None
@@ -90,7 +91,7 @@ class rolled_back:  # noqa: N801  # as contextlib's own
             self._world = inside = Inside(real, awaits=awaits)
             return inside
 
-        self._undo = self._database.substitute(make)
+        self._undo = self._database._substitute(make)
         return self._database
 
     def _refuse_second(self) -> None:

@@ -14,8 +14,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
+from asgi_sqla.engine.read_only import TRANSACTION
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.reading import TRANSACTION
 from asgi_sqla.testing.turns import Turn, Turns
 
 DEFERRED_ON_SQLITE = "SELECT 1 FROM sqlite_master WHERE sql LIKE '%DEFERRED%' LIMIT 1"

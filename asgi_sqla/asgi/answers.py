@@ -1,0 +1,154 @@
+"""What a client is answered when the database, or the application, failed before a response started.
+
+Holds: the plain answer, the ready mapping of exceptions to answers, and the reading of ``error_responses=``.
+Must not know: units, sessions, when an answer is due.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sqlalchemy import exc
+
+from asgi_sqla.engine.urls import hidden, printable
+from asgi_sqla.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from asgiref.typing import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
+
+logger: logging.Logger = logging.getLogger("asgi_sqla")
+
+ErrorResponses: TypeAlias = Mapping[type[Any], int | Callable[[Any, Any, Any], Awaitable[None]]]
+
+
+class Answer:
+    """An ASGI application that answers ``status``, from 400 to 599, in plain text."""
+
+    __slots__ = ("headers", "status")
+
+    def __init__(self, status: int, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        self.status: int = status
+        self.headers: tuple[tuple[bytes, bytes], ...] = headers
+
+    def __repr__(self) -> str:
+        return f"Answer({self.status}, {self.headers})"
+
+    async def __call__(self, scope: Scope, _receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Send the whole response. To a websocket that is a denial, before it is accepted."""
+        from http import HTTPStatus  # only where a request has failed
+
+        kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+        try:
+            body = HTTPStatus(self.status).phrase.encode()
+        except ValueError:
+            body = b"Error"
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
+        start: Any = {"type": f"{kind}.start", "status": self.status, "headers": [*headers, *self.headers]}
+        end: Any = {"type": f"{kind}.body", "body": body}
+        await send(start)
+        await send(end)
+
+
+FAILED = Answer(500)
+LAST = Answer(500, ((b"connection", b"close"),))
+UNAVAILABLE = Answer(503, ((b"retry-after", b"1"),))
+
+ERROR_RESPONSES: ErrorResponses = MappingProxyType(
+    {
+        exc.IntegrityError: 409,
+        exc.TimeoutError: UNAVAILABLE,
+        exc.OperationalError: UNAVAILABLE,
+        ConnectionError: UNAVAILABLE,
+    }
+)
+"""Ready for ``error_responses=``: 409 for a violated constraint; 503 with ``Retry-After`` when the pool is exhausted,
+or the database refuses or loses a connection. (A lost connection counts as an OperationalError, whatever its driver
+raised.)"""
+
+
+def _checked(given: Any) -> dict[type[BaseException], ASGI3Application]:
+    """Return ``error_responses`` with every status made an application."""
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"error_responses={hidden(given)} is not a mapping; write {{IntegrityError: 409}}")
+    return {_checked_class(cls): _checked_answer(answer) for cls, answer in given.items()}
+
+
+def _checked_class(cls: Any) -> type[BaseException]:
+    if isinstance(cls, type) and issubclass(cls, BaseException):
+        return cls
+    raise ConfigurationError(
+        f"error_responses has the key {hidden(cls)}; write an exception class, such as IntegrityError"
+    )
+
+
+def _checked_answer(answer: Any) -> ASGI3Application:
+    if isinstance(answer, int) and not isinstance(answer, bool) and 400 <= answer <= 599:
+        return Answer(answer)
+    if callable(answer) and not isinstance(answer, type):
+        return answer  # type: ignore[no-any-return]  # whether it is an ASGI application shows when it runs
+    raise ConfigurationError(
+        f"error_responses has the value {hidden(answer)}; write a status from 400 to 599, or an ASGI application"
+    )
+
+
+class Answers:
+    """What ``error_responses`` says, ready to be given."""
+
+    __slots__ = ("_mapping",)
+
+    def __init__(self, error_responses: ErrorResponses | None) -> None:
+        self._mapping = {} if error_responses is None else _checked(error_responses)
+
+    def knows(self, failure: BaseException) -> bool:
+        """Whether the class of ``failure``, or one it derives from, is mapped."""
+        return self._find(failure) is not None
+
+    async def give(self, failure: Exception, scope: Any, receive: Any, send: Any) -> bool:
+        """Answer for ``failure``, once; return whether it is mapped, in which case it was logged here."""
+        mapped = self._find(failure)
+        if mapped is None:
+            # It goes on to the server, which then drops the connection. A client, or a proxy, must know,
+            # or its next request is lost with it. (HTTP/2 knows no such header.)
+            plain = LAST if str(scope.get("http_version")).startswith("1") and scope["type"] == "http" else FAILED
+            await plain(scope, receive, send)
+            return False
+        name = printable(f"{scope.get('method', 'WEBSOCKET')} {scope.get('path')}")
+        logger.warning("%s: answered for it", name, exc_info=failure)
+        sender = _ErrorsOnly(send)
+        try:
+            await mapped(scope, receive, sender)
+        except Exception:
+            logger.exception("error_responses: %r failed for %s", mapped, type(failure).__name__)
+        if not sender.started:
+            await FAILED(scope, receive, send)
+        return True
+
+    def _find(self, failure: BaseException) -> ASGI3Application | None:
+        classes = type(failure).__mro__
+        if isinstance(failure, exc.DBAPIError) and failure.connection_invalidated:
+            # A lost connection is an InterfaceError to one driver and an OperationalError to the next.
+            classes = (*classes[: classes.index(exc.DBAPIError)], *exc.OperationalError.__mro__)
+        return next((self._mapping[cls] for cls in classes if cls in self._mapping), None)
+
+
+class _ErrorsOnly:
+    """A ``send`` that lets no answer start that says it went well."""
+
+    __slots__ = ("_send", "started")
+
+    def __init__(self, send: Any) -> None:
+        self._send = send
+        self.started = False
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"].endswith("response.start"):
+            if message["status"] < 400:
+                raise ConfigurationError(
+                    f"error_responses: an application answered {message['status']} for work that was rolled back; "
+                    "answer with a status from 400 to 599"
+                )
+            self.started = True
+        await self._send(message)

@@ -1,0 +1,159 @@
+"""The retrying half of the middleware: a request that met a transient error is run again.
+
+Holds: what is kept of a request to replay it, and the fences around that.
+Must not know: which errors are transient, or how a unit ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from asgi_sqla.asgi.exchange import ANSWERED, COMPLETE, STARTED, Rules
+from asgi_sqla.asgi.request import Request
+from asgi_sqla.engine.urls import printable
+from asgi_sqla.session.transient import pause
+from asgi_sqla.unit.cancellation import Finished
+from asgi_sqla.unit.fences import may_retry
+
+if TYPE_CHECKING:
+    from asgiref.typing import ASGIReceiveCallable, ASGISendCallable
+
+MOST_MESSAGES = 1000
+"""How many messages of a body are kept: a client may send any number of empty ones."""
+
+logger: logging.Logger = logging.getLogger("asgi_sqla")
+
+
+class Body:
+    """The messages of one request's body, kept up to ``limit`` bytes to be received again."""
+
+    def __init__(self, receive: ASGIReceiveCallable, limit: int) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._kept: list[Any] = []
+        self._size = 0
+        self._lock = anyio.Lock()
+        self.reader: Reader | None = None
+        """The attempt that runs now."""
+        self.replayable: bool = True
+
+    async def message(self, reader: Reader) -> Any:
+        """Give ``reader`` the next message that it has not had, a copy of one that is kept or a new one.
+
+        What a reader that an earlier attempt left behind takes from the server is kept for the others all the same.
+        """
+        async with self._lock:
+            if reader.position >= len(self._kept):
+                self._keep(await self._receive())
+            if reader is not self.reader:
+                return {"type": "http.disconnect"}
+            message = self._kept[reader.position]
+            reader.position += 1
+            if not self.replayable:  # nobody will ask for it again
+                del self._kept[: reader.position]
+                reader.position = 0
+        return dict(message)
+
+    def _keep(self, message: Any) -> None:
+        if message["type"] != "http.request":  # the client has left
+            self.replayable = False
+        elif isinstance(message.get("body", b""), bytes):
+            self._size += len(message.get("body", b""))
+        else:  # a bytearray, which its sender may use again
+            message = {**message, "body": bytes(message["body"])}
+            self._size += len(message["body"])
+        self._kept.append(dict(message))
+        if self.replayable and (self._size > self._limit or len(self._kept) > MOST_MESSAGES):
+            logger.debug("a body of more than %d bytes is not kept, so its request is not retried", self._limit)
+            self.replayable = False
+
+
+class Reader:
+    """The position of one attempt in the body; nothing more is read for an attempt that was given up."""
+
+    def __init__(self, body: Body) -> None:
+        self._body: Body | None = body
+        self.position = 0
+        body.reader = self
+
+    async def receive(self) -> Any:
+        """Give the next message."""
+        body = self._body
+        return {"type": "http.disconnect"} if body is None else await body.message(self)
+
+    def end(self) -> None:
+        """Let go of the body."""
+        self._body = None
+
+
+class Attempt(Request):
+    """One attempt at a request; the last one is like any request."""
+
+    retry: BaseException | None = None
+    """Why to run it again, if so."""
+
+    def __init__(self, rules: Rules, scope: Any, body: Body, send: ASGISendCallable, attempt: int) -> None:
+        self._reader = Reader(body)
+        super().__init__(rules, scope, self._reader.receive, send)
+        self._body = body
+        self.attempt = attempt
+
+    async def run(self) -> None:
+        """Run the application in this attempt's unit."""
+        try:
+            await super().run()
+        finally:
+            self._reader.end()
+            del self._body
+
+    async def _settle_for(self, commit: bool) -> Finished:
+        # The application has made an answer of it: nothing of that is sent if the request may be run again. What it
+        # commits in spite of an error that it rolled back (with a savepoint, or all) went well for it.
+        for failure in self._sessions.failures(unhandled=commit):
+            if self._may_retry(failure):
+                return Finished(failure)
+        return await super()._settle_for(commit)
+
+    async def _answer(self, failure: Exception) -> None:
+        if self._may_retry(failure):
+            self._failure = self.retry = failure
+            self._at, self._mapped = ANSWERED, True
+            (await self._close(commit=False, cause=failure)).check()
+        else:
+            await super()._answer(failure)
+
+    async def _let_through(self, raised: BaseException) -> None:
+        if self._at not in (STARTED, COMPLETE) and isinstance(raised, Exception) and self._may_retry(raised):
+            self.retry, self._at = raised, ANSWERED
+        else:
+            await super()._let_through(raised)
+
+    def _may_retry(self, failure: BaseException) -> bool:
+        return self.attempt <= self._rules.retries and self._body.replayable and may_retry(self, failure)
+
+
+async def replay(rules: Rules, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    """Serve a request, and run it again while it meets transient errors, ``rules.retries`` times at most.
+
+    Each attempt has a unit of work, a copy of the ASGI scope and a position in the body of its own; what the last one
+    put into its scope is put into the server's, for layers around this one to see.
+    """
+    body = Body(receive, rules.replay_limit)
+    number = 1
+    while True:
+        own_scope = {key: value.copy() if isinstance(value, dict | list) else value for key, value in scope.items()}
+        attempt = Attempt(rules, own_scope, body, send, number)
+        try:
+            await attempt.run()
+        finally:
+            if attempt.retry is None:
+                scope.update(own_scope)
+        if attempt.retry is None:
+            return
+        name = printable(f"{scope.get('method')} {scope.get('path')}")
+        logger.info("%s: attempt %d is retried after %r", name, number, attempt.retry)
+        await anyio.sleep(pause(number))
+        number += 1

@@ -1,0 +1,28 @@
+"""asyncpg with a COMMIT that tells the truth.
+
+PostgreSQL answers the COMMIT of a failed transaction with the command tag ROLLBACK and no error, and asyncpg does not
+look at the tag. Nor can it tell a failed transaction from an open one: a statement that failed on the driver's own
+connection, past SQLAlchemy, would be told as done.
+
+Holds: the connection class that engines made here give to ``asyncpg.connect()``; imported only with such an engine.
+Must not know: engines, sessions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
+
+
+class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection on which COMMIT of a failed transaction is an error."""
+
+    __slots__ = ()
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109  # as asyncpg has it
+        """Raise InFailedSQLTransactionError (25P02) if COMMIT was answered with ROLLBACK."""
+        status: str = await super().execute(query, *args, timeout=timeout)
+        if status == "ROLLBACK" and query.startswith("COMMIT"):
+            raise asyncpg.InFailedSQLTransactionError("a statement had failed, so PostgreSQL answered COMMIT: ROLLBACK")
+        return status

@@ -1,0 +1,267 @@
+"""The engines of one database: a sync one, and an async one for each event loop.
+
+Holds: when engines are made, for whom, and when they are disposed: an async engine with its event loop, whoever
+started it; every pool in a forked child; all of them when asked, or when nobody has the database any more.
+Must not know: sessions, units, ASGI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from threading import Lock
+from typing import Any, Literal, TypeAlias
+
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine.events import ConnectionEvents, DialectEvents
+from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool.events import PoolEvents
+
+from asgi_sqla.engine import sqlite
+from asgi_sqla.engine.loops import LoopEngine
+from asgi_sqla.engine.options import AUTOCOMMIT, TransactionMode, arguments_for
+from asgi_sqla.engine.read_only import keep_read_only
+from asgi_sqla.engine.replicas import Replicas
+from asgi_sqla.engine.urls import Target, shown, translate
+from asgi_sqla.errors import ConfigurationError, MissingDriverError, WrongEventLoopError
+
+Role: TypeAlias = Literal["write", "read", "snapshot"]
+"""What an engine is for: anything; reading in autocommit; reading in a transaction, isolated as asked."""
+
+Listener: TypeAlias = tuple[str, Callable[..., object]]
+"""The name of an event of an engine's, and who is told."""
+
+_EVENTS = frozenset(
+    name for events in (ConnectionEvents, DialectEvents, PoolEvents) for name in vars(events) if name[0] != "_"
+) - {"dispatch"}
+_all: weakref.WeakSet[Engines] = weakref.WeakSet()
+_parents: list[object] = []
+"""What a forked child has inherited, kept: a connection that is garbage complains, or closes itself for the parent."""
+
+
+class Engines:
+    """Makes the engines of one database, each on first use, or holds those handed in."""
+
+    def __init__(
+        self,
+        url: URL | None,
+        *,
+        options: Mapping[str, Any],
+        async_options: Mapping[str, Any] | None = None,
+        engine: Engine | None = None,
+        async_engine: AsyncEngine | None = None,
+        transaction_mode: TransactionMode | None = None,
+        role: Role = "write",
+        replicas: Sequence[URL] = (),
+        listeners: list[Listener] | None = None,
+    ) -> None:
+        self.url = url
+        """Where they connect; None if every one was handed in."""
+        self._given = engine
+        self._given_async = async_engine
+        self._role = role
+        self._replicas = replicas
+        self._options = options
+        self._async_options = async_options or {}
+        self._autocommit = AUTOCOMMIT if role == "read" else {}
+        self._mode: TransactionMode = transaction_mode or "deferred"
+        self._listeners = [] if listeners is None else listeners
+        self._watchers: list[Listener] = []
+        self._made: list[Engine] = []
+        self._of_loops: dict[asyncio.AbstractEventLoop, LoopEngine] = {}
+        weakref.finalize(self, _abandon, self._made, self._of_loops).atexit = False
+        self._lock = Lock()
+        if self.url is not None:
+            self._check_driver(self.url)
+            if self.url.get_backend_name() == "sqlite" and sqlite.is_memory(self.url):
+                self.url, anchor = sqlite.shared_memory(self.url)
+                weakref.finalize(self, anchor.close)
+        _all.add(self)
+
+    def __repr__(self) -> str:
+        if self.url is not None:
+            return shown(self.url)
+        given = self._given or self._given_async
+        return shown(given.url) if given is not None else "not configured"
+
+    @property
+    def in_use(self) -> bool:
+        """Whether an engine has been made and not been disposed."""
+        return bool(self._made or self._of_loops)
+
+    def sync(self) -> Engine:
+        """Return the sync engine, made on first use."""
+        if self._given is not None:
+            return self._given
+        if not self._made:
+            with self._lock:
+                if not self._made:  # still, now that it is our turn
+                    self._made.append(self._make())
+        return self._made[0]
+
+    def asynchronous(self) -> AsyncEngine:
+        """Return the async engine of the running event loop, made on first use there.
+
+        Raises WrongEventLoopError where no asyncio event loop is running.
+        """
+        if self._given_async is not None:
+            return self._given_async
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise WrongEventLoopError(
+                f"an async engine of {self!r} was asked for where no asyncio event loop is running; "
+                "there (and under trio), use the sync session and engine"
+            ) from None
+        of_loop = self._of_loops.get(loop)
+        return of_loop.engine if of_loop is not None else self._make_async(loop)
+
+    def has_async(self) -> bool:
+        """Whether an async engine can be had: handed in, or its driver is installed."""
+        if self._given_async is not None:
+            return True
+        try:
+            self._target(asynchronous=True)
+        except ConfigurationError:
+            return False
+        return True
+
+    def at(self, url: URL) -> Engines:
+        """Return engines with the same settings for another database."""
+        return Engines(
+            url,
+            options=self._options,
+            async_options=self._async_options,
+            transaction_mode=self._mode,
+            listeners=self._listeners,
+        )
+
+    def listen(self, identifier: str, function: Callable[..., object]) -> None:
+        """Listen on every engine that there is; those made later are listened on when they are made."""
+        for engine in self.existing():
+            event.listen(engine, identifier, function)
+
+    def watch(self, identifier: str, function: Callable[..., object]) -> None:
+        """Listen as ``listen`` does, on these engines alone."""
+        self._watchers.append((identifier, function))
+        self.listen(identifier, function)
+
+    def existing(self) -> list[Engine]:
+        """Return the sync core of every engine that there is."""
+        async_engines = [self._given_async, *[of_loop.engine for of_loop in list(self._of_loops.values())]]
+        engines = [self._given, *self._made, *[one.sync_engine for one in async_engines if one is not None]]
+        return [one for one in engines if one is not None]
+
+    def dispose(self) -> None:
+        """Close the idle connections of the sync engine, if it is ours; the next use makes a new one."""
+        with self._lock:
+            made = self._made.pop() if self._made else None
+        if made is not None:
+            made.dispose()
+
+    async def dispose_async(self) -> None:
+        """Dispose the engines that are ours: the sync one and the running event loop's async one."""
+        self.dispose()
+        try:
+            of_loop = self._of_loops.get(asyncio.get_running_loop())
+        except RuntimeError:  # trio, where there are only sync engines
+            return
+        if of_loop is not None:
+            await of_loop.dispose()
+
+    def forget(self) -> None:
+        """Drop every pool without closing its connections: they are the parent process's."""
+        self._lock = Lock()
+        for engine in self.existing():
+            _parents.append(engine.pool)
+            engine.dispose(close=False)
+        _parents.append(dict(self._of_loops))
+        self._made.clear()
+        self._of_loops.clear()
+
+    def _check_driver(self, url: URL) -> None:
+        """Raise unless one of the two kinds can be had."""
+        try:
+            translate(url, asynchronous=False, installed=_installed)
+        except ConfigurationError as exc:
+            try:
+                translate(url, asynchronous=True, installed=_installed)
+            except MissingDriverError:
+                raise exc from None
+
+    def _target(self, *, asynchronous: bool) -> Target:
+        if self.url is None:
+            argument = "async_engine" if asynchronous else "engine"
+            raise ConfigurationError(
+                f"the database {self!r} was given no URL and no {argument}=; pass it to Database as well"
+            )
+        return translate(self.url, asynchronous=asynchronous, installed=_installed)
+
+    def _make(self) -> Engine:
+        target = self._target(asynchronous=False)
+        # Looked up when it is called, as instrumentation replaces it after this module was imported.
+        engine = sqlalchemy.create_engine(target.url, **arguments_for(target, self._options, self._autocommit))
+        self._prepare(engine, asynchronous=False)
+        return engine
+
+    def _make_async(self, loop: asyncio.AbstractEventLoop) -> AsyncEngine:
+        target = self._target(asynchronous=True)
+        arguments = arguments_for(target, self._options, self._autocommit, self._async_options)
+        engine = sqlalchemy_asyncio.create_async_engine(target.url, **arguments)
+        self._prepare(engine.sync_engine, asynchronous=True)
+        self._forget_closed_loops()
+        of_loops = self._of_loops
+        of_loops[loop] = LoopEngine(engine, lambda: of_loops.pop(loop, None))
+        return engine
+
+    def _prepare(self, engine: Engine, *, asynchronous: bool) -> None:
+        if engine.dialect.name == "sqlite":
+            sqlite.prepare(engine, None if self._role == "read" else self._mode)
+        if self._role != "write":
+            keep_read_only(engine)
+        if len(self._replicas) > 1:
+            targets = [translate(url, asynchronous=asynchronous, installed=_installed) for url in self._replicas]
+            Replicas(targets, self._options.get("connect_args", {})).attach(engine)
+        for identifier, function in (*self._listeners, *self._watchers):
+            event.listen(engine, identifier, function)
+
+    def _forget_closed_loops(self) -> None:
+        """Drop the engines of loops that were closed without ``shutdown_asyncgens()``: nobody can await them."""
+        for loop, of_loop in list(self._of_loops.items()):  # a copy, as other threads add theirs
+            if loop.is_closed() and self._of_loops.pop(loop, None) is not None:
+                of_loop.engine.sync_engine.dispose(close=False)
+
+
+def check_listener(identifier: Any, function: Any) -> None:
+    """Raise ConfigurationError unless ``identifier`` is an event of engines, and ``function`` can be called."""
+    if str(identifier) not in _EVENTS:
+        raise ConfigurationError(f'identifier={identifier!r} is no event of an engine; write one such as "connect"')
+    if not callable(function):
+        raise ConfigurationError(f"function={function!r} cannot be called; pass the function that is told")
+
+
+def _abandon(made: list[Engine], of_loops: dict[asyncio.AbstractEventLoop, LoopEngine]) -> None:
+    """Close what is idle of engines that nobody can reach any more, each where that can be done."""
+    for engine in made:
+        engine.dispose()
+    for of_loop in list(of_loops.values()):
+        of_loop.abandon()
+
+
+def _installed(module: str) -> bool:
+    return find_spec(module) is not None
+
+
+def _forget_after_fork() -> None:
+    for engines in _all:
+        engines.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

@@ -1,0 +1,232 @@
+"""The arguments of a ``Database``, checked at once: none may fail only when the first request comes.
+
+Holds: which arguments go together, and what ``create_engine()``, the pools and the session classes take.
+Must not know: engines of ours, sessions, units.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.util import get_cls_kwargs
+
+from asgi_sqla.engine.urls import Target, hidden, parse, shown
+from asgi_sqla.errors import ConfigurationError
+
+TransactionMode: TypeAlias = Literal["deferred", "immediate"]
+
+_ENGINE = frozenset(
+    ("connect_args", "creator", "echo", "echo_pool", "execution_options", "future", "hide_parameters")
+    + ("isolation_level", "logging_name", "max_overflow", "plugins", "pool", "pool_logging_name", "pool_pre_ping")
+    + ("pool_recycle", "pool_reset_on_return", "pool_use_lifo", "poolclass", "query_cache_size")
+)
+"""What ``create_engine()`` itself takes, whatever the dialect."""
+AUTOCOMMIT: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
+"""The options of an engine that has nothing to commit or roll back."""
+if "skip_autocommit_rollback" in inspect.signature(DefaultDialect).parameters:
+    AUTOCOMMIT["skip_autocommit_rollback"] = True
+BUSY_TIMEOUT = 5.0
+"""Seconds that a statement on SQLite waits for another connection's lock before ``database is locked``."""
+_QUEUE = frozenset(("max_overflow", "pool_size", "pool_timeout", "pool_use_lifo"))
+INSTEAD = {
+    "db_url": 'the URL comes first: Database("postgresql://...")',
+    "db": 'the URL comes first: Database("postgresql://...")',
+    "bind": "write engine= or async_engine=",
+    **{
+        name: f'write engine_options={{"{name}": ...}}'
+        for name in ("connect_args", "echo", "isolation_level", "max_overflow", "pool_pre_ping", "pool_recycle")
+        + ("pool_size", "pool_timeout", "poolclass")
+    },
+    **{name: f'write session_options={{"{name}": ...}}' for name in ("autoflush", "class_", "expire_on_commit")},
+}
+"""What to write in place of arguments that other libraries take."""
+_NUMBERS: Mapping[str, tuple[type, ...]] = {
+    "max_overflow": (int,),
+    "pool_recycle": (int,),
+    "pool_size": (int,),
+    "pool_timeout": (int, float),
+    "query_cache_size": (int,),
+}
+
+
+class Configuration(NamedTuple):
+    """The arguments of one ``Database``, checked."""
+
+    url: URL | None
+    engine: Engine | None
+    async_engine: AsyncEngine | None
+    engine_options: dict[str, Any]
+    async_engine_options: dict[str, Any]
+    session_options: dict[str, Any]
+    transaction_mode: TransactionMode | None
+    replicas: tuple[URL, ...]
+
+
+def checked(arguments: Mapping[str, Any]) -> Configuration:
+    """Return ``arguments`` as a configuration, or raise ConfigurationError; each is there, or None."""
+    url, engine, async_engine = (arguments.get(name) for name in ("url", "engine", "async_engine"))
+    if url is None and engine is None and async_engine is None:
+        raise ConfigurationError(
+            'url=None: a Database needs a URL, such as Database("sqlite:///app.db"), or engine= or async_engine='
+        )
+    parsed = None if url is None else parse(url)
+    _check_engines(engine, async_engine)
+    options = {name: mapping(name, arguments.get(name)) for name in ("engine_options", "async_engine_options")}
+    for name, given in options.items():
+        if given and parsed is None:
+            raise ConfigurationError(f"{name}={hidden(given)} is for engines made from a URL; leave it out")
+        if parsed is not None:
+            check_engine_options(name, given, parsed)
+    mode = arguments.get("transaction_mode")
+    _check_mode(mode, parsed)
+    session_options = mapping("session_options", arguments.get("session_options"))
+    replicas = _replicas(arguments.get("read_only_url"), parsed)
+    return Configuration(
+        parsed, engine, async_engine, options["engine_options"], options["async_engine_options"], session_options,
+        mode, replicas,
+    )  # fmt: skip
+
+
+def arguments_for(
+    target: Target,
+    options: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    async_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what ``create_engine()`` is called with, or with ``async_options`` ``create_async_engine()``."""
+    options = {**options, **(async_options or {})}
+    if "async_creator" in options:
+        options.pop("creator", None)
+    elif async_options is not None and "creator" in options:
+        raise ConfigurationError(
+            "engine_options: creator=... makes connections of a sync driver; for the async engine write "
+            'async_engine_options={"async_creator": ...}'
+        )
+    # A queue pool of the other kind says nothing of which kind; each has its own by default.
+    if options.get("poolclass") in (QueuePool, AsyncAdaptedQueuePool):
+        del options["poolclass"]
+    arguments = {**target.connect_args, **options.pop("connect_args", {})}
+    if target.url.get_driver_name() == "asyncpg" and "async_creator" not in options:
+        from asgi_sqla.engine.asyncpg import Connection  # it imports the driver
+
+        arguments.setdefault("connection_class", Connection)
+    if target.url.get_backend_name() == "sqlite" and "timeout" not in target.url.query:
+        arguments.setdefault("timeout", BUSY_TIMEOUT)
+    return {**options, **fixed, "connect_args": arguments}
+
+
+def check_engine_options(argument: str, options: Mapping[str, Any], url: URL) -> None:
+    """Raise ConfigurationError for an option that ``create_engine()`` or the pool would refuse when first used."""
+    pool = options.get("poolclass", QueuePool)
+    if not isinstance(pool, type) or not issubclass(pool, Pool):
+        raise ConfigurationError(f"{argument}: poolclass={hidden(pool)} is not a class of sqlalchemy.pool")
+    _check_pool(argument, type(options["pool"]) if "pool" in options else pool)
+    for name, kinds in _NUMBERS.items():
+        value = options.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+            raise ConfigurationError(f"{argument}: {name}={hidden(value)} is not a number; write one without quotes")
+    if "isolation_level" in options:
+        checked_isolation_level(options["isolation_level"], url.get_dialect(), f"{argument}: isolation_level")
+    _check_names(argument, options, url, pool)
+
+
+def checked_isolation_level(level: Any, dialect: Any, argument: str = "isolation_level") -> str | None:
+    """Return ``level`` as SQLAlchemy spells it, or raise ConfigurationError if the dialect does not know it.
+
+    ``dialect`` is a dialect, its class, or None if it is not known yet.
+    """
+    if level is None:
+        return None
+    if not isinstance(level, str):
+        raise ConfigurationError(f'{argument}={hidden(level)} is not text; write one such as "SERIALIZABLE"')
+    spelled = level.upper().replace("_", " ")
+    known = _isolation_levels(dialect)
+    if known and spelled not in known:
+        raise ConfigurationError(f"{argument}={level!r} is none of {', '.join(map(repr, sorted(known)))}")
+    return spelled
+
+
+def checked_count(argument: str, value: Any) -> int:
+    """Return ``value``, or raise ConfigurationError unless it is a whole number from 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigurationError(f"{argument}={hidden(value)} is not a count; write a whole number from 0")
+    return value
+
+
+def _check_names(argument: str, options: Mapping[str, Any], url: URL, pool: type[Pool]) -> None:
+    known = _ENGINE.union(get_cls_kwargs(url.get_dialect()))
+    if issubclass(pool, QueuePool):
+        known |= _QUEUE
+    if argument == "async_engine_options":
+        known |= {"async_creator"}
+    unknown = sorted(set(options) - known)
+    if unknown and "plugins" not in options and "plugin" not in url.query:  # a plugin takes options of its own
+        write = f"write what create_engine() and {pool.__name__} take"
+        if unknown[0] == "async_creator":
+            write = "write it in async_engine_options"
+        raise ConfigurationError(f"{argument}: {unknown[0]!r} is not taken; {write}")
+
+
+def _isolation_levels(dialect: Any) -> frozenset[str]:
+    if dialect is None:
+        return frozenset()
+    try:
+        made = dialect() if isinstance(dialect, type) else dialect
+        return frozenset(made.get_isolation_level_values(None)) | {"AUTOCOMMIT"}
+    except Exception:  # a dialect of others that must ask its driver or its connection
+        return frozenset()
+
+
+def _check_pool(argument: str, pool: type[Pool]) -> None:
+    if issubclass(pool, StaticPool | SingletonThreadPool):
+        raise ConfigurationError(
+            f"{argument}: poolclass={pool.__name__} puts the transactions of several requests on one connection, where "
+            'one rollback undoes them all; leave it out: Database("sqlite://") is one database for the whole process'
+        )
+
+
+def mapping(argument: str, given: Any) -> dict[str, Any]:
+    """Return ``given`` as a dictionary, an empty one for None, or raise ConfigurationError."""
+    if not isinstance(given, Mapping | None):
+        raise ConfigurationError(f'{argument}={hidden(given)} is not a mapping; write {argument}={{"name": value}}')
+    return dict(given or {})
+
+
+def _check_mode(mode: object, url: URL | None) -> None:
+    if mode not in (None, "deferred", "immediate"):
+        raise ConfigurationError(f'transaction_mode={hidden(mode)} is none of "deferred" and "immediate"')
+    if mode is not None and (url is None or url.get_backend_name() != "sqlite"):
+        raise ConfigurationError(f"transaction_mode={mode!r} is for engines made from a SQLite URL; leave it out")
+
+
+def _check_engines(engine: Any, async_engine: Any) -> None:
+    if engine is not None and not isinstance(engine, Engine):
+        raise ConfigurationError(
+            f"engine={hidden(engine)} is no sync Engine; pass what create_engine() returned, "
+            "and an AsyncEngine as async_engine="
+        )
+    if async_engine is not None and not isinstance(async_engine, AsyncEngine):
+        raise ConfigurationError(
+            f"async_engine={hidden(async_engine)} is no AsyncEngine; pass what create_async_engine() returned, "
+            "and a sync Engine as engine="
+        )
+
+
+def _replicas(given: Any, written: URL | None) -> tuple[URL, ...]:
+    """Return the URLs to read from, each of a database of the same kind as the one written to."""
+    if given is None:
+        return ()
+    many = isinstance(given, Sequence) and not isinstance(given, str | URL)
+    urls = tuple(parse(one, "read_only_url") for one in (given if many else (given,)))
+    for url in urls:
+        if written is not None and url.get_backend_name() != written.get_backend_name():
+            raise ConfigurationError(
+                f"read_only_url={shown(url)} is another kind of database than url={shown(written)}"
+            )
+    return urls

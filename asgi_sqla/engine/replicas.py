@@ -1,0 +1,74 @@
+"""Several servers that hold the same data: connections go to each in turn, past those that are down.
+
+Holds: whose turn it is, and how long one that refused is left alone.
+Must not know: what the connections are for.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Dialect, Engine
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from asgi_sqla.engine.urls import Target
+
+logger: logging.Logger = logging.getLogger("asgi_sqla")
+
+REST = 30.0
+"""Seconds for which a server that refused a connection is asked only if every other one refuses."""
+UNTIL = "asgi_sqla_until"
+"""Where a connection says how long it stands in for one to a server that rests."""
+
+
+class Replicas:
+    """The servers behind one engine."""
+
+    def __init__(self, targets: Sequence[Target], connect_args: Mapping[str, Any]) -> None:
+        self._targets = list(targets)
+        self._connect_args = connect_args
+        self._resting: dict[int, float] = {}
+        self._next = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Have ``engine`` open its connections here."""
+        event.listen(engine, "do_connect", self._connect)
+        event.listen(engine, "checkout", self._check)
+
+    def _check(self, _connection: object, record: ConnectionPoolEntry, _fairy: object) -> None:
+        """Give up a connection that was opened while a server rested, once that one is to be asked again."""
+        if record.info.get(UNTIL, math.inf) <= time.monotonic():
+            raise DisconnectionError
+
+    def _connect(self, dialect: Dialect, record: ConnectionPoolEntry, _args: object, _parameters: object) -> Any:
+        failure: Exception | None = None
+        for number in self._order():
+            target = self._targets[number]
+            args, parameters = dialect.create_connect_args(target.url)
+            try:
+                connection = dialect.connect(*args, **{**parameters, **target.connect_args, **self._connect_args})
+            except Exception as exc:
+                failure = exc
+                self._resting[number] = time.monotonic() + REST
+                logger.warning("the replica %r refused a connection, and is left alone: %r", target.url, exc)
+            else:
+                self._resting.pop(number, None)
+                record.info[UNTIL] = min(self._resting.values(), default=math.inf)
+                return connection
+        assert failure is not None
+        raise failure
+
+    def _order(self) -> list[int]:
+        """Return whom to ask: first who has rested, then each in turn, and last who rests."""
+        count = len(self._targets)
+        turn = [(self._next + offset) % count for offset in range(count)]
+        self._next = (self._next + 1) % count
+        now = time.monotonic()
+        rested = {number for number, until in self._resting.items() if until <= now}
+        return sorted(turn, key=lambda number: (number not in rested, number in self._resting))

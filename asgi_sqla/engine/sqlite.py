@@ -1,0 +1,119 @@
+"""SQLite as an application needs it: foreign keys, WAL, a busy timeout, transactions that begin.
+
+Holds: what is set on the SQLite engines that are made here; one that was handed in is never touched.
+Must not know: who uses them.
+"""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+from contextlib import suppress
+from itertools import count
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine
+
+from asgi_sqla.engine.options import TransactionMode
+from asgi_sqla.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+SWITCH_TIMEOUT = 0.02
+"""Seconds to go on trying to switch a file to WAL that somebody is writing to."""
+
+_memories = count(1)
+
+
+def is_memory(url: URL) -> bool:
+    """Whether ``url`` names a database that is in no file."""
+    return url.database in (None, "", ":memory:", "file::memory:") or url.query.get("mode") == "memory"
+
+
+def shared_memory(url: URL) -> tuple[URL, sqlite3.Connection]:
+    """Return the URL of a new in-memory database, and the connection that keeps it alive.
+
+    Every connection of the process to that URL sees the one database, each in a transaction of its
+    own: SQLite's ``memdb`` file system locks it as it would a file. (A plain ``:memory:`` is another
+    database in every thread, and one shared connection lets a rollback undo everybody's work.)
+    """
+    import sqlite3  # only where there is such a database
+
+    if sqlite3.sqlite_version_info < (3, 36):
+        raise ConfigurationError(
+            f"url={url!r}: an in-memory database shared by all sessions needs SQLite 3.36 or newer, "
+            f"this Python has {sqlite3.sqlite_version}; name a file instead"
+        )
+    name = f"file:/asgi_sqla_{next(_memories)}"
+    anchor = sqlite3.connect(f"{name}?vfs=memdb", uri=True, check_same_thread=False)
+    shared = url.difference_update_query(("mode", "cache")).update_query_dict({"vfs": "memdb", "uri": "true"})
+    return shared.set(database=name), anchor
+
+
+def _switch_to_wal(cursor: Any) -> None:
+    """Switch a file to WAL, which it then stays; where somebody writes to it now, leave that to a later connection.
+
+    The switch needs the file for itself, and SQLite does not wait for a writer here, whatever the timeout.
+    """
+    import sqlite3
+
+    until = monotonic() + SWITCH_TIMEOUT
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if monotonic() > until:
+                return
+            sleep(SWITCH_TIMEOUT / 10)
+        else:
+            return
+
+
+def _release(connection: Any, _record: object, _exception: BaseException | None) -> None:
+    """Roll back before an invalidated connection is closed.
+
+    A cancelled statement whose cursor some traceback still holds keeps a closed connection, and its
+    lock on the database, alive.
+    """
+    with suppress(Exception, CancelledError):
+        connection.rollback()
+
+
+def _begin_deferred(connection: Connection) -> None:
+    """Begin past SQLAlchemy, in one turn of the driver's thread, not three: it takes no lock, so it cannot fail."""
+    adapted: Any = connection.connection.dbapi_connection
+    if not connection.dialect.is_async:
+        adapted.execute("BEGIN DEFERRED")
+        return
+    try:
+        adapted.run_async(lambda driver: driver.execute("BEGIN DEFERRED"))
+    except BaseException:  # cancelled, so nobody knows whether it has begun
+        connection.invalidate()
+        raise
+
+
+def prepare(engine: Engine, mode: TransactionMode | None) -> None:
+    """Give every connection of ``engine`` our settings, and every transaction a real BEGIN unless ``mode`` is None."""
+    wal = not {"memdb", "ro", "1"}.intersection(str(engine.url.query.get(key)) for key in ("vfs", "mode", "immutable"))
+
+    def on_connect(connection: Any, _record: object) -> None:
+        # None keeps the driver from beginning, late and only for some statements, by itself.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA foreign_keys=ON")
+        if wal:
+            _switch_to_wal(cursor)
+        cursor.close()
+
+    def on_begin(connection: Connection) -> None:
+        if mode == "immediate":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            _begin_deferred(connection)
+
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "invalidate", _release)
+    if mode is not None:
+        event.listen(engine, "begin", on_begin)

@@ -1,0 +1,229 @@
+"""Database URLs: from the one that a user wrote to the one that each kind of engine needs.
+
+Pure: nothing is imported, opened or connected; the caller says what is installed.
+
+Holds: the table of drivers, what one driver calls differently from another, and what of a value may be shown.
+Must not know: engines, event loops, sessions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from asgi_sqla.errors import ConfigurationError, MissingDriverError
+
+
+class Backend(NamedTuple):
+    """The drivers of one kind of database, best first, and the extra that installs both kinds."""
+
+    extra: str
+    sync: tuple[str, ...]
+    asynchronous: tuple[str, ...]
+
+
+class Target(NamedTuple):
+    """Where one engine connects: its URL, and what its driver does not take from a URL."""
+
+    url: URL
+    connect_args: dict[str, Any]
+
+
+BACKENDS: Mapping[str, Backend] = {
+    "postgresql": Backend("postgresql", ("psycopg", "psycopg2"), ("asyncpg", "psycopg")),
+    "cockroachdb": Backend("postgresql", ("psycopg", "psycopg2"), ("asyncpg", "psycopg")),
+    "mysql": Backend("mysql", ("mysqldb", "pymysql"), ("asyncmy", "aiomysql")),
+    "mariadb": Backend("mysql", ("mysqldb", "pymysql"), ("asyncmy", "aiomysql")),
+    "sqlite": Backend("sqlite", ("pysqlite",), ("aiosqlite",)),
+    "oracle": Backend("oracle", ("oracledb",), ("oracledb",)),
+    "mssql": Backend("mssql", ("pyodbc",), ("aioodbc",)),
+}
+MODULES = {"mysqldb": "MySQLdb", "pysqlite": "sqlite3"}
+"""The module of each driver that is not named like its module."""
+
+_LIBPQ = ("psycopg", "psycopg2")
+_ASYNCPG_NUMBERS = ("command_timeout", "max_cached_statement_lifetime", "timeout")
+_ASYNCPG_INTEGERS = ("max_cacheable_statement_size", "statement_cache_size")
+_ASYNCPG_KNOWN = frozenset(
+    ("gsslib", "host", "krbsrvname", "passfile", "password", "port", "prepared_statement_cache_size")
+    + ("service", "ssl", "target_session_attrs", "user")
+)
+_SECRET = re.compile("odbc_connect|pass(?!file)|pwd|secret|token", re.IGNORECASE)
+_USER = re.compile(r"://[^/\s]*:")
+_SETTING = re.compile(r"(?:-c\s*|--)(?P<name>[\w.]+)=(?P<value>(?:\\.|\S)*)\s*")
+
+
+def shown(url: URL) -> str:
+    """Return ``url`` as errors and logs may hold it: without its passwords, also those in its query."""
+    hidden = {key: "..." for key in url.query if _SECRET.search(key)}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def hidden(value: object) -> str:
+    """Return the ``repr`` of any value, or only its type if a password may be in it, wherever a URL was put."""
+    if isinstance(value, URL):
+        return shown(value)
+    text = repr(value)
+    ours = type(value).__module__.partition(".")[0] in ("asgi_sqla", "sqlalchemy")  # whose own show no password
+    if not ours and ("@" in text or _USER.search(text) or _SECRET.search(text)):
+        return f"a {type(value).__name__} (not shown, as it may hold a password)"
+    return text
+
+
+def printable(text: str) -> str:
+    """Return ``text`` of a client's as one line: what a path holds must not forge a line of the log."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def parse(url: str | URL, argument: str = "url") -> URL:
+    """Return ``url`` as a SQLAlchemy URL whose dialect exists; ``postgres://`` is understood.
+
+    Raises ConfigurationError, naming ``argument``, for what is no URL and for an unknown dialect.
+    """
+    if hasattr(url, "get_secret_value"):
+        raise ConfigurationError(f"{argument} is a {type(url).__name__}; write {argument}.get_secret_value()")
+    if hasattr(url, "unicode_string"):  # a DSN of pydantic's
+        raise ConfigurationError(f"{argument} is a {type(url).__name__}; write str({argument})")
+    if hasattr(url, "dialect"):
+        wanted = "async_engine" if hasattr(url, "sync_engine") else "engine"
+        raise ConfigurationError(f"{argument} is an engine, not a URL; write Database({wanted}=...)")
+    if not url:
+        raise ConfigurationError(
+            f'{argument}={url!r} is not a database URL; write one such as "sqlite:///app.db" '
+            'or "postgresql://user:password@host/name"'
+        )
+    try:
+        parsed = make_url(url)  # ArgumentError too for what is neither text nor URL
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
+        raise ConfigurationError(
+            f"{argument} is not a database URL (it is not shown, as it may hold a password); "
+            'write one such as "postgresql://user:password@host/name"'
+        ) from None
+    name, plus, driver = parsed.drivername.partition("+")
+    parsed = parsed.set(drivername=("postgresql" if name == "postgres" else name) + plus + driver)
+    try:
+        parsed.get_dialect()
+    except (ArgumentError, ImportError, ValueError):  # the last for two plus signs
+        raise ConfigurationError(
+            f"{argument}={shown(parsed)}: SQLAlchemy knows no dialect {parsed.drivername!r}; "
+            f"well known are {', '.join(sorted(BACKENDS))}"
+        ) from None
+    return parsed
+
+
+def translate(url: URL, *, asynchronous: bool, installed: Callable[[str], bool]) -> Target:
+    """Return where the sync or the async engine of ``url`` connects.
+
+    A driver that is already right is kept; otherwise the best one for which
+    ``installed(module_name)`` is true is taken. Raises MissingDriverError when there is none,
+    ConfigurationError when the URL holds what the driver chosen cannot be told.
+    """
+    driver = _driver(url, asynchronous, installed)
+    if driver is None:
+        return Target(url, {})
+    target = url.set(drivername=f"{url.get_backend_name()}+{driver}")
+    if driver == "asyncpg":
+        return _for_asyncpg(target)
+    if driver in _LIBPQ:
+        return Target(_for_libpq(target), {})
+    return Target(target, {})
+
+
+def _driver(url: URL, asynchronous: bool, installed: Callable[[str], bool]) -> str | None:
+    """Return the name of the driver; None where only the one the URL names is known."""
+    name = url.get_backend_name()
+    # psycopg and oracledb serve both kinds under one name; SQLAlchemy has a second one for async.
+    given = url.drivername.partition("+")[2].removesuffix("_async")
+    backend = BACKENDS.get(name)
+    if backend is None or (given and given not in backend.sync + backend.asynchronous):
+        _check_foreign(url, asynchronous)
+        return None
+    candidates = backend.asynchronous if asynchronous else backend.sync
+    if given in candidates:
+        candidates = (given,)
+    for driver in candidates:
+        if installed(MODULES.get(driver, driver)):
+            return driver
+    kind = "async" if asynchronous else "sync"
+    raise MissingDriverError(
+        f"url={shown(url)} needs {' or '.join(candidates)} as its {kind} driver, which is not installed; "
+        f"write: pip install 'asgi-sqla[{backend.extra}]'"
+    )
+
+
+def _check_foreign(url: URL, asynchronous: bool) -> None:
+    """Raise unless a dialect or driver that is not in the table is of the kind: it serves only its own."""
+    if getattr(url.get_dialect(), "is_async", False) is not asynchronous:
+        wanted, argument = ("async", "async_engine") if asynchronous else ("sync", "engine")
+        raise ConfigurationError(
+            f"url={shown(url)}: no {wanted} driver is known beside {url.drivername!r}; pass {argument}= to Database"
+        )
+
+
+def _for_asyncpg(url: URL) -> Target:
+    query = dict(url.query)
+    arguments: dict[str, Any] = {}
+    settings = _server_settings(url, query)
+    if "connect_timeout" in query:
+        query["timeout"] = query.pop("connect_timeout")
+    if "sslmode" in query:
+        query["ssl"] = query.pop("sslmode")
+    if "ssl" in query:
+        query["ssl"] = _ssl_mode(query["ssl"])
+    for key in _ASYNCPG_NUMBERS + _ASYNCPG_INTEGERS:
+        if key in query:
+            arguments[key] = _number(url, key, query.pop(key), int if key in _ASYNCPG_INTEGERS else float)
+    if unknown := sorted(query.keys() - _ASYNCPG_KNOWN):
+        raise ConfigurationError(
+            f"url={shown(url)}: asyncpg takes no {unknown[0]!r}; leave it out, or install psycopg and write "
+            "postgresql+psycopg://, which serves sync and async"
+        )
+    if settings:
+        arguments["server_settings"] = settings
+    return Target(url.set(query=query), arguments)
+
+
+def _server_settings(url: URL, query: dict[str, Any]) -> dict[str, str]:
+    """Take out of ``query`` what libpq sends as settings and asyncpg wants as a mapping."""
+    settings: dict[str, str] = {}
+    options = query.pop("options", "")
+    found = list(_SETTING.finditer(options)) if isinstance(options, str) else []
+    if "".join(match.group() for match in found) != options:
+        raise ConfigurationError(
+            f"url={shown(url)}: options={options!r} cannot be told to asyncpg; write only '-c name=value' in it"
+        )
+    settings.update((match["name"], re.sub(r"\\(.)", r"\1", match["value"])) for match in found)
+    if "application_name" in query:
+        settings["application_name"] = query.pop("application_name")
+    return settings
+
+
+def _number(url: URL, key: str, value: object, kind: type[float]) -> float:
+    try:
+        return kind(str(value))
+    except ValueError:
+        raise ConfigurationError(f"url={shown(url)}: {key}={value!r} is no number; write seconds or a size") from None
+
+
+def _ssl_mode(value: Any) -> Any:
+    return {"true": "require", "false": "disable"}.get(str(value).lower(), value)
+
+
+def _for_libpq(url: URL) -> URL:
+    query = dict(url.query)
+    if "ssl" in query:
+        query["sslmode"] = _ssl_mode(query.pop("ssl"))
+    if "timeout" in query:
+        # libpq takes whole seconds, and 0 for ever.
+        query["connect_timeout"] = str(max(1, round(_number(url, "timeout", query.pop("timeout"), float))))
+    if "command_timeout" in query:
+        seconds = _number(url, "command_timeout", query.pop("command_timeout"), float)
+        query["options"] = f"{query.get('options', '')} -c statement_timeout={round(seconds * 1000)}".strip()
+    # Sizes of asyncpg's own statement caches say nothing to libpq.
+    for key in ("prepared_statement_cache_size", "max_cached_statement_lifetime", *_ASYNCPG_INTEGERS):
+        query.pop(key, None)
+    return url.set(query=query)

@@ -1,0 +1,235 @@
+"""The session classes of a database: SQLAlchemy's or the user's own, checked at once, and the guarded ones of them.
+
+Holds: what ``session_options`` may be, and which methods of a session are guarded how.
+Must not know: how the guard works, units, engines of ours.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from inspect import isfunction
+from types import TracebackType
+from typing import Any, NamedTuple, NoReturn, cast
+
+from greenlet import getcurrent  # type: ignore[import-untyped]
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.util import get_cls_kwargs
+
+from asgi_sqla.engine.options import mapping
+from asgi_sqla.engine.urls import hidden
+from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.session.guard import GuardedSession
+
+CALLS = (
+    ("begin_nested", "bulk_insert_mappings", "bulk_save_objects", "bulk_update_mappings", "close", "commit")
+    + ("connection", "delete", "delete_all", "execute", "flush", "get", "get_one", "invalidate", "merge")
+    + ("merge_all", "prepare", "refresh", "reset", "rollback", "scalar", "scalars")
+)
+"""The methods of ``Session`` that may talk to the database: one user at a time, and none after the end."""
+LOCAL = ("add", "add_all", "begin", "enable_relationship_loading", "expire", "expire_all", "expunge", "query")
+"""Those that only change the session: none after its end."""
+_SESSION = frozenset(get_cls_kwargs(Session))
+_FIXED = frozenset(("class_", "close_resets_only", "sync_session_class"))
+_ENDS = ("aclose", "close", "commit", "invalidate", "reset", "rollback")
+"""The methods by which a session ends, which its unit calls on the sync session that both kinds have."""
+
+
+class SessionClasses(NamedTuple):
+    """The classes of both kinds of session, and what else both are made with."""
+
+    sync: type[Session]
+    asynchronous: type[AsyncSession]
+    options: dict[str, Any]
+
+
+def check_session_options(given: Any) -> dict[str, Any]:
+    """Return the ``session_options`` of one scope, or raise ConfigurationError for what is not for one scope."""
+    options = mapping("session_options", given)
+    if "bind" in options:
+        raise ConfigurationError(
+            "session_options: bind= is not for a scope, which ends its transaction on a connection of its own; to use "
+            "one connection across commits, write db.sessionmaker(bind=connection) or "
+            "db.async_sessionmaker(bind=connection)"
+        )
+    if fixed := _FIXED.intersection(options):
+        raise ConfigurationError(
+            f"session_options: {min(fixed)}= is not for one scope; give it to Database(session_options=...)"
+        )
+    return options
+
+
+def session_classes(given: Mapping[str, Any]) -> SessionClasses:
+    """Return the two session classes of ``session_options``, and what else both are made with."""
+    options = dict(given)
+    if options.setdefault("close_resets_only", False) is not False:
+        raise ConfigurationError(
+            f"session_options: close_resets_only={hidden(options['close_resets_only'])}; leave it out, as a "
+            "session that revives itself after its unit has ended leaks a connection"
+        )
+    if "bind" in options:
+        raise ConfigurationError(
+            f"session_options: bind={hidden(options['bind'])}; leave it out, and pass engine= or async_engine=. To use "
+            "one connection across commits, write db.sessionmaker(bind=connection) or "
+            "db.async_sessionmaker(bind=connection)"
+        )
+    cls = options.pop("class_", Session)
+    if not isinstance(cls, type) or not issubclass(cls, Session | AsyncSession):
+        raise ConfigurationError(
+            f"session_options: class_={hidden(cls)} is no subclass of Session or AsyncSession; "
+            "to give both, write the AsyncSession's as class_ and the Session's as sync_session_class"
+        )
+    async_class = cls if issubclass(cls, AsyncSession) else AsyncSession
+    fallback = async_class.sync_session_class if issubclass(cls, AsyncSession) else cls
+    sync_class = options.pop("sync_session_class", fallback)
+    if not isinstance(sync_class, type) or not issubclass(sync_class, Session):
+        raise ConfigurationError(
+            f"session_options: sync_session_class={hidden(sync_class)} is no subclass of sqlalchemy.orm.Session"
+        )
+    for name in _ENDS:
+        if getattr(async_class, name) is not getattr(AsyncSession, name):
+            raise ConfigurationError(
+                f"session_options: {async_class.__name__} overrides {name}(), which its unit of work does not call; "
+                "override it in the Session class that both kinds have, and give that as sync_session_class"
+            )
+    _set_expire_on_commit(sync_class, options)
+    return SessionClasses(sync_class, async_class, options)
+
+
+def _set_expire_on_commit(sync_class: type[Session], options: dict[str, Any]) -> None:
+    """Leave objects usable after a commit, unless the user or the user's class says otherwise; check the options."""
+    given = "expire_on_commit" in options
+    options.setdefault("expire_on_commit", False)
+    failure = _failure_of(lambda: sync_class(**options))
+    if failure is not None and not given:
+        del options["expire_on_commit"]
+        failure = _failure_of(lambda: sync_class(**options))
+    if failure is not None:
+        unknown = sorted(set(options) - _SESSION)
+        said = repr(unknown[0]) + " is not taken; write what Session takes" if unknown else str(failure)
+        raise ConfigurationError(f"session_options: {said} ({sync_class.__name__}: {failure})") from None
+
+
+def _failure_of(make: Callable[[], Session]) -> Exception | None:
+    try:
+        make()
+    except (TypeError, ArgumentError) as exc:
+        return exc
+    except Exception:  # a class that uses the database when it is made: it has none yet
+        return None
+    return None
+
+
+class GuardedAsyncSession(AsyncSession):
+    """An ``AsyncSession`` that leaves its end to its unit of work."""
+
+    def __call__(self, *_args: object, **_kwargs: object) -> NoReturn:
+        """Refuse: what a property gave is the session already."""
+        raise ConfigurationError("session() is no call: db.session and db.async_session are the sessions themselves")
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        """Leave the session to its unit, which ends it; roll back after an exception."""
+        if value is not None and not cast("GuardedSession", self.sync_session).guard_is_over:
+            await self.rollback()
+
+
+def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
+    method: Callable[..., Any] = getattr(base, name)
+
+    @functools.wraps(method)
+    def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
+        greenlet = getcurrent()
+        outermost = greenlet is not self._guard_inside and self._guard_enter(greenlet)
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            if outermost:
+                self._guard_leave()
+
+    return call
+
+
+def _unless_over(close: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(close)
+    def call(self: GuardedSession) -> None:
+        if not self._guard_over:  # closing what is closed does nothing, from any thread or event loop
+            close(self)
+
+    return call
+
+
+def _refusing(name: str, base: type[Session]) -> Callable[..., Any]:
+    method: Callable[..., Any] = getattr(base, name)
+
+    @functools.wraps(method)
+    def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
+        if self._guard_end is not None:
+            self._guard_refuse_if_ended()
+        return method(self, *args, **kwargs)
+
+    return call
+
+
+def guarded(
+    session_class: type[Session],
+    guard: type[GuardedSession] = GuardedSession,
+    autocommit: bool = False,
+    isolation_level: str | None = None,
+) -> type[GuardedSession]:
+    """Return the subclass of ``session_class`` that ``guard`` guards; the same one each time.
+
+    ``autocommit`` says that its engine commits each statement; ``isolation_level`` is for every engine that ``binds=``
+    or ``get_bind()`` choose.
+    """
+    key = (session_class, guard, autocommit, isolation_level)
+    found = _made.get(key)
+    return found or _made.setdefault(key, _make(*key))
+
+
+def _make(
+    session_class: type[Session], guard: type[GuardedSession], autocommit: bool, isolation_level: str | None
+) -> type[GuardedSession]:
+    base = cast("type[GuardedSession]", type(session_class.__name__, (guard, session_class), {}))
+    # The user's own methods too: SQLModel's exec() calls Session.execute() past every subclass.
+    own = session_class.__mro__[: session_class.__mro__.index(Session)]
+    names = {name for cls in own for name, value in vars(cls).items() if isfunction(value) and name[0] != "_"}
+    members: dict[str, Any] = {name: _refusing(name, base) for name in LOCAL}
+    members |= {name: _guarded(name, base) for name in names.union(CALLS) if hasattr(base, name)}
+    members["close"] = _unless_over(members["close"])
+    members["guard_autocommit"] = autocommit
+    if isolation_level is not None:
+        members["get_bind"] = _isolating(base, isolation_level)
+    return cast("type[GuardedSession]", type(f"Guarded{session_class.__name__}", (base,), members))
+
+
+def _isolating(base: type[Session], isolation_level: str) -> Callable[..., Any]:
+    """Return a ``get_bind()`` whose engines have ``isolation_level``, which one of ``binds=`` would go without."""
+
+    @functools.wraps(base.get_bind)
+    def get_bind(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
+        bind = base.get_bind(self, *args, **kwargs)
+        if not isinstance(bind, Engine) or bind.get_execution_options().get("isolation_level") == isolation_level:
+            return bind
+        if bind not in self.guard_binds:  # the session knows its connections by their engines
+            self.guard_binds[bind] = bind.execution_options(isolation_level=isolation_level)
+        return self.guard_binds[bind]
+
+    return get_bind
+
+
+def guarded_async(session_class: type[AsyncSession]) -> type[AsyncSession]:
+    """Return the subclass of ``session_class`` that leaves its end to its unit; the same one each time."""
+    found = _async_made.get(session_class)
+    if found is None:
+        made = type(f"Guarded{session_class.__name__}", (GuardedAsyncSession, session_class), {})
+        found = _async_made.setdefault(session_class, made)
+    return found
+
+
+_made: dict[tuple[object, ...], type[GuardedSession]] = {}
+_async_made: dict[type[AsyncSession], type[AsyncSession]] = {}

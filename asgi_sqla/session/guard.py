@@ -1,0 +1,232 @@
+"""Knows whether a session is in use now, and keeps a second user out until it is not.
+
+It asks "in use now?", never "whose?": frameworks run parts of one request in several tasks and threads. A rollback
+beside a running statement poisons an asyncpg connection for good, so a session in use is never ended under its user.
+
+Holds: the subclass that every session of ours is, of SQLAlchemy's ``Session`` or of the user's own class.
+Must not know: units, engines, or why a session ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from threading import Lock, get_ident
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
+
+from greenlet import getcurrent  # type: ignore[import-untyped]
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+
+from asgi_sqla.errors import OWN_SCOPE, ConfigurationError, SessionInUseError, WrongEventLoopError, ended
+from asgi_sqla.session.outcome import Hooks, Outcome
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+User: TypeAlias = "asyncio.Task[Any] | int"
+"""Who makes a call: a task, or in a plain thread its identifier."""
+
+
+def current_user() -> User:
+    """Return the running task, or the thread where there is none."""
+    try:
+        return asyncio.current_task() or get_ident()
+    except RuntimeError:
+        return get_ident()
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the asyncio event loop that runs in this thread, if one does (trio has none)."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def loop_is_running() -> bool:
+    """Whether an asyncio event loop runs in this thread."""
+    return running_loop() is not None
+
+
+class GuardedSession(Session):
+    """A session that lets one task or thread in at a time, and nobody after its end."""
+
+    guard_unit: object = None
+    """What is named in errors: the unit of work, or once that has ended its description."""
+    guard_hooks: Hooks | None = None
+    guard_loop: asyncio.AbstractEventLoop | None = None
+    """The only event loop to let in; None for threads."""
+    guard_users: set[User] | None = None
+    """Everybody who used the session, if the unit wants to know."""
+    guard_writes = True
+    """Whether it may have anything to commit."""
+    guard_autocommit = False
+    """Whether its transactions are none: it only reads, each statement by itself."""
+    _guard_user: User | None = None
+    _guard_inside: object = None
+    """The greenlet of the call that is running: what it calls in turn need not be asked who it is."""
+    _guard_end: Callable[[GuardedSession], None] | None = None
+    _guard_over = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.guard_outcome: Outcome = Outcome()
+        self._guard_lock = Lock()
+        self.guard_binds: dict[Engine, Engine] = {}
+        super().__init__(*args, **kwargs)
+
+    def __call__(self, *_args: object, **_kwargs: object) -> NoReturn:
+        """Refuse: what a property gave is the session already."""
+        raise ConfigurationError("session() is no call: db.session and db.async_session are the sessions themselves")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, exc: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        """Leave the session to its unit, which ends it; roll back after an exception."""
+        if exc is not None and not self._guard_over:
+            self.rollback()
+
+    def close(self) -> None:
+        """Reset: only its unit closes it for good. Work that is lost by that is an error at a verdict to commit."""
+        self._guard_discard("close", super().reset)
+
+    def reset(self) -> None:
+        """Do what ``close`` does."""
+        self._guard_discard("reset", super().reset)
+
+    def invalidate(self) -> None:
+        """Give the connection up, and do what ``close`` does."""
+        self._guard_discard("invalidate", super().invalidate)
+
+    def expunge_all(self) -> None:
+        """Let go of every object. Changes that are lost by that are an error at a verdict to commit."""
+        self._guard_refuse_if_ended()
+        if (lost := self._guard_unflushed()) is not None:
+            self.guard_outcome.note_discarded("expunge_all", lost)
+        super().expunge_all()
+
+    def guard(self, unit: Hooks, loop: asyncio.AbstractEventLoop | None, users: set[User] | None) -> None:
+        """Begin to guard for ``unit``, on ``loop``; a websocket's session goes from each message's unit to the next."""
+        self.guard_unit = self.guard_hooks = unit
+        self.guard_users = users
+        self.guard_loop = loop
+
+    @property
+    def guard_in_use(self) -> bool:
+        """Whether a call on the session is running now."""
+        return self._guard_lock.locked() and not self._guard_over
+
+    @property
+    def _guard_streams(self) -> Collection[Any]:
+        """What was executed with its rows left on the server, and is not yet forgotten by who reads them."""
+        return self.guard_outcome.streams
+
+    @property
+    def guard_is_over(self) -> bool:
+        """Whether it has been closed for good."""
+        return self._guard_over
+
+    def guard_renew(self) -> None:
+        """Let go of the connection and of every object, to be used again by the next unit."""
+        super().reset()
+        self.guard_outcome = Outcome()
+
+    def guard_close(self) -> None:
+        """Close for good; the last thing that is done to the session."""
+        super().close()
+
+    def guard_give_up(self) -> None:
+        """Roll nothing back, but have every connection closed, and give the session up as ``guard_close`` does."""
+        super().invalidate()
+
+    def guard_close_streams(self) -> None:
+        """Have whoever still fetches rows get an error, not a connection that is another's by then."""
+        for context in list(self._guard_streams):
+            context.cursor.close()
+
+    def guard_end(self, end: Callable[[GuardedSession], None]) -> bool:
+        """Call ``end(self)`` as the last use of the session; return whether it is done.
+
+        When a call is running, whoever runs it does it on leaving: never under its user.
+        """
+        self._guard_end = end
+        self._guard_end_if_idle()
+        return self._guard_over
+
+    def _guard_end_if_idle(self) -> None:
+        # Whoever ends it keeps the lock for ever, so there is no second one.
+        if self._guard_end is None or not self._guard_lock.acquire(False):
+            return
+        self._guard_inside = getcurrent()
+        try:
+            self._guard_end(self)
+        finally:
+            self._guard_inside = self.guard_hooks = None
+            self.guard_unit = str(self.guard_unit)  # nothing that an ended unit has is kept alive
+            self._guard_over = True
+
+    def _guard_discard(self, call: str, discard: Callable[[], None]) -> None:
+        """Do what the application asked for, and remember if it threw work away."""
+        lost = self._guard_unflushed()
+        if lost is None and self.guard_outcome.wrote and self.in_transaction():
+            lost = "statements sent"
+        transaction = self.get_transaction()
+        try:
+            discard()
+        finally:
+            self.guard_outcome.forget_transaction()
+            if lost is not None:
+                self.guard_outcome.note_discarded(call, lost)
+                if transaction is not None and self.guard_hooks is not None:
+                    self.guard_hooks._note("rollback", transaction)
+
+    def _guard_unflushed(self) -> str | None:
+        changed = [one for one in self.dirty if self.is_modified(one)]
+        counts = {"new": len(self.new), "changed": len(changed), "deleted": len(self.deleted)}
+        said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        return f"{said} objects" if said else None
+
+    def _guard_refuse_if_ended(self) -> None:
+        if self._guard_end is not None and self._guard_inside is not getcurrent():
+            raise ended(self.guard_unit)
+
+    def _guard_enter(self, greenlet: object) -> bool:
+        """Let the caller in; return False if it is in already, further up its own stack."""
+        user = get_ident() if self.guard_loop is None else self._guard_task(self.guard_loop)
+        if user == self._guard_user:
+            return False
+        if self._guard_end is not None:
+            raise ended(self.guard_unit)
+        if not self._guard_lock.acquire(False):
+            raise SessionInUseError(
+                f"a session of {self.guard_unit} is in use by {self._guard_user}; a session serves one "
+                f"task or thread at a time, so each opens its own: {OWN_SCOPE}"
+            )
+        self._guard_user = user
+        self._guard_inside = greenlet
+        if self.guard_users is not None:
+            self.guard_users.add(current_user())
+        return True
+
+    def _guard_task(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
+        """Return the running task; raise unless it runs on ``loop``."""
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            task = None
+        if task is not None and task.get_loop() is loop:
+            return task
+        raise WrongEventLoopError(
+            f"an AsyncSession of {self.guard_unit} was used outside the event loop it was made on; "
+            f"there, open a unit of work: {OWN_SCOPE}"
+        )
+
+    def _guard_leave(self) -> None:
+        self._guard_user = self._guard_inside = None
+        self._guard_lock.release()
+        if self._guard_end is not None:
+            self._guard_end_if_idle()

@@ -1,0 +1,188 @@
+"""The one room of listeners: what SQLAlchemy tells of a session's transaction, one function for each event.
+
+Each keeps its written order: first the outcome is told, then the hooks of the unit are called. Nothing else feeds an
+outcome, so no order depends on which module was imported first.
+
+Holds: the events that are heard, and who is told of them in which order.
+Must not know: what is decided on an outcome.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, cast
+from weakref import WeakSet, WeakValueDictionary
+
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Dialect, ExceptionContext
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, SessionTransaction
+
+from asgi_sqla.engine import read_only
+from asgi_sqla.errors import BlockingSessionWarning
+from asgi_sqla.session.guard import GuardedSession, loop_is_running
+from asgi_sqla.session.outcome import Committed, Outcome
+from asgi_sqla.session.read_only import ReadOnlySession, refuse_flush
+from asgi_sqla.session.transient import ends_transaction, sqlstate_of
+from asgi_sqla.session.watched import Watched
+
+IN_DOUBT = "the connection was lost during COMMIT: nobody can tell whether it was applied"
+"""What an error says to who reads it; no decision is taken from that."""
+
+blocking_warnings: list[bool] = [True]
+"""Whether a sync session on an event loop is warned of; ``asgi_sqla.testing`` switches it off for a while."""
+
+_watched: WeakValueDictionary[Connection, Watched] = WeakValueDictionary()
+"""Weak in its values, which hold their keys: what a session that was dropped had open is freed with it."""
+_heard: WeakSet[Dialect] = WeakSet()
+
+
+def is_watched(connection: Connection) -> bool:
+    """Whether ``connection`` is in the transaction of a session."""
+    return connection in _watched
+
+
+def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    guarded = cast("GuardedSession", session)
+    outcome = guarded.guard_outcome
+    if connection in _watched:
+        return  # a savepoint
+    if guarded.guard_loop is None and blocking_warnings[-1] and loop_is_running():
+        _warn_of_blocking()
+    reading = isinstance(session, ReadOnlySession)
+    watched = Watched(
+        session, connection, outcome, autocommit=guarded.guard_autocommit and read_only.is_kept(connection)
+    )
+    outcome.connections = (*outcome.connections, watched)
+    _watched[connection] = watched
+    if connection.dialect not in _heard:
+        _heard.add(connection.dialect)
+        _hear(connection.dialect)
+    if reading and not transaction.nested:
+        read_only.begin(connection)
+    if not transaction.nested and (unit := guarded.guard_hooks) is not None:
+        unit._begun(connection)
+
+
+def _before_commit(session: Session) -> None:
+    outcome = cast("GuardedSession", session).guard_outcome
+    outcome.look(asking=True)
+    if (objection := outcome.objection()) is not None and outcome.connections:
+        raise objection
+    outcome.committing = True
+
+
+def _after_commit(session: Session) -> None:
+    guarded = cast("GuardedSession", session)
+    guarded.guard_outcome.committing = False
+    transaction = session.get_transaction()
+    if transaction is None or session.in_nested_transaction():  # the release of a savepoint is announced as well
+        return
+    guarded.guard_outcome.note_commit()
+    if (unit := guarded.guard_hooks) is not None:
+        unit._note("commit", transaction)
+
+
+def _after_soft_rollback(session: Session, rolled_back: SessionTransaction) -> None:
+    guarded = cast("GuardedSession", session)
+    guarded.guard_outcome.note_rollback(whole=rolled_back.parent is None)
+    if (unit := guarded.guard_hooks) is not None:
+        unit._note("rollback", rolled_back)
+
+
+def _hear(dialect: Dialect) -> None:
+    """Hear of every statement and error on connections of ``dialect``; of its other connections nothing is kept."""
+    event.listen(dialect, "do_execute", _do_execute)
+    event.listen(dialect, "do_executemany", _do_execute)
+    event.listen(dialect, "do_execute_no_params", _do_execute_no_params)
+    event.listen(dialect, "handle_error", _handle_error)
+
+
+def _do_execute(_cursor: Any, statement: str, _parameters: Any, context: Any) -> None:
+    watched = _watched.get(context.root_connection)
+    if watched is not None:
+        watched.before(statement)
+        # Said in an argument, in the statement, in a Query or in the session's options: it ends up here.
+        if context.execution_options.get("stream_results"):
+            watched.outcome.note_stream(context)
+
+
+def _do_execute_no_params(_cursor: Any, statement: str, context: Any) -> None:
+    _do_execute(_cursor, statement, None, context)
+
+
+def _handle_error(context: ExceptionContext) -> None:
+    connection = context.connection
+    watched = None if connection is None else _watched.get(connection)
+    if connection is None or watched is None:
+        return
+    outcome, original = watched.outcome, context.original_exception
+    error = context.sqlalchemy_exception or original
+    if context.execution_context is None:
+        _note_failed_end(watched, outcome, context)
+    else:
+        outcome.committing = False
+    if isinstance(error, Exception):
+        outcome.note_error(error)
+        if sqlstate_of(original) == "25P02":  # in_failed_sql_transaction
+            error.add_note(
+                "PostgreSQL refuses every statement after one that failed, up to a rollback; to go on after a "
+                "failure that you expect, write: with session.begin_nested(): ..."
+            )
+    if context.execution_context is not None and not context.is_disconnect:
+        watched.note_error(ends=ends_transaction(original))
+
+
+def _note_failed_end(watched: Watched, outcome: Outcome, context: ExceptionContext) -> None:
+    """Take note of a COMMIT or ROLLBACK that failed, and give the connection up where nobody can tell what was done.
+
+    asyncpg refuses a COMMIT beside a running statement (a fetch, say, which nothing tells of), and the transaction
+    stays open. The connection would carry it back to the pool, to fail every user after.
+    """
+    original = context.original_exception
+    unanswered = sqlstate_of(original) is None and not isinstance(context.sqlalchemy_exception, IntegrityError)
+    if outcome.committing:
+        others = [one for one in outcome.connections if isinstance(one, Watched) and one is not watched and one.sent]
+        if any(not one.connection.in_transaction() for one in others):
+            outcome.note_committed(
+                Committed.APPLICATION
+            )  # a session with several connections commits one after the other
+        if context.is_disconnect:
+            _note_doubt(watched.session, outcome)
+            (context.sqlalchemy_exception or original).add_note(IN_DOUBT)
+        elif not unanswered:
+            watched.note_refused()
+    if unanswered:
+        watched.connection.invalidate()
+
+
+def _note_doubt(session: Session, outcome: Outcome) -> None:
+    outcome.in_doubt = True
+    unit, transaction = cast("GuardedSession", session).guard_hooks, session.get_transaction()
+    if unit is not None and transaction is not None:
+        unit._note("in doubt", transaction)
+
+
+_PACKAGES = (str(Path(sqlalchemy.__file__).parent), str(Path(__file__).parent.parent))
+
+
+def _warn_of_blocking() -> None:
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGES):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(
+        "a sync session ran SQL on a thread with a running event loop, which waits for it, and every request with it; "
+        "write await db.async_session..., or make the handler a plain def",
+        BlockingSessionWarning,
+        stacklevel=level,
+    )
+
+
+event.listen(GuardedSession, "after_begin", _after_begin)
+event.listen(GuardedSession, "before_commit", _before_commit)
+event.listen(GuardedSession, "after_commit", _after_commit)
+event.listen(GuardedSession, "after_soft_rollback", _after_soft_rollback)
+event.listen(ReadOnlySession, "before_flush", refuse_flush)

@@ -1,0 +1,180 @@
+"""The outcome: the one record of what is known of a session's transaction, from which every decision is taken.
+
+It believes, in this order: what the driver says that the server last said; what SQLAlchemy's events say; what our
+own code did. So it finds what no event tells of: that SQLite, or MariaDB at a lock timeout, rolled everything back
+by itself; that a textual COMMIT, or a DDL statement, ended the transaction; that a statement failed past SQLAlchemy.
+
+Holds: the record of a session.
+Must not know: sessions, units, or where its news comes from: ``listeners`` and ``watched`` bring it.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeAlias, cast
+from weakref import WeakSet
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.orm import SessionTransaction
+
+from asgi_sqla.engine.drivers import Word
+from asgi_sqla.errors import DiscardedWorkError
+from asgi_sqla.session.transient import is_transient
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+
+class State(Enum):
+    """Whether anything speaks against committing what a session did since it last began."""
+
+    SOUND = "nothing does"
+    FAILED = "a statement failed, and nothing was rolled back since"
+    UNDONE = "the database, or a statement of the application's, has ended the transaction"
+    DISCARDED = "the application has thrown work away without a commit or a rollback"
+
+
+class Committed(Enum):
+    """Who committed."""
+
+    UNIT = "the unit of work, at its end"
+    APPLICATION = "the application, by commit() or because its engine commits each statement"
+    STATEMENT = "a statement that ends transactions: a textual COMMIT, or on some databases DDL or a procedure"
+
+
+Fate: TypeAlias = Literal["commit", "rollback", "in doubt"]
+"""What became of a transaction."""
+
+
+class Hooks(Protocol):
+    """What a unit of work does when its sessions begin, commit or roll back."""
+
+    def _begun(self, connection: Connection) -> None:
+        """Take note that a transaction has begun on ``connection``."""
+
+    def _note(self, fate: Fate, transaction: SessionTransaction) -> None:
+        """Take note of what became of a transaction or savepoint."""
+
+
+class Connected(Protocol):
+    """One connection in the transaction."""
+
+    @property
+    def sent(self) -> bool:
+        """Whether any statement was sent on it."""
+        ...
+
+    def word(self) -> Word:
+        """Return what the driver says now."""
+        ...
+
+    def look(self, *, asking: bool) -> None:
+        """Find out whether the transaction is still there."""
+
+    def cut(self) -> bool:
+        """Cut the connection; return whether there was one."""
+        ...
+
+
+class Outcome:
+    """What is known of one session's transaction, and of those before it."""
+
+    __slots__ = ("committed", "committing", "connections", "error", "in_doubt", "rolled_back") + (
+        "state",
+        "streams",
+        "wrote",
+        "_why",
+    )
+
+    def __init__(self) -> None:
+        self.state: State = State.SOUND
+        self.committed: Committed | None = None
+        """Whether anything is in the database for good, and by whom. Never unset."""
+        self.in_doubt: bool = False
+        """Whether a COMMIT was sent whose answer never came. Never unset."""
+        self.rolled_back: bool = False
+        """Whether a whole transaction was rolled back, by whomever."""
+        self.committing: bool = False
+        self.wrote: bool = False
+        """Whether the open transaction has sent anything but reads."""
+        self.error: Exception | None = None
+        """The first transient error of the database, or else the last error: what follows that is its consequence."""
+        self.connections: tuple[Connected, ...] = ()
+        self.streams: Collection[Any] = ()
+        """Executions whose rows were left on the server; what nobody reads any more is not kept."""
+        self._why: str = ""
+
+    @property
+    def unhandled(self) -> bool:
+        """Whether nothing was rolled back since the last error."""
+        return self.state in (State.FAILED, State.UNDONE)
+
+    def objection(self) -> Exception | None:
+        """Return why what the session did must not be committed, if it must not."""
+        if self.state is State.DISCARDED:
+            return DiscardedWorkError(self._why)
+        if self.state is State.UNDONE:
+            return self.error or PendingRollbackError(self._why)
+        return None
+
+    def refuse(self) -> NoReturn:
+        """Raise, as the transaction that the next statement counts on is over."""
+        why = self._why if self.error is None else f"{self._why}; the error was {self.error!r}"
+        raise PendingRollbackError(why) from self.error
+
+    def note_error(self, error: Exception) -> None:
+        """Take note of an error of the database."""
+        if self.error is None or not is_transient(self.error):
+            self.error = error
+        if self.state is State.SOUND:
+            self.state = State.FAILED
+
+    def note_undone(self, why: str) -> None:
+        """Take note that the transaction is over, though nobody ended it through the session."""
+        if self.state is not State.DISCARDED:
+            self.state = State.UNDONE
+            self._why = why
+
+    def note_discarded(self, call: str, what: str) -> None:
+        """Take note that ``call`` of the application's threw ``what`` away."""
+        self.state = State.DISCARDED
+        self._why = (
+            f"session.{call}() threw away work that was neither committed nor rolled back ({what}); leave the session "
+            "to its unit of work, which ends it, or write session.rollback() before if that was meant"
+        )
+
+    def note_stream(self, context: Any) -> None:
+        """Take note of an execution whose rows are fetched in parts, which no call on the session tells of."""
+        if not self.streams:
+            self.streams = WeakSet()
+        cast("WeakSet[Any]", self.streams).add(context)
+
+    def note_commit(self) -> None:
+        """Take note that the whole transaction was committed."""
+        if any(one.sent for one in self.connections):
+            self.note_committed(Committed.APPLICATION)
+        self.forget_transaction()
+
+    def note_committed(self, by: Committed) -> None:
+        """Take note that something is in the database for good."""
+        self.committed = self.committed or by
+
+    def note_rollback(self, *, whole: bool) -> None:
+        """Take note that a savepoint, or the ``whole`` transaction, was rolled back."""
+        self.committing = False
+        if self.state is State.FAILED or (whole and self.state is State.UNDONE):
+            self.state = State.SOUND
+        if whole:
+            self.rolled_back = True
+            self.forget_transaction()
+
+    def look(self, *, asking: bool = False) -> None:
+        """Find out from every driver whether its transaction is still there; ``asking`` may send a statement."""
+        for one in self.connections:
+            one.look(asking=asking)
+
+    def forget_transaction(self) -> None:
+        """Take note that the transaction is over."""
+        self.committing = self.wrote = False
+        self.connections = ()

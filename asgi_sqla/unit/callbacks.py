@@ -1,0 +1,233 @@
+"""Callbacks of a unit of work: what is called after its commit, or after its rollback.
+
+A callback belongs to the transactions, or savepoints, that were open when it was registered, and what becomes of
+those decides; one that was registered before any belongs to the unit as a whole.
+
+Holds: which callbacks are due, and how one is called.
+Must not know: when a unit ends, or how the one is made that a callback runs in.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from asyncio import CancelledError
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, Protocol, TypeAlias
+
+import anyio
+from sqlalchemy.orm import SessionTransaction
+
+from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.session.guard import loop_is_running
+from asgi_sqla.session.outcome import Fate
+from asgi_sqla.unit.context import enter, leave
+
+logger: logging.Logger = logging.getLogger("asgi_sqla")
+
+Moment: TypeAlias = Literal["commit", "rollback"]
+
+
+class Callback:
+    """One callable with its arguments, and where and under which transactions it was registered."""
+
+    __slots__ = ("_on_loop", "args", "begun", "fate", "function", "kwargs", "moment")
+
+    def __init__(
+        self,
+        moment: Moment,
+        function: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        begun: Iterable[SessionTransaction],
+    ) -> None:
+        self.moment: Moment = moment
+        self.function: Callable[..., object] = function
+        self.args: tuple[object, ...] = args
+        self.kwargs: Mapping[str, object] = kwargs
+        self._on_loop = loop_is_running()
+        self.begun: tuple[SessionTransaction, ...] = tuple(begun)
+        self.fate: Fate | None = None
+        """What became of ``begun``, once that is known."""
+
+    def __str__(self) -> str:
+        return f"on_{self.moment} callback {getattr(self.function, '__qualname__', self.function)}"
+
+    def call_now(self) -> None:
+        """Call it in this thread, where nothing can be awaited."""
+        call_now(self.function, self.args, self.kwargs)
+
+    async def call(self) -> None:
+        """Call it where it was registered: on the event loop, or in a worker thread; await what it returns."""
+        if self._on_loop or is_async(self.function):
+            result = self.function(*self.args, **self.kwargs)
+        else:
+            result = await anyio.to_thread.run_sync(
+                lambda: self.function(*self.args, **self.kwargs), limiter=anyio.CapacityLimiter(1)
+            )
+        if inspect.isawaitable(result):
+            await result
+
+
+Watch: TypeAlias = Callable[[list[Callback]], list[Callback]]
+
+
+class Callbacks:
+    """The callbacks of one unit, in the order of their registration."""
+
+    __slots__ = ("_waiting",)
+
+    watch: Watch | None = None
+    """Is shown what is due, and returns what is to be called; for ``asgi_sqla.testing``."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Callback] = []
+
+    def add(self, callback: Callback) -> None:
+        """Register ``callback``."""
+        self._waiting.append(callback)
+
+    def note(self, fate: Fate, ended: SessionTransaction) -> None:
+        """Take note of what became of a transaction or savepoint, and so of all that was done in it."""
+        for callback in self._waiting:
+            if callback.fate is None and _within(callback.begun, ended):
+                callback.begun = tuple(one for one in callback.begun if not _within((one,), ended))
+                if fate != "commit" or not callback.begun:  # of several databases, all are to commit
+                    callback.fate = fate
+
+    def take(self, end: Fate) -> list[Callback]:
+        """Return the callbacks that are due, once; those of what was rolled back before the ``end`` come first."""
+        waiting, self._waiting = self._waiting, []
+        due = [one for one in waiting if one.fate == one.moment == "rollback"]
+        due += [one for one in waiting if one.fate != "rollback" and (one.fate or end) == one.moment]
+        return due if Callbacks.watch is None else Callbacks.watch(due)
+
+
+class Scope(Protocol):
+    """A unit of work that a callback is called in."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        ...
+
+    async def _close(self, commit: bool, cause: BaseException | None = None) -> object:
+        """End it."""
+
+    def _close_now(self, commit: bool, cause: BaseException | None = None) -> None:
+        """End it in this thread."""
+
+    def _empty(self) -> None:
+        """Let go of everything."""
+
+
+def run(callback: Callback, unit: Scope) -> BaseException | None:
+    """Call ``callback`` in ``unit``; a failure is logged, for what it follows is done. Return what ends the process."""
+    token = enter(unit)
+    try:
+        callback.call_now()
+    except BaseException as exc:
+        logger.exception("%s failed", unit.name)
+        unit._close_now(commit=False, cause=exc)
+        return _fatal(exc)
+    else:
+        return _close_or_log(unit)
+    finally:
+        unit._empty()
+        leave(token)
+
+
+def _close_or_log(unit: Scope) -> BaseException | None:
+    try:
+        unit._close_now(commit=True)
+    except BaseException as exc:
+        logger.exception("%s failed", unit.name)
+        return _fatal(exc)
+    return None
+
+
+async def run_async(callback: Callback, unit: Scope) -> BaseException | None:
+    """Call ``callback`` in ``unit``, as ``run`` does."""
+    token = enter(unit)
+    failure: BaseException | None = None
+    try:
+        await callback.call()
+    except BaseException as exc:  # a future that somebody else cancelled raises CancelledError, too
+        failure = exc
+    try:
+        finished = await unit._close(commit=failure is None, cause=failure)
+        failure = failure or getattr(finished, "failure", None)
+    finally:
+        unit._empty()
+        leave(token)
+    if failure is not None:
+        logger.error("%s failed", unit.name, exc_info=failure)
+    return _fatal(failure)
+
+
+def _fatal(failure: BaseException | None) -> BaseException | None:
+    """Return what is to be raised once every callback was called: KeyboardInterrupt or SystemExit, say."""
+    return None if failure is None or isinstance(failure, Exception | CancelledError) else failure
+
+
+def call_now(function: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+    """Call ``function``; what it returns must not have to be awaited, or ConfigurationError is raised."""
+    result = function(*args, **kwargs)
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise ConfigurationError(f"callback={function!r} returned {result!r}, and nothing awaits it")
+
+
+def is_async(function: Callable[..., object]) -> bool:
+    """Whether calling ``function`` gives something to await."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def check_callback(function: object, *, awaits: bool, unit: object) -> None:
+    """Raise ConfigurationError unless ``function`` can be called at the end of ``unit``."""
+    if not callable(function):
+        raise ConfigurationError(
+            f"callback={function!r} cannot be called; pass the function and its arguments, not its result"
+        )
+    if not awaits and is_async(function):
+        raise ConfigurationError(
+            f"callback={function!r} is async, and {unit} ends where nothing can be awaited; "
+            "pass a plain function, or open the scope with: async with session_scope()"
+        )
+
+
+def check_hook(hook: object) -> None:
+    """Raise ConfigurationError unless ``hook`` is a plain function: a transaction begins where nothing is awaited."""
+    if not callable(hook):
+        raise ConfigurationError(f"hook={hook!r} cannot be called; pass a function of the connection")
+    if is_async(hook):
+        raise ConfigurationError(
+            f"hook={hook!r} is async, and nothing awaits it when a transaction begins; pass a plain function of the "
+            "Connection, which is a sync one under an AsyncSession too"
+        )
+
+
+def call_hook(hook: Callable[..., object], connection: object) -> None:
+    """Call ``hook``; what it returns must not have to be awaited, or ConfigurationError is raised."""
+    result = hook(connection)
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise ConfigurationError(f"hook={hook!r} returned {result!r}, and nothing awaits it when a transaction begins")
+
+
+def _within(begun: tuple[SessionTransaction, ...], ended: SessionTransaction) -> bool:
+    """Whether one of ``begun`` is ``ended``, or a savepoint inside it."""
+    for transaction in begun:
+        inside: SessionTransaction | None = transaction
+        while inside is not None:
+            if inside is ended:
+                return True
+            inside = inside.parent
+    return False

@@ -1,0 +1,250 @@
+"""How a unit of work ends: the only room that commits, rolls back or closes a session.
+
+The order is written once, as plain functions, for sync and async alike. No step is left out because one before it
+failed, whatever it failed with: a KeyboardInterrupt, or the exception that a worker raises into its threads at a time
+limit, must leave no connection out and none idle in a transaction.
+
+Holds: the order of an end, and the four operations on a session.
+Must not know: what a unit is beside its sessions, who is told what, or where a step runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, cast
+
+from sqlalchemy import util
+
+from asgi_sqla.engine.drivers import FAILED, OPEN
+from asgi_sqla.errors import (
+    SessionInUseError,
+    UnitOfWorkDoomedError,
+    UnitOfWorkEndedError,
+    still_in_use,
+)
+from asgi_sqla.session.guard import GuardedSession
+from asgi_sqla.session.outcome import Committed, State
+from asgi_sqla.unit.cancellation import CANCELLED_LIMIT
+from asgi_sqla.unit.places import Step, inline, run
+from asgi_sqla.unit.sessions import UnitSession
+
+logger: logging.Logger = logging.getLogger("asgi_sqla")
+
+
+class End:
+    """The end of a unit: its sessions, the verdict, and what speaks against a commit."""
+
+    __slots__ = ("_commit", "_doom", "_sessions", "_unit")
+
+    def __init__(
+        self, unit: object, sessions: tuple[UnitSession, ...], commit: bool, doom: BaseException | None
+    ) -> None:
+        self._unit = unit
+        self._sessions = sessions
+        self._commit = commit
+        self._doom = doom
+
+    def start(self, *, closing: bool, cause: BaseException | None = None) -> Coroutine[Any, Any, None] | Future[None]:
+        """Return what runs the end without blocking this thread; where it is a thread's, it has begun.
+
+        ``closing`` closes every session for good as well; ``cause`` is the exception that the unit ends with.
+        """
+
+        def end(step: Step) -> None:
+            self.close(cause, step) if closing else self.settle(step)
+
+        try:
+            return run(end, self._sessions)
+        except RuntimeError as exc:  # there is no thread to be had: then this one does what gives up the work
+            return cast("Coroutine[Any, Any, None]", util.greenlet_spawn(self._fail, end, exc))
+
+    def _fail(self, end: Callable[[Step], None], failure: Exception) -> None:
+        """Roll back, and raise ``failure`` in place of a commit that cannot be run."""
+        committing, self._commit = self._commit, False
+        end(inline)
+        if committing:
+            raise failure
+
+    def settle(self, step: Step) -> None:
+        """Commit every open transaction in the order of first use, or roll every one back, each as a ``step``."""
+        active = self._active()
+        failure: BaseException | None = None
+        committed: list[UnitSession] = []
+        if self._commit:
+            failure = self._objection(active)
+            for one in active if failure is None else ():
+                try:
+                    step(_commit, one)
+                except BaseException as exc:
+                    failure = exc
+                    break
+                committed.append(one)
+        failure = self._roll_back(active[len(committed) :], step) or failure
+        if failure is not None:
+            if committed:
+                failure.add_note(self._partial(committed, active))
+            raise failure
+
+    def close(self, cause: BaseException | None, step: Step) -> None:
+        """Settle, then close every session for good, whatever happened before."""
+        failures: list[BaseException] = []
+        active = self._active()
+        in_use = self._in_use(active)  # asked now, for its call may return while the others are ended
+        try:
+            self.settle(step)
+        except BaseException as exc:
+            failures.append(exc)
+        for one in self._sessions:
+            try:
+                if one.session.in_transaction():
+                    step(_end, one)
+                elif not _end(one.session):
+                    in_use = True
+            except BaseException as exc:
+                failures.append(exc)
+        if in_use or failures:
+            self._tell(failures, in_use, cause)
+
+    def abandon(self) -> None:
+        """Close every session where nothing can be awaited any more, as the event loop is gone: connections with it."""
+        for one in self._sessions:
+            try:
+                one.session.guard_end(_close if one.async_session is None else _give_up)
+            except Exception:
+                logger.exception("%s: a session could not be closed after its event loop had ended", self._unit)
+
+    def cut(self) -> bool:
+        """Cut every connection that is still waited for; return whether there was any."""
+        connections = [one for session in self._sessions for one in session.outcome.connections]
+        cut = [one.cut() for one in connections]
+        if any(cut):
+            logger.error(
+                "%s: cancelled, and the database has not answered COMMIT or ROLLBACK for %g seconds; its connection is "
+                "cut, and %s",
+                self._unit,
+                CANCELLED_LIMIT,
+                "the COMMIT is in doubt: nobody can tell whether it was applied"
+                if any(one.outcome.in_doubt for one in self._sessions)
+                else "its work is rolled back",
+            )
+        return any(cut)
+
+    def _roll_back(self, sessions: list[UnitSession], step: Step) -> BaseException | None:
+        """Roll back each; return the first failure that is no error of the database's, which is logged."""
+        fatal: BaseException | None = None
+        for one in sessions:
+            try:
+                step(_roll_back, one)
+            except UnitOfWorkEndedError:  # whoever is in a call on it rolls it back
+                continue
+            except SessionInUseError:  # or it would be committed with what follows the response
+                logger.exception("%s: ROLLBACK failed on %r", self._unit, one.database)
+                step(_end, one)
+            except Exception:
+                logger.exception("%s: ROLLBACK failed on %r", self._unit, one.database)
+            except BaseException as exc:
+                fatal = fatal or exc
+        return fatal
+
+    def _tell(self, failures: list[BaseException], in_use: bool, cause: BaseException | None) -> None:
+        """Raise the first failure, unless the unit ends with ``cause`` anyway; log whatever that would hide."""
+        fatal = next((one for one in failures if not isinstance(one, Exception)), None)
+        raised = fatal or (failures[0] if failures and cause is None else None)
+        for failure in failures:
+            if failure is not raised:
+                logger.error("%s: close failed", self._unit, exc_info=failure)
+        if in_use and not isinstance(raised, SessionInUseError):
+            logger.error("%s", still_in_use(self._unit))
+            if cause is not None:
+                cause.add_note(still_in_use(self._unit))
+        if raised is not None:
+            raise raised
+
+    def _objection(self, active: list[UnitSession]) -> Exception | None:
+        """Return why the unit must not commit, if it must not."""
+        if self._doom is not None:
+            doomed = UnitOfWorkDoomedError(
+                f"{self._unit} was to commit, but a scope that had joined it ended with an exception: {self._doom!r}"
+            )
+            doomed.__cause__ = self._doom
+            return doomed
+        if self._in_use(active):
+            return SessionInUseError(still_in_use(self._unit))
+        for one in self._sessions:
+            if one.outcome.state is State.DISCARDED:
+                return one.outcome.objection()
+        return None
+
+    def _active(self) -> list[UnitSession]:
+        return [one for one in self._sessions if one.session.in_transaction()]
+
+    def _in_use(self, sessions: list[UnitSession]) -> bool:
+        for one in sessions:  # noqa: SIM110  # twice in each unit, and any() takes longer
+            if one.session.guard_in_use:
+                return True
+        return False
+
+    def _partial(self, committed: list[UnitSession], active: list[UnitSession]) -> str:
+        done = ", ".join(repr(one.database) for one in committed)
+        lost = ", ".join(repr(one.database) for one in active[len(committed) :])
+        return f"{self._unit}: COMMIT failed; these had been committed: {done}; these are rolled back: {lost}"
+
+
+def _commit(session: GuardedSession) -> None:
+    outcome = session.guard_outcome
+    session.guard_close_streams()
+    before = outcome.committed
+    try:
+        session.commit()
+    except Exception:
+        raise
+    except BaseException:  # it came at any point: the driver knows whether COMMIT was sent
+        if outcome.committing and not _is_open(session):
+            outcome.in_doubt = True
+        raise
+    if outcome.committed is Committed.APPLICATION and before is None:
+        outcome.committed = Committed.UNIT
+
+
+def _is_open(session: GuardedSession) -> bool:
+    return all(one.word() in (OPEN, FAILED) for one in session.guard_outcome.connections)
+
+
+def _roll_back(session: GuardedSession) -> None:
+    """Roll back; a connection on which that fails is in doubt, and leaves the pool."""
+    try:
+        session.guard_outcome.look()
+        session.guard_close_streams()
+        session.rollback()
+    except (SessionInUseError, UnitOfWorkEndedError):  # whoever uses it ends it
+        raise
+    except BaseException:
+        session.guard_give_up()
+        raise
+
+
+def _end(session: GuardedSession) -> bool:
+    """Close for good now; or have it done by whoever is in a call, when that returns, and say False."""
+    return session.guard_end(_close)
+
+
+def _close(session: GuardedSession) -> None:
+    try:
+        if session.in_transaction():
+            _roll_back(session)
+    except Exception:
+        logger.exception("ROLLBACK failed on a session whose unit of work has ended")
+    finally:
+        session.guard_close()
+
+
+def _give_up(session: GuardedSession) -> None:
+    session.guard_give_up()
+    session.guard_close()
+
+
+def renew(session: GuardedSession) -> None:
+    """Let go of what a session held, so that the next unit may use it."""
+    session.guard_renew()

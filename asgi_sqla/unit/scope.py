@@ -1,0 +1,241 @@
+"""A unit of work outside a request, as a context manager of both kinds and as a decorator.
+
+Holds: how a scope is entered and left, propagation, and the retries of a decorated function.
+Must not know: ASGI, or how a database makes sessions.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextvars import Token
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, cast
+
+import anyio
+from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction
+
+from asgi_sqla.engine.options import checked_isolation_level
+from asgi_sqla.engine.urls import hidden
+from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.session.guard import running_loop
+from asgi_sqla.session.transient import pause
+from asgi_sqla.unit.callbacks import is_async
+from asgi_sqla.unit.context import Unit, enter, inherited, leave_anywhere, outside
+from asgi_sqla.unit.fences import may_retry
+from asgi_sqla.unit.unit import Job, UnitOfWork
+
+logger: logging.Logger = logging.getLogger("asgi_sqla")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Propagation: TypeAlias = Literal["new", "join", "nested"]
+
+
+class Database(Protocol):
+    """Where sessions come from; the class itself lives above."""
+
+    def _session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> Session:
+        """Return the ``Session`` of ``unit``."""
+        ...
+
+    def _async_session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> AsyncSession:
+        """Return the ``AsyncSession`` of ``unit``."""
+        ...
+
+    def _dialect(self) -> Any:
+        """Return its dialect, if that is known."""
+
+
+class Arguments(NamedTuple):
+    """The arguments of a ``session_scope()``, but for its database."""
+
+    propagation: Propagation
+    session_options: Mapping[str, Any]
+    read_only: bool
+    isolation_level: str | None
+    retries: int
+
+
+class SessionScope:
+    """What ``session_scope()`` returns: for ``with``, ``async with``, or as a decorator."""
+
+    __slots__ = ("_arguments", "_attempt", "_database", "_name", "_savepoint", "_token", "_unit")
+
+    def __init__(
+        self, database: Database, arguments: Arguments, name: str = "session_scope()", attempt: int = 0
+    ) -> None:
+        self._database = database
+        self._arguments = arguments
+        self._name = name
+        self._attempt = attempt
+        self._unit: UnitOfWork | None = None
+        self._token: Token[Unit | None] | None = None
+        self._savepoint: SessionTransaction | AsyncSessionTransaction | None = None
+
+    def __enter__(self) -> Session:
+        unit = self._open(awaits=False)
+        try:
+            session = self._database._session_of(unit, self._arguments.session_options)
+            if self._nested:
+                self._savepoint = session.begin_nested()
+        except BaseException:
+            self._undo()
+            raise
+        return session
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        unit = cast("UnitOfWork", self._unit)
+        try:
+            if self._token is not None:
+                unit._close_now(exc is None, exc)
+            elif self._savepoint is not None:
+                cast("SessionTransaction", self._savepoint).__exit__(kind, exc, traceback)
+            elif exc is not None:
+                unit._doomed_by(exc)
+        finally:
+            self._undo()
+
+    async def __aenter__(self) -> AsyncSession:
+        unit = self._open(awaits=True)
+        try:
+            session = self._database._async_session_of(unit, self._arguments.session_options)
+            if self._nested:
+                self._savepoint = await session.begin_nested()
+        except BaseException:
+            self._undo()
+            raise
+        return session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        unit = cast("UnitOfWork", self._unit)
+        try:
+            if kind is GeneratorExit and running_loop() is None:  # the event loop is gone: nothing can be awaited
+                unit._abandon()
+            elif self._token is not None:
+                (await unit._close(exc is None, exc)).check()
+            elif self._savepoint is not None:
+                await cast("AsyncSessionTransaction", self._savepoint).__aexit__(kind, exc, traceback)
+            elif exc is not None:
+                unit._doomed_by(exc)
+        finally:
+            self._undo()
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Return ``function`` with each call of it in a scope of its own."""
+        if not callable(function):
+            raise ConfigurationError(f"@session_scope() on {hidden(function)}, which is no function")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(
+                f"@session_scope() on the generator {function!r}: a generator runs when it is "
+                "consumed, which nobody can scope; write the with statement inside it"
+            )
+        if is_async(function):
+
+            @functools.wraps(function)
+            async def scoped_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+                return await self._call_async(function, args, kwargs)
+
+            return cast("Callable[P, R]", scoped_async)
+
+        @functools.wraps(function)
+        def scoped(*args: P.args, **kwargs: P.kwargs) -> R:
+            return self._call(function, args, kwargs)
+
+        return scoped
+
+    def _call(self, function: Callable[..., R], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> R:
+        attempt = 1
+        while True:
+            scope = self._of(function, attempt)
+            try:
+                with scope:
+                    result = function(*args, **kwargs)
+                    if inspect.iscoroutine(result):
+                        result.close()
+                        raise ConfigurationError(
+                            f"@session_scope() on {function!r}, a plain function that returned a coroutine: it would "
+                            "run after its scope; write async def, or put the decorator below the one that hides it"
+                        )
+                    return result
+            except Exception as exc:
+                time.sleep(scope._pause_after(exc))
+            finally:
+                scope._forget()
+            attempt += 1
+
+    async def _call_async(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        attempt = 1
+        while True:
+            scope = self._of(function, attempt)
+            try:
+                async with scope:
+                    return await function(*args, **kwargs)
+            except Exception as exc:
+                await anyio.sleep(scope._pause_after(exc))
+            finally:
+                scope._forget()
+            attempt += 1
+
+    def _of(self, function: Callable[..., Any], attempt: int) -> SessionScope:
+        name = getattr(function, "__qualname__", repr(function))
+        return SessionScope(self._database, self._arguments, name, attempt)
+
+    def _pause_after(self, failure: Exception) -> float:
+        """Return the seconds to wait before the next attempt, or raise ``failure`` if it was the last."""
+        unit = cast("UnitOfWork", self._unit)
+        if self._attempt > self._arguments.retries or not may_retry(unit, failure):
+            raise failure
+        logger.info("%s: attempt %d is retried after %r", self._name, self._attempt, failure)
+        return pause(self._attempt)
+
+    @property
+    def _nested(self) -> bool:
+        return self._arguments.propagation == "nested" and self._token is None
+
+    def _open(self, *, awaits: bool) -> UnitOfWork:
+        """Return the current unit to join, or enter a new one."""
+        arguments = self._arguments
+        if self._token is not None or self._savepoint is not None:
+            raise ConfigurationError(
+                "this session_scope() is open already; call session_scope() again for a second one"
+            )
+        if arguments.retries and not self._attempt:
+            raise ConfigurationError(
+                f"retries={arguments.retries} cannot run a with block again; "
+                "write a function and decorate it: @session_scope(retries=...)"
+            )
+        if arguments.isolation_level is not None:  # again, as the global db may have been configured meanwhile
+            checked_isolation_level(arguments.isolation_level, self._database._dialect())
+        unit = None if arguments.propagation == "new" else cast("UnitOfWork | None", inherited())
+        if unit is None:
+            unit = Job(self._name, awaits=awaits, read_only=arguments.read_only)
+            unit.isolation_level = arguments.isolation_level
+            unit.attempt = self._attempt or 1
+            self._token = enter(unit)
+        self._unit = unit
+        return unit
+
+    def _undo(self) -> None:
+        """Leave the context as it was before."""
+        token = self._token
+        self._token = self._savepoint = None
+        if token is not None:
+            unit = cast("UnitOfWork", self._unit)
+            unit._tell(outside(token))
+            leave_anywhere(token)
+            if not self._attempt:
+                unit._empty()
+
+    def _forget(self) -> None:
+        """Let go of what a decorated call's unit still has."""
+        if self._unit is not None and self._unit.ended:
+            self._unit._empty()

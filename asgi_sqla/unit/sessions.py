@@ -1,0 +1,136 @@
+"""The sessions of one unit of work: at most one of each kind for each database.
+
+Holds: which there are, on which event loop they may be used, and that none is added once the unit ends.
+Must not know: how a session is made, or how it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from threading import Lock
+from weakref import ref
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import SessionTransaction
+
+from asgi_sqla.errors import OWN_SCOPE, WrongEventLoopError, ended
+from asgi_sqla.session.guard import GuardedSession, User, current_user, running_loop
+from asgi_sqla.session.outcome import Outcome
+
+
+class UnitSession:
+    """One session of a unit: its sync core, the ``AsyncSession`` around that if it has one, and whose it is."""
+
+    __slots__ = ("async_session", "database", "loop", "session")
+
+    def __init__(
+        self,
+        database: object,
+        session: GuardedSession,
+        async_session: AsyncSession | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.database: object = database
+        self.session: GuardedSession = session
+        self.async_session: AsyncSession | None = async_session
+        self.loop: asyncio.AbstractEventLoop | None = loop
+
+    @property
+    def outcome(self) -> Outcome:
+        """What is known of its transaction."""
+        return self.session.guard_outcome
+
+
+class Sessions:
+    """The sessions of ``unit``, in the order of first use."""
+
+    __slots__ = ("_awaits", "_by_database", "_closed", "_lock", "_loop", "_unit", "all", "users", "writes")
+
+    def __init__(self, unit: object, *, awaits: bool = True) -> None:
+        self._unit = ref(unit)  # or each would keep the other alive
+        self._awaits = awaits
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = Lock()
+        self._closed = False
+        self._by_database: dict[tuple[object, bool], UnitSession] = {}
+        self.all: tuple[UnitSession, ...] = ()
+        self.writes: bool = False
+        """Whether any of them may have something to commit."""
+        self.users: set[User] | None = None
+        """Everybody who used a session, kept only where someone needs to know."""
+
+    def sync(self, database: object) -> UnitSession | None:
+        """Return the ``Session`` of ``database``, if there is one."""
+        if self.users is not None:
+            self.users.add(current_user())
+        return self._by_database.get((database, False))
+
+    def asynchronous(self, database: object) -> UnitSession | None:
+        """Return the ``AsyncSession`` of ``database``, if there is one; only on the unit's event loop."""
+        self._check_loop()
+        if self.users is not None:
+            self.users.add(current_user())
+        return self._by_database.get((database, True))
+
+    def add(self, made: UnitSession) -> UnitSession:
+        """Hold a session that was ``made`` on first use; return the one that was first, of two threads at once."""
+        made.loop = self._loop if made.async_session is not None else None
+        with self._lock:
+            if not self._closed:
+                held = self._by_database.setdefault((made.database, made.async_session is not None), made)
+                if held is made:
+                    self._guard(made)
+                    self.all = tuple(self._by_database.values())
+                return held
+        made.session.guard_close()
+        raise ended(self._unit())
+
+    def close(self) -> None:
+        """Add none any more: whoever makes one now gets an error, and no session that nobody would end."""
+        with self._lock:
+            self._closed = True
+
+    def adopt(self, unit: object) -> None:
+        """Go on as the sessions of the next ``unit``."""
+        self._unit = ref(unit)
+        for one in self.all:
+            self._guard(one)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether any of them is."""
+        for one in self.all:  # noqa: SIM110  # every request asks this, and any() takes twice as long
+            if one.session.in_transaction():
+                return True
+        return False
+
+    def begun(self) -> list[SessionTransaction]:
+        """Return the innermost transaction, or savepoint, that each is in."""
+        innermost = [one.session.get_nested_transaction() or one.session.get_transaction() for one in self.all]
+        return [transaction for transaction in innermost if transaction is not None]
+
+    def failures(self, *, unhandled: bool = False) -> list[Exception]:
+        """Return what error of the database each ran into; on request only where nothing was rolled back since."""
+        outcomes = [one.outcome for one in self.all]
+        return [one.error for one in outcomes if one.error is not None and (one.unhandled or not unhandled)]
+
+    def _guard(self, one: UnitSession) -> None:
+        one.session.guard(self._unit(), one.loop, self.users)  # type: ignore[arg-type]  # alive, as it holds these
+        self.writes = self.writes or one.session.guard_writes
+
+    def _check_loop(self) -> None:
+        """Raise unless the running event loop is the only one for AsyncSessions of this unit."""
+        running = running_loop() if self._awaits else None
+        self._loop = self._loop or running
+        if running is not None and running is self._loop:
+            return
+        where = "where no asyncio event loop runs" if running is None else "on another event loop"
+        where = where if self._awaits else "in a sync scope"
+        raise WrongEventLoopError(
+            f"an AsyncSession of {self._unit()} was asked for {where}; use the sync session there, "
+            f"or open a unit of work in async code: {OWN_SCOPE}"
+        )
+
+
+NONE = Sessions(Sessions)
+"""The sessions of a unit that nobody has used."""

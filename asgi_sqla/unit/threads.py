@@ -1,0 +1,103 @@
+"""Worker threads for the ends of sync sessions: one for each that is wanted, none queued, idle ones end.
+
+Not anyio's default limiter, which frameworks share: handlers that wait for a connection in every thread would starve
+the very COMMIT that frees one (160 of 200 requests failed so). And not a ThreadPoolExecutor, which queues the call
+before it starts a thread: where none can be started the caller is told of an error, and an idle thread commits later.
+
+Holds: the threads.
+Must not know: what is called in them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
+from typing import TypeAlias
+
+IDLE_LIMIT = 10.0
+"""Seconds after which a thread that has nothing to do ends."""
+EXIT_LIMIT = 10.0
+"""Seconds that an interpreter waits at its exit for a COMMIT under way."""
+
+Call: TypeAlias = "tuple[Future[None], Callable[[], object]]"
+
+
+class Threads:
+    """Threads that are started when they are wanted."""
+
+    def __init__(self) -> None:
+        self._idle: list[SimpleQueue[Call]] = []
+        self._busy: set[Future[None]] = set()
+        self._lock = threading.Lock()
+
+    def submit(self, function: Callable[[], object]) -> Future[None]:
+        """Call ``function`` in a thread and a copy of this context; return its future.
+
+        Raises RuntimeError, and has done nothing, if no thread can be started.
+        """
+        context = copy_context()
+        future: Future[None] = Future()
+        call = (future, lambda: context.run(function))
+        with self._lock:
+            inbox = self._idle.pop() if self._idle else None
+            self._busy.add(future)
+        if inbox is None:
+            inbox = SimpleQueue()
+            try:
+                threading.Thread(target=self._work, args=(inbox,), name="asgi_sqla", daemon=True).start()
+            except RuntimeError:
+                self._busy.discard(future)
+                raise
+        inbox.put(call)
+        return future
+
+    def finish(self) -> None:
+        """Wait for what is under way: a daemon thread is cut in the middle of it when the interpreter exits."""
+        for future in list(self._busy):
+            try:
+                future.exception(EXIT_LIMIT)
+            except TimeoutError:
+                return
+
+    def _work(self, inbox: SimpleQueue[Call]) -> None:
+        while True:
+            try:
+                future, function = inbox.get(timeout=IDLE_LIMIT)
+            except Empty:
+                with self._lock:
+                    if inbox in self._idle:
+                        self._idle.remove(inbox)
+                        return
+                continue  # somebody has just taken it
+            failure: BaseException | None = None
+            try:
+                function()
+            except BaseException as exc:
+                failure = exc
+            self._busy.discard(future)
+            with self._lock:  # first, or who is told of the end and comes again would start another thread
+                self._idle.append(inbox)
+            future.set_result(None) if failure is None else future.set_exception(failure)
+            del future, function, failure  # what an idle thread holds is kept alive
+
+
+def _make() -> None:
+    global _threads  # a forked child has the object, but none of its threads
+    _threads = Threads()
+
+
+def submit(function: Callable[[], object]) -> Future[None]:
+    """Call ``function`` in a thread of this process; see ``Threads.submit``."""
+    return _threads.submit(function)
+
+
+_threads: Threads
+_make()
+atexit.register(lambda: _threads.finish())
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_make)

@@ -1,0 +1,310 @@
+"""The unit of work: everything that one request, one socket message or one job does to its databases.
+
+Holds: ``UnitOfWork``, what it gives out, and when its end and its callbacks happen.
+Must not know: ASGI, HTTP statuses, how a database is configured, or where an end runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from enum import Enum
+from typing import cast
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import SessionTransaction
+
+from asgi_sqla.errors import ConfigurationError, ended
+from asgi_sqla.session.outcome import Fate, State
+from asgi_sqla.unit.callbacks import (
+    Callback,
+    Callbacks,
+    Moment,
+    call_hook,
+    call_now,
+    check_callback,
+    check_hook,
+    run,
+    run_async,
+)
+from asgi_sqla.unit.cancellation import FINE, Finished, finish, finished_now, to_completion
+from asgi_sqla.unit.commit import End, renew
+from asgi_sqla.unit.context import current, inherited
+from asgi_sqla.unit.places import inline
+from asgi_sqla.unit.sessions import NONE, Sessions
+
+
+class Stage(Enum):
+    """How far a unit is."""
+
+    OPEN = "it gives out sessions"
+    ENDING = "its sessions are being ended: a flush may still register callbacks, and nobody gets a new session"
+    ENDED = "it is over"
+
+
+OPEN, ENDING, ENDED = Stage.OPEN, Stage.ENDING, Stage.ENDED
+
+
+class UnitOfWork:
+    """Everything one request, one socket message or one job does to its databases.
+
+    Get the running one with ``current_unit()``; the middleware and ``session_scope()`` make them.
+    It holds at most one ``Session`` and one ``AsyncSession`` per ``Database``, ends in commit or
+    rollback, and is then closed for good.
+    """
+
+    # Defaults of the class, so that a unit nobody uses costs next to nothing to make.
+    attempt = 1
+    """How many times this request or function has been run, itself counted."""
+    isolation_level: str | None = None
+    """The isolation level of its transactions, None for the engine's own."""
+    _awaits = True
+    """Whether its end is awaited; a unit that ends inline has no AsyncSessions."""
+    _sessions: Sessions = NONE
+    _callbacks: Callbacks | None = None
+    _begin_hooks: tuple[Callable[[Connection], object], ...] = ()
+    _used: bool = False
+    """Whether any session was made, or any callback registered."""
+    _stage: Stage = OPEN
+    _fenced = False
+    """Whether something was done inside it, past its own sessions, that must not be done twice."""
+    _name = "without a name"
+    _read_only = False
+    _rollback_only = False
+    _doom: BaseException | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in errors and logs."""
+        return self._name
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it refuses writes, and reads in autocommit."""
+        return self._read_only
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over, and its sessions closed for good."""
+        return self._stage is ENDED
+
+    def __repr__(self) -> str:
+        return f"<UnitOfWork {self.name} {'open' if self._stage is OPEN else 'ended'}>"
+
+    def rollback_only(self) -> None:
+        """Have the unit roll back whatever the response status, as for a dry run. It is no error."""
+        self._rollback_only = True
+
+    def on_commit(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None:
+        """Call ``callback(*args, **kwargs)`` once every database of the unit has committed.
+
+        Callbacks are called in order, before the response leaves, each in a scope of its own, so that
+        it may use the database. A plain function runs where it was registered, on the event loop or
+        in a worker thread; what an async one returns is awaited. One registered inside a transaction or
+        savepoint that is rolled back is dropped. An exception is logged, and the next one called.
+
+        Raises ConfigurationError for an async callback in a unit that has no event loop.
+        """
+        self._add_callback("commit", callback, args, kwargs)
+
+    def on_rollback(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None:
+        """Call ``callback``, as ``on_commit`` does, once the unit, or the savepoint it is in, was rolled back."""
+        self._add_callback("rollback", callback, args, kwargs)
+
+    def on_begin(self, hook: Callable[[Connection], object]) -> None:
+        """Call ``hook(connection)`` when a transaction of the unit begins, as for ``SET LOCAL``.
+
+        ``hook`` is a plain function; ``connection`` is a sync ``Connection``, under an ``AsyncSession`` too.
+        It is called again after a commit the application made in the middle.
+
+        Raises ConfigurationError for an async function, for what cannot be called, and once a transaction has begun,
+        for that one would go without.
+        """
+        check_hook(hook)
+        if self._sessions.in_transaction or (self._sessions is not NONE and self._reads_in_autocommit()):
+            raise ConfigurationError(
+                f"hook={hook!r} comes too late for a transaction of {self}; register it before the first query, "
+                "and give a read-only scope an isolation_level="
+            )
+        self._begin_hooks = (*self._begin_hooks, hook)
+
+    # What follows is for the rooms above and for the listeners of sessions.
+
+    def _open_sessions(self) -> Sessions:
+        """Return the sessions, to look one up or to add one."""
+        if self._stage is not OPEN and (self._stage is ENDED or self._sessions is NONE):
+            raise ended(self)
+        self._used = True
+        if self._sessions is NONE:
+            # A dictionary's setdefault is atomic: of two threads that come first at once, both get the same.
+            self.__dict__.setdefault("_sessions", Sessions(self, awaits=self._awaits))
+        return self._sessions
+
+    def _reads_in_autocommit(self) -> bool:
+        """Whether its sessions need no transaction: they only read, and nobody asked for one."""
+        return self.read_only and self.isolation_level is None and not self._begin_hooks
+
+    def _may_be_repeated(self) -> bool:
+        """Whether nothing of it is in a database for good, or may be: what a drivers' last word says included."""
+        for one in self._sessions.all:
+            one.outcome.look()
+            if one.session.guard_writes and (one.outcome.committed or one.outcome.in_doubt):
+                return False
+        return not self._fenced
+
+    def _tell(self, outer: object) -> None:
+        """Have the unit around this one know of what must not be done twice."""
+        if isinstance(outer, UnitOfWork) and not self._may_be_repeated():
+            outer._fenced = True
+
+    def _doomed_by(self, cause: BaseException) -> None:
+        """Make it an error to commit this unit, because ``cause`` left a scope that had joined it."""
+        self._doom = self._doom or cause
+
+    async def _settle(self, commit: bool) -> Finished:
+        """Commit, or roll back, every open transaction; the sessions stay usable. Return how that ended.
+
+        All commit in the order of first use. If one cannot, it and those after it are rolled back, and its exception
+        has a note of what had been committed. Callbacks are called. A cancellation waits for a bounded time.
+        """
+        if not self._has_work():
+            return FINE
+        return await self._run(self._end(commit), commit, closing=False, cause=None)
+
+    async def _close(self, commit: bool, cause: BaseException | None = None) -> Finished:
+        """Settle, then close every session for good; return how that ended. ``cause`` is what the unit ends with."""
+        self._stage = ENDING
+        self._sessions.close() if self._sessions is not NONE else None
+        end = self._end(commit)
+        try:
+            if self._has_work():
+                return await self._run(end, commit, closing=True, cause=cause)
+            return finished_now(lambda: end.close(cause, inline))
+        finally:
+            self._stage = ENDED
+
+    async def _renew(self) -> Finished:
+        """Commit, and end; the sessions let go of all they have, to be adopted by the next unit."""
+        finished = await self._settle(commit=True)
+        self._fenced = not self._may_be_repeated()
+        if self._sessions.in_transaction:
+            await self._close(commit=False, cause=finished.failure)
+            self._sessions = NONE
+        else:
+            self._stage = ENDED
+            for one in self._sessions.all:
+                renew(one.session)
+        return finished
+
+    def _close_now(self, commit: bool, cause: BaseException | None = None) -> None:
+        """Do what ``_close`` does in this thread, and raise; for a unit without an event loop."""
+        self._stage = ENDING
+        self._sessions.close() if self._sessions is not NONE else None
+        finished = FINE
+        fatal: BaseException | None = None
+        end = self._end(commit)
+        try:
+            finished = finished_now(lambda: end.close(cause, inline))
+        finally:
+            self._stage = ENDED
+            for callback in self._due(commit, finished.failure):
+                fatal = run(callback, Job(f"{callback} of {self.name}", awaits=False)) or fatal
+        if (failure := finished.failure or fatal) is not None:
+            raise failure
+
+    def _abandon(self) -> None:
+        """End where nothing can be awaited any more, as the event loop is gone."""
+        self._stage = ENDED
+        self._end(commit=False).abandon()
+
+    def _empty(self) -> None:
+        """Let go of everything: contexts that a pooled connection or a long-lived task captured keep this object."""
+        if self._used:
+            self._name = self.name
+            self._sessions = NONE
+            self._callbacks = self._doom = None
+            self._begin_hooks = ()
+
+    async def _run(self, end: End, commit: bool, *, closing: bool, cause: BaseException | None) -> Finished:
+        running = end.start(closing=closing, cause=cause)
+        if self._callbacks is None and not self._sessions.writes and isinstance(running, Coroutine):
+            return await finish(running)  # what only read may be cancelled
+        finished = await to_completion(running, end.cut)
+        if self._callbacks is None:  # asked only now, as a flush of the COMMIT may have registered one
+            return finished
+        called = await to_completion(self._call_back(self._due(commit, finished.failure)))
+        return Finished(finished.failure or called.failure, called.cancelled or finished.cancelled)
+
+    async def _call_back(self, callbacks: list[Callback]) -> None:
+        fatal: BaseException | None = None
+        for callback in callbacks:
+            fatal = await run_async(callback, Job(f"{callback} of {self.name}", awaits=True)) or fatal
+        if fatal is not None:
+            raise fatal
+
+    def _has_work(self) -> bool:
+        return (
+            self._sessions.in_transaction
+            or self._callbacks is not None
+            or self._doom is not None
+            or any(one.outcome.state is State.DISCARDED for one in self._sessions.all)
+        )
+
+    def _end(self, commit: bool) -> End:
+        return End(self, self._sessions.all, commit and not self._rollback_only, self._doom)
+
+    def _due(self, commit: bool, failure: BaseException | None) -> list[Callback]:
+        return [] if self._callbacks is None else self._callbacks.take(self._fate(commit, failure))
+
+    def _fate(self, commit: bool, failure: BaseException | None) -> Fate:
+        """Return what became of the unit, for callbacks that were registered before any transaction."""
+        outcomes = [one.outcome for one in self._sessions.all]
+        if any(one.in_doubt for one in outcomes):
+            return "in doubt"
+        kept = any(one.committed for one in outcomes) or not any(one.rolled_back for one in outcomes)
+        return "commit" if commit and not self._rollback_only and failure is None and kept else "rollback"
+
+    def _add_callback(
+        self, moment: Moment, function: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> None:
+        check_callback(function, awaits=self._awaits, unit=self)
+        if self._stage is ENDED:
+            raise ended(self)
+        self._used = True
+        self._callbacks = self._callbacks or Callbacks()
+        self._callbacks.add(Callback(moment, function, args, kwargs, self._sessions.begun()))
+
+    def _begun(self, connection: Connection) -> None:
+        self._used = True  # a websocket's session may have been asked for in an earlier message
+        for hook in self._begin_hooks:
+            call_hook(hook, connection)
+
+    def _note(self, fate: Fate, transaction: SessionTransaction) -> None:
+        if self._callbacks is not None:
+            self._callbacks.note(fate, transaction)
+
+
+class Job(UnitOfWork):
+    """A unit of work outside a request: one ``session_scope()``, or one callback, and named after it."""
+
+    def __init__(self, name: str, *, awaits: bool, read_only: bool = False) -> None:
+        self._name = name
+        self._read_only = read_only
+        self._awaits = awaits
+
+
+def current_unit() -> UnitOfWork:
+    """Return the unit of work of this request, socket message or scope.
+
+    Raises NoUnitOfWorkError outside any, and UnitOfWorkEndedError where only an ended one is known.
+    """
+    return cast("UnitOfWork", current())
+
+
+def on_commit(callback: Callable[..., object], *args: object, **kwargs: object) -> None:
+    """Do what ``current_unit().on_commit()`` does; outside any unit, call ``callback`` at once, if it is not async."""
+    unit = cast("UnitOfWork | None", inherited())
+    if unit is not None:
+        unit.on_commit(callback, *args, **kwargs)
+        return
+    check_callback(callback, awaits=False, unit="code outside any unit of work")
+    call_now(callback, args, kwargs)
