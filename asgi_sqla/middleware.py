@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Never, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
 
 from sqlalchemy.engine import URL
 
@@ -21,7 +21,7 @@ from asgi_sqla.asgi.retry import replay
 from asgi_sqla.asgi.verdict import CommitOn, ReadOnly, below_400, read_only_of, verdict_of
 from asgi_sqla.asgi.websocket import WebSocket
 from asgi_sqla.database import Database, db
-from asgi_sqla.engine.options import checked_count
+from asgi_sqla.engine.options import checked_count, known_arguments
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.unit.callbacks import is_async
@@ -29,6 +29,14 @@ from asgi_sqla.unit.context import note_middleware
 
 Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """Any ASGI 3 application. asgiref's own type would refuse Starlette's, which has other mappings in it."""
+
+_INSTEAD = {
+    "db": "database=",
+    "db_url": "url=, or database=Database(url)",
+    "engine": "database=Database(engine=...)",
+    "engine_args": "database=Database(url, engine_options=...)",
+    "session_args": "database=Database(url, session_options=...)",
+}
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
@@ -54,6 +62,7 @@ class SQLAlchemyMiddleware:
     Raises ConfigurationError when an argument is wrong, at once.
     """
 
+    @known_arguments(_INSTEAD)
     def __init__(
         self,
         app: Application,
@@ -67,9 +76,8 @@ class SQLAlchemyMiddleware:
         replay_limit: int = 2**20,
         check_on_startup: bool = False,
         on_startup: OnStartup | None = None,
-        **unknown: Never,
     ) -> None:
-        _check_application(app, unknown)
+        _check_application(app)
         if not isinstance(check_on_startup, bool):
             raise ConfigurationError(f"check_on_startup={hidden(check_on_startup)} is neither True nor False")
         self._check_on_startup = check_on_startup
@@ -119,16 +127,7 @@ class SQLAlchemyMiddleware:
             logger.warning("%r is inside another SQLAlchemyMiddleware, whose rules hold: its own are ignored", self)
 
 
-def _check_application(app: Any, unknown: Mapping[str, object]) -> None:
-    for name in unknown:
-        write = {
-            "db": "database=",
-            "db_url": "url=, or database=Database(url)",
-            "engine": "database=Database(engine=...)",
-            "engine_args": "database=Database(url, engine_options=...)",
-            "session_args": "database=Database(url, session_options=...)",
-        }.get(name, "its arguments as README.rst lists them; those of a database are for Database(...)")
-        raise ConfigurationError(f"{name}= is no argument of SQLAlchemyMiddleware; write {write}")
+def _check_application(app: Any) -> None:
     try:
         if isinstance(app, Database) or (isinstance(app, type) and not hasattr(app, "__await__")):
             raise TypeError

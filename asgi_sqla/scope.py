@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from asgi_sqla.database import Database, db
-from asgi_sqla.engine.options import checked_count, checked_isolation_level
+from asgi_sqla.engine.options import checked_count, checked_isolation_level, known_arguments
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.classes import check_session_options
 from asgi_sqla.unit.scope import Arguments, Propagation, SessionScope
 
 
+@known_arguments({"db": "database=", "url": "session_scope(Database(url))"})
 def session_scope(
     database: Database | None = None,
     *,

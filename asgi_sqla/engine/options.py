@@ -6,9 +6,10 @@ Must not know: engines of ours, sessions, units.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.engine.default import DefaultDialect
@@ -19,6 +20,8 @@ from sqlalchemy.util import get_cls_kwargs
 from asgi_sqla.engine.urls import Target, hidden, parse, shown
 from asgi_sqla.errors import ConfigurationError
 
+P = ParamSpec("P")
+R = TypeVar("R")
 TransactionMode: TypeAlias = Literal["deferred", "immediate"]
 
 _ENGINE = frozenset(
@@ -66,6 +69,25 @@ class Configuration(NamedTuple):
     session_options: dict[str, Any]
     transaction_mode: TransactionMode | None
     replicas: tuple[URL, ...]
+
+
+def known_arguments(instead: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a callable so that an unknown keyword is a ConfigurationError; ``instead`` says what to write."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        known = [name for name in inspect.signature(function).parameters if name != "self"]
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name in kwargs:
+                if name not in known:
+                    write = instead.get(name) or f"one of {', '.join(known)}"
+                    raise ConfigurationError(f"{name}= is no argument of {function.__qualname__.removesuffix('.__init__')}(); write {write}")
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def checked(arguments: Mapping[str, Any]) -> Configuration:
