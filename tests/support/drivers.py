@@ -1,0 +1,46 @@
+"""One case for each driver: the backend and the kind of session that use it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from support.databases import ASKED_FOR
+
+EACH = {
+    "sqlite3": ("sqlite", "sync"),
+    "aiosqlite": ("sqlite", "async"),
+    "asyncpg": ("asyncpg", "async"),
+    "psycopg": ("psycopg", "sync"),
+    "psycopg async": ("psycopg", "async"),
+    "psycopg2": ("psycopg2", "sync"),
+    "pymysql": ("pymysql", "sync"),
+    "asyncmy": ("asyncmy", "async"),
+    "aiomysql": ("aiomysql", "async"),
+    "mysqlclient": ("mysqldb", "sync"),
+}
+"""Every driver that the outcome of a transaction is fed from, and mysqlclient, which tells it nothing."""
+SQLITE = ("sqlite3", "aiosqlite")
+POSTGRESQL = ("asyncpg", "psycopg", "psycopg async", "psycopg2")
+MARIADB = ("pymysql", "asyncmy", "aiomysql", "mysqlclient")
+TELLING = tuple(name for name in EACH if name != "mysqlclient")
+"""Those that say whether a transaction is open."""
+
+_MODULES = {"aiomysql": "aiomysql", "asyncmy": "asyncmy", "mysqlclient": "MySQLdb", "pymysql": "pymysql"}
+"""The drivers that the tests do not install everywhere."""
+
+
+def case(driver: str, *more: Any) -> Any:
+    """Return a parameter of a backend and a kind of session, and of ``more``; skipped where the driver is missing."""
+    missing = driver in _MODULES and find_spec(_MODULES[driver]) is None
+    marks = [pytest.mark.skip(reason=f"the driver {driver} is not installed")] if missing else []
+    named = "-".join([driver, *(getattr(one, "__name__", str(one)) for one in more)]).replace(" ", "_")
+    return pytest.param(*EACH[driver], *more, id=named, marks=marks)
+
+
+def on_drivers(*drivers: str) -> pytest.MarkDecorator:
+    """Run a test with each of ``drivers``; with those of the asked backends alone, if any were asked for."""
+    asked = [name for name in drivers if ASKED_FOR is None or EACH[name][0] in ASKED_FOR.split(",")]
+    return pytest.mark.parametrize(("backend", "kind"), [case(name) for name in asked], indirect=["backend"])
