@@ -42,6 +42,7 @@ class Threads:
         """
         context = copy_context()
         future: Future[None] = Future()
+        future.set_running_or_notify_cancel()  # what a thread has begun cannot be cancelled, and ends by itself
         call = (future, lambda: context.run(function))
         with self._lock:
             inbox = self._idle.pop() if self._idle else None
