@@ -18,16 +18,16 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import text
 
 from asgi_sqla.engine.engines import Engines, Role, check_listener
-from asgi_sqla.engine.options import INSTEAD, Configuration, TransactionMode, checked
+from asgi_sqla.engine.options import Configuration, TransactionMode, check_names, checked
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.classes import guarded, guarded_async, session_classes
 from asgi_sqla.session.factories import AsyncSessionFactory, SessionFactory
-from asgi_sqla.session.guard import GuardedSession
+from asgi_sqla.session.guard import GuardedSession, running_loop
 from asgi_sqla.session.read_only import ReadOnlySession
-from asgi_sqla.unit.context import current
+from asgi_sqla.unit.context import current, lookup
 from asgi_sqla.unit.fences import watch_commits
 from asgi_sqla.unit.sessions import UnitSession
-from asgi_sqla.unit.unit import UnitOfWork
+from asgi_sqla.unit.unit import OPEN, UnitOfWork
 
 
 class DatabaseOptions(TypedDict, total=False):
@@ -68,12 +68,6 @@ class Database:
         self._prepare()
         self.configure(url, **options)
 
-    @classmethod
-    def _unconfigured(cls) -> Database:
-        database = cls.__new__(cls)
-        database._prepare()
-        return database
-
     def _prepare(self) -> None:
         self._engines: Engines
         self._configuration: Configuration | None = None
@@ -86,9 +80,7 @@ class Database:
         Raises ConfigurationError for wrong arguments, and for other ones while engines of the
         first are in use: ``dispose()`` those first.
         """
-        for name in options.keys() - DatabaseOptions.__annotations__.keys():
-            write = INSTEAD.get(name, f"it takes url, {', '.join(DatabaseOptions.__annotations__)}")
-            raise ConfigurationError(f"{name}= is no argument of Database; {write}")
+        check_names(options, DatabaseOptions.__annotations__)
         configuration = checked({"url": url, **options})
         classes = session_classes(configuration.session_options)
         if configuration == self._configuration:
@@ -100,6 +92,8 @@ class Database:
             )
         engines = self._make_engines(configuration, configuration.url, "write")
         self._classes = classes
+        self._async_class = guarded_async(classes.asynchronous)
+        self._guarded: dict[tuple[Role, str | None], type[GuardedSession]] = {}
         self._reading = {}
         self._engines = engines
         self._configuration = configuration
@@ -138,7 +132,8 @@ class Database:
 
         Raises NoUnitOfWorkError outside any unit, UnitOfWorkEndedError after its end.
         """
-        return self._session_of(current(), {})
+        unit = cast("UnitOfWork | None", lookup())
+        return self._session_of(unit if unit is not None and unit._stage is OPEN else current(), {})
 
     @property
     def async_session(self) -> AsyncSession:
@@ -147,7 +142,8 @@ class Database:
         Raises NoUnitOfWorkError outside any unit, UnitOfWorkEndedError after its end, and
         WrongEventLoopError in a worker thread, a sync scope, or another event loop.
         """
-        return self._async_session_of(current(), {})
+        unit = cast("UnitOfWork | None", lookup())
+        return self._async_session_of(unit if unit is not None and unit._stage is OPEN else current(), {})
 
     @property
     def sessionmaker(self) -> orm.sessionmaker[Session]:
@@ -208,39 +204,42 @@ class Database:
 
     def _session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> Session:
         """Return the ``Session`` of ``unit``, made on first use with ``options``."""
-        held = unit._open_sessions().sync(self)
+        sessions = unit._open_sessions()
+        held = sessions.sync(self)
         if held is None:
             engines, role = self._engines_for(unit)
             engine = engines.sync()
             if unit.isolation_level is not None:  # on the same pool
                 engine = engine.execution_options(isolation_level=unit.isolation_level)
-            session = self._guarded(role, unit)(bind=engine, **{**self._classes.options, **options})
-            held = unit._open_sessions().add(UnitSession(self, session))
+            cls = self._guarded.get((role, unit.isolation_level)) or self._guard(role, unit)
+            held = sessions.add(UnitSession(self, cls(bind=engine, **{**self._classes.options, **options})))
         return held.session
 
     def _async_session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> AsyncSession:
         """Return the ``AsyncSession`` of ``unit``, made on first use with ``options``."""
-        held = unit._open_sessions().asynchronous(self)
+        sessions = unit._open_sessions()
+        held = sessions.asynchronous(self)
         if held is None:
             engines, role = self._engines_for(unit)
-            engine = engines.asynchronous()
+            of_loop = engines.of_loops.get(running_loop())  # what asynchronous() does, for each request
+            engine = engines.asynchronous() if of_loop is None else of_loop.engine
             if unit.isolation_level is not None:
                 engine = engine.execution_options(isolation_level=unit.isolation_level)
-            made = guarded_async(self._classes.asynchronous)(
-                bind=engine, sync_session_class=self._guarded(role, unit), **{**self._classes.options, **options}
-            )
-            held = unit._open_sessions().add(UnitSession(self, cast("GuardedSession", made.sync_session), made))
+            cls = self._guarded.get((role, unit.isolation_level)) or self._guard(role, unit)
+            made = self._async_class(bind=engine, sync_session_class=cls, **{**self._classes.options, **options})
+            held = sessions.add(UnitSession(self, cast("GuardedSession", made.sync_session), made))
         return cast("AsyncSession", held.async_session)
 
-    def _guarded(self, role: Role, unit: UnitOfWork) -> type[GuardedSession]:
+    def _guard(self, role: Role, unit: UnitOfWork) -> type[GuardedSession]:
         guard = GuardedSession if role == "write" else ReadOnlySession
-        return guarded(self._classes.sync, guard, role == "read", unit.isolation_level)
+        made = guarded(self._classes.sync, guard, role == "read", unit.isolation_level)
+        return self._guarded.setdefault((role, unit.isolation_level), made)
 
     def _engines_for(self, unit: UnitOfWork) -> tuple[Engines, Role]:
         """Return the engines for what ``unit`` does, and what that is."""
+        if not unit.read_only and self._configuration is not None:
+            return self._engines, "write"
         engines = self._ready()
-        if not unit.read_only:
-            return engines, "write"
         role: Role = "read" if unit._reads_in_autocommit() else "snapshot"
         if role in self._reading and not self._substituted:
             return self._reading[role], role
@@ -310,5 +309,6 @@ def _select_one(engine: Engine) -> None:
         connection.execute(text("SELECT 1"))
 
 
-db: Database = Database._unconfigured()
+db: Database = Database.__new__(Database)
 """The ready-made global database: ``db.configure(url)`` tells it which one it is."""
+db._prepare()

@@ -86,7 +86,7 @@ class SQLAlchemyMiddleware:
             app,
             verdict_of(commit_on),
             Answers(error_responses),
-            read_only_of(read_only),
+            None if read_only == () else read_only_of(read_only),
             checked_count("retries", retries),
             checked_count("replay_limit", replay_limit),
             (commit_on, dict(error_responses or {}), read_only, retries, replay_limit),

@@ -2,18 +2,39 @@
 
 On the path of a request that uses no database, nothing is made or awaited that it does not need.
 
-Holds: that path.
-Must not know: what becomes of a failure, how sessions are ended, or what any framework or server is called.
+Holds: that path, and what becomes of a failure before, at and after the start, which a websocket has in common.
+Must not know: how sessions are ended, or what any framework or server is called.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable
+from contextvars import Token
 from typing import TYPE_CHECKING, Any
 
-from asgi_sqla.asgi.exchange import ANSWERED, COMPLETE, FAILED, KEY, OVER, STARTED, WAITING, Answered, Exchange, Rules
+import anyio
+
+from asgi_sqla.asgi.exchange import (
+    ANSWERED,
+    COMPLETE,
+    FAILED,
+    KEY,
+    OVER,
+    SETTLING,
+    STARTED,
+    WAITING,
+    Answered,
+    Rules,
+    Stage,
+    is_of_ours,
+    send_nothing,
+    tell_committed,
+)
 from asgi_sqla.engine.urls import printable
-from asgi_sqla.unit.context import enter, leave, leave_anywhere, outside
+from asgi_sqla.errors import ended
+from asgi_sqla.unit.cancellation import FINE, Finished
+from asgi_sqla.unit.context import enter, leave
 from asgi_sqla.unit.unit import ENDED, UnitOfWork
 
 if TYPE_CHECKING:
@@ -22,9 +43,142 @@ if TYPE_CHECKING:
 _WHOLE = frozenset(("http.response.body", "http.response.pathsend", "http.response.zerocopysend"))
 """The messages that carry a body; the last one says ``more_body: False``, or nothing of it."""
 
+logger: logging.Logger = logging.getLogger("asgi_sqla")
+
+
+class Exchange:
+    """One request or websocket, from the call of the application to its end."""
+
+    _rules: Any
+    _scope: Any
+    _receive: Any
+    _send: Any
+    _at: Stage = WAITING
+    _failure: Exception | None = None
+    """Why we answer in the application's place."""
+    _mapped = False
+    """Whether ``error_responses`` had an answer for it, so that it need not be raised to the server."""
+    _settled: anyio.Event | None = None
+    """Set when what is being settled is, for an application that has ended meanwhile."""
+
+    @property
+    def _unit(self) -> UnitOfWork:
+        raise NotImplementedError
+
+    async def _settle_and_send(self, message: Any) -> None:
+        """End the transaction, and only then start the response: the application's, or ours."""
+        at = self._at
+        if at is FAILED or at is ANSWERED:
+            raise Answered
+        if at is not WAITING:  # a task of an application that has raised or returned: its work is rolled back
+            raise ended(self._unit)
+        self._at = SETTLING
+        try:
+            try:
+                commit = self._rules.verdict(self._scope, message)
+            except Exception as exc:
+                await self._answer(exc)
+                raise Answered from exc
+            finished = await self._settle_for(commit)
+            if finished is not FINE:
+                await self._heed(finished)
+            if not commit:
+                tell_committed(self._unit, f"answered {message.get('status')}")
+            self._at = STARTED
+        finally:
+            if self._at is SETTLING:
+                self._at = WAITING
+            if self._settled is not None:
+                self._settled.set()
+        await self._send(message)
+
+    async def _settle_for(self, commit: bool) -> Finished:
+        return await self._unit._settle(commit)
+
+    async def _heed(self, finished: Finished) -> None:
+        """Answer for a failure of the end, and let a cancellation through."""
+        if isinstance(finished.failure, Exception):
+            # The application may swallow a cancellation; a COMMIT that failed meanwhile stays failed all the same.
+            if finished.cancelled is not None:
+                self._failure, self._at = finished.failure, FAILED
+                raise finished.cancelled
+            await self._answer(finished.failure)
+            raise Answered from finished.failure
+        finished.check()
+
+    async def _answer(self, failure: Exception) -> None:
+        self._failure, self._at = failure, ANSWERED
+        finished = await self._unit._close(commit=False, cause=failure)
+        self._mapped = await self._rules.answers.give(failure, self._scope, self._receive, self._send)
+        finished.check()
+
+    async def _finish(self, raised: BaseException | None) -> None:
+        """End the unit, now that the application has returned or ``raised``."""
+        if self._at is SETTLING:  # by a task that the application has left behind
+            self._settled = anyio.Event()
+            await self._settled.wait()
+        unit, at = self._unit, self._at
+        if at is WAITING:
+            self._at = OVER
+        elif at is STARTED and raised is None:
+            self._tell_given_up()
+        finished = await unit._close(raised is None and at is COMPLETE, raised)
+        if at is WAITING:
+            tell_committed(self._unit, f"{type(raised).__name__} left it" if raised else "returned without an answer")
+        if finished is not FINE and finished.failure is not None:
+            self._surface(finished.failure)
+        await self._finish_with(raised)
+        if finished.cancelled is not None:
+            raise finished.cancelled
+
+    def _tell_given_up(self) -> None:
+        if self._unit._sessions.in_transaction:
+            what = "its response was given up, so what was begun after its start is rolled back"
+            logger.error("%s: %s", self._unit, what)
+
+    async def _finish_with(self, raised: BaseException | None) -> None:
+        """Raise what the application raised, unless we have answered for a failure, or can for this one."""
+        failure = self._failure
+        if failure is None:
+            if raised is not None:
+                await self._let_through(raised)
+            return
+        if raised is not None and not is_of_ours(raised):
+            raise raised
+        if self._at is not ANSWERED:
+            await self._answer(failure)
+        if not self._mapped:
+            self._surface(failure)
+
+    async def _let_through(self, raised: BaseException) -> None:
+        if not isinstance(raised, Exception):
+            raise raised
+        if self._at in (STARTED, COMPLETE):
+            self._surface(raised)
+        elif self._rules.answers.knows(raised):
+            await self._answer(raised)
+        else:
+            raise raised
+
+    def _surface(self, failure: BaseException) -> None:
+        """Raise ``failure`` to the server, or log it where that would harm later requests.
+
+        Every server that takes an exception after the response well states the ``spec_version`` it
+        follows; daphne states none, and an exception then ends the loop that notices failures. (Those of
+        websockets it closes.)
+        """
+        asgi = self._scope.get("asgi")
+        told = self._scope["type"] == "websocket" or asgi is None or "spec_version" in asgi
+        if told or not isinstance(failure, Exception):
+            raise failure
+        logger.error("%s failed", self._unit, exc_info=failure)
+
 
 class Request(Exchange, UnitOfWork):
     """The unit of work of one HTTP request, and its exchange: one object, for it is made each time."""
+
+    _called: tuple[Any, Any] = ("a request", "that is over")
+    """Its method and path, once its scope is let go of."""
 
     def __init__(self, rules: Rules, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         self._rules = rules
@@ -35,19 +189,20 @@ class Request(Exchange, UnitOfWork):
     @property
     def name(self) -> str:
         """Its method and path."""
-        scope = self._scope
-        return self._name if scope is None else printable(f"{scope.get('method')} {scope.get('path')}")
+        method, path = self._called if self._scope is None else (self._scope.get("method"), self._scope.get("path"))
+        return printable(f"{method} {path}")
 
     @property
     def read_only(self) -> bool:
         """Whether the middleware was told that such a request only reads."""
-        return self._read_only if self._scope is None else self._rules.read_only(self._scope)
+        reads = None if self._rules is None else self._rules.read_only
+        return reads is not None and reads(self._scope)
 
     @property
     def _unit(self) -> UnitOfWork:
         return self
 
-    async def run(self) -> None:
+    async def run(self) -> None:  # noqa: C901  # the path of every request, on which each helper would cost a call
         """Run the application in this unit."""
         raised: BaseException | None = None
         scope = self._scope
@@ -67,27 +222,31 @@ class Request(Exchange, UnitOfWork):
             self._stage = ENDED
             try:
                 leave(token)
-            except ValueError:  # in another context, as that of the request is gone with its event loop
-                leave_anywhere(token)
+            except ValueError:
+                logger.debug("a request was left in another context, as its own is gone with its event loop")
             if KEY in scope:
                 del scope[KEY]
             if self._used:
-                self._tell(outside(token))
+                outer = token.old_value
+                if outer is not None and outer is not Token.MISSING:
+                    self._tell(outer)
+                self._called = scope.get("method"), scope.get("path")
                 self._empty()
             if self._at is WAITING:
                 self._at = OVER
             # Contexts that a pooled connection or a long-lived task captured have this object for as long as they live.
             self._scope = self._receive = self._rules = None
-            self._send = _send_nothing
+            self._send = send_nothing
 
     def send(self, message: Any) -> Awaitable[None]:
         """Settle before the response starts; forward everything else as it is."""
         at = self._at
         kind = message["type"]
         if kind == "http.response.start":
-            if self._used or at is not WAITING:
-                return self._start(message)
-            self._at = STARTED
+            if at is WAITING and not self._used:
+                self._at = STARTED
+            elif at is not STARTED and at is not COMPLETE:  # a second start is for the server to judge
+                return self._settle_and_send(message)
         elif at is STARTED:
             if kind in _WHOLE and ("more_body" not in message or not message["more_body"]):
                 self._at = COMPLETE
@@ -95,13 +254,3 @@ class Request(Exchange, UnitOfWork):
             raise Answered
         forwarded: Awaitable[None] = self._send(message)
         return forwarded
-
-    def _start(self, message: Any) -> Awaitable[None]:
-        if self._at is STARTED or self._at is COMPLETE:  # a second start is for the server to judge
-            forwarded: Awaitable[None] = self._send(message)
-            return forwarded
-        return self._settle_and_send(message)
-
-
-async def _send_nothing(_message: Any) -> None:
-    """Send to nobody: the application has returned, and its request is over."""

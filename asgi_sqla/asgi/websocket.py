@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from asgi_sqla.asgi.exchange import ANSWERED, COMPLETE, FAILED, KEY, STARTED, WAITING, Answered, Exchange, Rules
+from asgi_sqla.asgi.exchange import ANSWERED, COMPLETE, FAILED, KEY, STARTED, WAITING, Answered, Rules
+from asgi_sqla.asgi.request import Exchange
 from asgi_sqla.engine.urls import printable
 from asgi_sqla.session.guard import current_user
 from asgi_sqla.unit.context import enter, inherited, leave, leave_anywhere, outside
@@ -25,6 +26,8 @@ WENT_WELL = (1000, 1001)
 
 class Message(UnitOfWork):
     """The unit of work of one message, or of what comes before the handshake is accepted."""
+
+    _hears_begin = True  # a session may have been asked for in an earlier message
 
     def __init__(self, path: str, last: Message | None) -> None:
         self._name = f"WEBSOCKET {printable(path)}"

@@ -10,6 +10,7 @@ Must not know: engines, sessions.
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -20,9 +21,14 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no ty
 
     __slots__ = ()
 
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109  # as asyncpg has it
+    def execute(self, query: str, *args: Any, timeout: float | None = None) -> Coroutine[Any, Any, str]:
         """Raise InFailedSQLTransactionError (25P02) if COMMIT was answered with ROLLBACK."""
-        status: str = await super().execute(query, *args, timeout=timeout)
-        if status == "ROLLBACK" and query.startswith("COMMIT"):
-            raise asyncpg.InFailedSQLTransactionError("a statement had failed, so PostgreSQL answered COMMIT: ROLLBACK")
-        return status
+        running: Coroutine[Any, Any, str] = super().execute(query, *args, timeout=timeout)
+        return _checked(running) if query[:6] == "COMMIT" else running
+
+
+async def _checked(running: Coroutine[Any, Any, str]) -> str:
+    status = await running
+    if status == "ROLLBACK":
+        raise asyncpg.InFailedSQLTransactionError("a statement had failed, so PostgreSQL answered COMMIT: ROLLBACK")
+    return status

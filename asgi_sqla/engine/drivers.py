@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, NamedTuple, TypeAlias
+from operator import attrgetter, methodcaller
+from typing import Any, NamedTuple
 
 
 class Word(Enum):
@@ -27,62 +28,59 @@ class Word(Enum):
 
 UNKNOWN, IDLE, OPEN, FAILED = Word.UNKNOWN, Word.IDLE, Word.OPEN, Word.FAILED
 
-Ask: TypeAlias = Callable[[Any], Word]
-"""A function of the driver's own connection."""
-
 
 class Driver(NamedTuple):
     """How to ask a driver, and how to cut its connection."""
 
-    ask: Ask
+    peek: Callable[[Any], Any]
+    """What the driver keeps, read off its connection before every statement, and so by nothing slower than C."""
+    words: Mapping[Any, Word]
+    """What that means."""
     cut: Callable[[Any], object]
-    hidden_by_errors: bool
+    is_closed: Callable[[Any], bool] = lambda _connection: False
+    """Whether a connection is closed, where its driver would then call it idle."""
+    hidden_by_errors: bool = False
     """Whether its word is to be asked for with a statement after an error, which carried no state."""
-    begins_with_statement: bool
+    begins_with_statement: bool = False
     """Whether the first statement of any kind opens the transaction; if not, only one that needs it."""
 
-
-_LIBPQ = {0: IDLE, 2: OPEN, 3: FAILED}
-"""libpq's PQTRANS_IDLE, PQTRANS_INTRANS and PQTRANS_INERROR; the others say nothing."""
-_IN_TRANSACTION = 1
-"""SERVER_STATUS_IN_TRANS, in the status flags of MySQL's and MariaDB's packets."""
+    def ask(self, connection: Any) -> Word:
+        """Return what the driver says of one of its connections, at any time."""
+        return UNKNOWN if self.is_closed(connection) else self.words[self.peek(connection)]
 
 
-def _say_nothing(_connection: Any) -> Word:
-    return UNKNOWN
+class _Libpq(dict[int, Word]):
+    """PQTRANS_IDLE, PQTRANS_INTRANS and PQTRANS_INERROR; the others say nothing."""
 
-
-def _ask_asyncpg(connection: Any) -> Word:
-    # It is True for a failed transaction too, and False once the connection is closed.
-    if connection.is_in_transaction():
-        return OPEN
-    return UNKNOWN if connection.is_closed() else IDLE
-
-
-def _ask_psycopg(connection: Any) -> Word:
-    return _LIBPQ.get(connection.pgconn.transaction_status, UNKNOWN)
-
-
-def _ask_psycopg2(connection: Any) -> Word:
-    return _LIBPQ.get(connection.get_transaction_status(), UNKNOWN)
-
-
-def _ask_sqlite(connection: Any) -> Word:
-    try:
-        return OPEN if connection.in_transaction else IDLE
-    except ValueError:  # aiosqlite says so of a closed connection
+    def __missing__(self, _status: int) -> Word:
         return UNKNOWN
 
 
-def _ask_mysql(connection: Any) -> Word:
-    status = connection.server_status
-    return UNKNOWN if status is None else OPEN if status & _IN_TRANSACTION else IDLE
+class _Flags(dict[int | None, Word]):
+    """The status flags of MySQL's and MariaDB's packets, each set of them judged once."""
+
+    def __missing__(self, status: int | None) -> Word:
+        word = UNKNOWN if status is None else OPEN if status & _IN_TRANSACTION else IDLE
+        self[status] = word
+        return word
 
 
-def _ask_asyncmy(connection: Any) -> Word:
-    # Its connection keeps the last flags that were not zero, so they never say "idle" again; its result has them all.
+_IN_TRANSACTION = 1
+"""SERVER_STATUS_IN_TRANS."""
+_BOOL = {True: OPEN, False: IDLE}
+_LIBPQ = _Libpq({0: IDLE, 2: OPEN, 3: FAILED})
+_FLAGS = _Flags()
+
+
+def _asyncmy_flags(connection: Any) -> Any:
+    # Its connection keeps the last flags of a result that were not zero, so only its result says "idle" then; of
+    # COMMIT and ROLLBACK there is no result, and the connection has all of their flags.
     result = connection._result
-    return UNKNOWN if result is None else OPEN if result.server_status & _IN_TRANSACTION else IDLE
+    return connection.server_status if result is None else result.server_status
+
+
+def _say_nothing(_connection: Any) -> None:
+    return None
 
 
 def _cut_socket(connection: Any) -> None:
@@ -116,17 +114,25 @@ def _cut_nothing(_connection: Any) -> None:
 
 
 DRIVERS: dict[str, Driver] = {
-    "asyncpg": Driver(_ask_asyncpg, _terminate, hidden_by_errors=True, begins_with_statement=True),
-    "psycopg": Driver(_ask_psycopg, _cut_socket, hidden_by_errors=False, begins_with_statement=True),
-    "psycopg2": Driver(_ask_psycopg2, _cut_socket, hidden_by_errors=False, begins_with_statement=True),
-    "pysqlite": Driver(_ask_sqlite, _interrupt, hidden_by_errors=False, begins_with_statement=False),
-    "aiosqlite": Driver(_ask_sqlite, _interrupt_aiosqlite, hidden_by_errors=False, begins_with_statement=False),
-    "pymysql": Driver(_ask_mysql, _cut_pymysql, hidden_by_errors=True, begins_with_statement=False),
-    "aiomysql": Driver(_ask_mysql, _close, hidden_by_errors=True, begins_with_statement=False),
-    "asyncmy": Driver(_ask_asyncmy, _close, hidden_by_errors=True, begins_with_statement=False),
+    # It says True of a failed transaction too, and False of a closed connection.
+    "asyncpg": Driver(
+        methodcaller("is_in_transaction"),
+        _BOOL,
+        _terminate,
+        methodcaller("is_closed"),
+        hidden_by_errors=True,
+        begins_with_statement=True,
+    ),
+    "psycopg": Driver(attrgetter("pgconn.transaction_status"), _LIBPQ, _cut_socket, begins_with_statement=True),
+    "psycopg2": Driver(methodcaller("get_transaction_status"), _LIBPQ, _cut_socket, begins_with_statement=True),
+    "pysqlite": Driver(attrgetter("in_transaction"), _BOOL, _interrupt),
+    "aiosqlite": Driver(attrgetter("in_transaction"), _BOOL, _interrupt_aiosqlite),
+    "pymysql": Driver(attrgetter("server_status"), _FLAGS, _cut_pymysql, hidden_by_errors=True),
+    "aiomysql": Driver(attrgetter("server_status"), _FLAGS, _close, hidden_by_errors=True),
+    "asyncmy": Driver(_asyncmy_flags, _FLAGS, _close, hidden_by_errors=True),
 }
 """What is known of each driver, by SQLAlchemy's name of it."""
-OTHER = Driver(_say_nothing, _cut_nothing, hidden_by_errors=True, begins_with_statement=True)
+OTHER = Driver(_say_nothing, {None: UNKNOWN}, _cut_nothing, hidden_by_errors=True, begins_with_statement=True)
 """Any other driver, mysqlclient among them: only errors tell, and a statement is asked after one."""
 
 
@@ -139,5 +145,5 @@ def cut(connection: Any, dialect: Any) -> None:
     """Cut a driver's connection that no longer answers: whoever waits for it gets an error now."""
     try:
         driver_of(dialect).cut(connection)
-    except (AttributeError, OSError, ValueError):
-        return  # it is closed already
+    except Exception:  # it is closed already, for which each driver has an error of its own
+        return

@@ -74,8 +74,9 @@ class Engines:
         self._listeners = [] if listeners is None else listeners
         self._watchers: list[Listener] = []
         self._made: list[Engine] = []
-        self._of_loops: dict[asyncio.AbstractEventLoop, LoopEngine] = {}
-        weakref.finalize(self, _abandon, self._made, self._of_loops).atexit = False
+        self.of_loops: dict[asyncio.AbstractEventLoop | None, LoopEngine] = {}
+        """The async engines that there are, by their event loops."""
+        weakref.finalize(self, _abandon, self._made, self.of_loops).atexit = False
         self._lock = Lock()
         if self.url is not None:
             self._check_driver(self.url)
@@ -93,7 +94,7 @@ class Engines:
     @property
     def in_use(self) -> bool:
         """Whether an engine has been made and not been disposed."""
-        return bool(self._made or self._of_loops)
+        return bool(self._made or self.of_loops)
 
     def sync(self) -> Engine:
         """Return the sync engine, made on first use."""
@@ -119,7 +120,7 @@ class Engines:
                 f"an async engine of {self!r} was asked for where no asyncio event loop is running; "
                 "there (and under trio), use the sync session and engine"
             ) from None
-        of_loop = self._of_loops.get(loop)
+        of_loop = self.of_loops.get(loop)
         return of_loop.engine if of_loop is not None else self._make_async(loop)
 
     def has_async(self) -> bool:
@@ -154,7 +155,7 @@ class Engines:
 
     def existing(self) -> list[Engine]:
         """Return the sync core of every engine that there is."""
-        async_engines = [self._given_async, *[of_loop.engine for of_loop in list(self._of_loops.values())]]
+        async_engines = [self._given_async, *[of_loop.engine for of_loop in list(self.of_loops.values())]]
         engines = [self._given, *self._made, *[one.sync_engine for one in async_engines if one is not None]]
         return [one for one in engines if one is not None]
 
@@ -169,7 +170,7 @@ class Engines:
         """Dispose the engines that are ours: the sync one and the running event loop's async one."""
         self.dispose()
         try:
-            of_loop = self._of_loops.get(asyncio.get_running_loop())
+            of_loop = self.of_loops.get(asyncio.get_running_loop())
         except RuntimeError:  # trio, where there are only sync engines
             return
         if of_loop is not None:
@@ -181,9 +182,9 @@ class Engines:
         for engine in self.existing():
             _parents.append(engine.pool)
             engine.dispose(close=False)
-        _parents.append(dict(self._of_loops))
+        _parents.append(dict(self.of_loops))
         self._made.clear()
-        self._of_loops.clear()
+        self.of_loops.clear()
 
     def _check_driver(self, url: URL) -> None:
         """Raise unless one of the two kinds can be had."""
@@ -216,7 +217,7 @@ class Engines:
         engine = sqlalchemy_asyncio.create_async_engine(target.url, **arguments)
         self._prepare(engine.sync_engine, asynchronous=True)
         self._forget_closed_loops()
-        of_loops = self._of_loops
+        of_loops = self.of_loops
         of_loops[loop] = LoopEngine(engine, lambda: of_loops.pop(loop, None))
         return engine
 
@@ -233,8 +234,8 @@ class Engines:
 
     def _forget_closed_loops(self) -> None:
         """Drop the engines of loops that were closed without ``shutdown_asyncgens()``: nobody can await them."""
-        for loop, of_loop in list(self._of_loops.items()):  # a copy, as other threads add theirs
-            if loop.is_closed() and self._of_loops.pop(loop, None) is not None:
+        for loop, of_loop in list(self.of_loops.items()):  # a copy, as other threads add theirs
+            if loop is not None and loop.is_closed() and self.of_loops.pop(loop, None) is not None:
                 of_loop.engine.sync_engine.dispose(close=False)
 
 
@@ -246,7 +247,7 @@ def check_listener(identifier: Any, function: Any) -> None:
         raise ConfigurationError(f"function={function!r} cannot be called; pass the function that is told")
 
 
-def _abandon(made: list[Engine], of_loops: dict[asyncio.AbstractEventLoop, LoopEngine]) -> None:
+def _abandon(made: list[Engine], of_loops: dict[asyncio.AbstractEventLoop | None, LoopEngine]) -> None:
     """Close what is idle of engines that nobody can reach any more, each where that can be done."""
     for engine in made:
         engine.dispose()

@@ -38,15 +38,15 @@ BUSY_TIMEOUT = 5.0
 """Seconds that a statement on SQLite waits for another connection's lock before ``database is locked``."""
 _QUEUE = frozenset(("max_overflow", "pool_size", "pool_timeout", "pool_use_lifo"))
 INSTEAD = {
-    "db_url": 'the URL comes first: Database("postgresql://...")',
-    "db": 'the URL comes first: Database("postgresql://...")',
-    "bind": "write engine= or async_engine=",
+    "db_url": 'Database("postgresql://..."), the URL first',
+    "db": 'Database("postgresql://..."), the URL first',
+    "bind": "engine= or async_engine=",
     **{
-        name: f'write engine_options={{"{name}": ...}}'
+        name: f'engine_options={{"{name}": ...}}'
         for name in ("connect_args", "echo", "isolation_level", "max_overflow", "pool_pre_ping", "pool_recycle")
         + ("pool_size", "pool_timeout", "poolclass")
     },
-    **{name: f'write session_options={{"{name}": ...}}' for name in ("autoflush", "class_", "expire_on_commit")},
+    **{name: f'session_options={{"{name}": ...}}' for name in ("autoflush", "class_", "expire_on_commit")},
 }
 """What to write in place of arguments that other libraries take."""
 _NUMBERS: Mapping[str, tuple[type, ...]] = {
@@ -82,12 +82,21 @@ def known_arguments(instead: Mapping[str, str]) -> Callable[[Callable[P, R]], Ca
             for name in kwargs:
                 if name not in known:
                     write = instead.get(name) or f"one of {', '.join(known)}"
-                    raise ConfigurationError(f"{name}= is no argument of {function.__qualname__.removesuffix('.__init__')}(); write {write}")
+                    raise ConfigurationError(
+                        f"{name}= is no argument of {function.__qualname__.removesuffix('.__init__')}(); write {write}"
+                    )
             return function(*args, **kwargs)
 
         return call
 
     return decorate
+
+
+def check_names(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for what is no argument of ``Database``."""
+    for name in given.keys() - known.keys():
+        write = INSTEAD.get(name, f"one of url, {', '.join(known)}")
+        raise ConfigurationError(f"{name}= is no argument of Database; write {write}")
 
 
 def checked(arguments: Mapping[str, Any]) -> Configuration:

@@ -12,7 +12,6 @@ from inspect import isfunction
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, cast
 
-from greenlet import getcurrent  # type: ignore[import-untyped]
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -22,7 +21,7 @@ from sqlalchemy.util import get_cls_kwargs
 from asgi_sqla.engine.options import mapping
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.session.guard import GuardedSession
+from asgi_sqla.session.guard import GuardedSession, guarding, refusing, unless_over
 
 CALLS = (
     ("begin_nested", "bulk_insert_mappings", "bulk_save_objects", "bulk_update_mappings", "close", "commit")
@@ -138,43 +137,6 @@ class GuardedAsyncSession(AsyncSession):
             await self.rollback()
 
 
-def _guarded(name: str, base: type[Session]) -> Callable[..., Any]:
-    method: Callable[..., Any] = getattr(base, name)
-
-    @functools.wraps(method)
-    def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
-        greenlet = getcurrent()
-        outermost = greenlet is not self._guard_inside and self._guard_enter(greenlet)
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            if outermost:
-                self._guard_leave()
-
-    return call
-
-
-def _unless_over(close: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(close)
-    def call(self: GuardedSession) -> None:
-        if not self._guard_over:  # closing what is closed does nothing, from any thread or event loop
-            close(self)
-
-    return call
-
-
-def _refusing(name: str, base: type[Session]) -> Callable[..., Any]:
-    method: Callable[..., Any] = getattr(base, name)
-
-    @functools.wraps(method)
-    def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
-        if self._guard_end is not None:
-            self._guard_refuse_if_ended()
-        return method(self, *args, **kwargs)
-
-    return call
-
-
 def guarded(
     session_class: type[Session],
     guard: type[GuardedSession] = GuardedSession,
@@ -198,9 +160,9 @@ def _make(
     # The user's own methods too: SQLModel's exec() calls Session.execute() past every subclass.
     own = session_class.__mro__[: session_class.__mro__.index(Session)]
     names = {name for cls in own for name, value in vars(cls).items() if isfunction(value) and name[0] != "_"}
-    members: dict[str, Any] = {name: _refusing(name, base) for name in LOCAL}
-    members |= {name: _guarded(name, base) for name in names.union(CALLS) if hasattr(base, name)}
-    members["close"] = _unless_over(members["close"])
+    members: dict[str, Any] = {name: refusing(name, base) for name in LOCAL}
+    members |= {name: guarding(name, base) for name in names.union(CALLS) if hasattr(base, name)}
+    members["close"] = unless_over(members["close"])
     members["guard_autocommit"] = autocommit
     if isolation_level is not None:
         members["get_bind"] = _isolating(base, isolation_level)

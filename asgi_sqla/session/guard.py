@@ -10,6 +10,7 @@ Must not know: units, engines, or why a session ends.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Collection
 from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
@@ -37,12 +38,8 @@ def current_user() -> User:
         return get_ident()
 
 
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Return the asyncio event loop that runs in this thread, if one does (trio has none)."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop
+"""Return the asyncio event loop that runs in this thread, None if there is none: trio has none of these."""
 
 
 def loop_is_running() -> bool:
@@ -72,7 +69,8 @@ class GuardedSession(Session):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guard_outcome: Outcome = Outcome()
-        self._guard_lock = Lock()
+        self.guard_lock: Lock = Lock()
+        """Held by whoever is in a call; for ever by who has ended it."""
         self.guard_binds: dict[Engine, Engine] = {}
         super().__init__(*args, **kwargs)
 
@@ -104,8 +102,9 @@ class GuardedSession(Session):
 
     def expunge_all(self) -> None:
         """Let go of every object. Changes that are lost by that are an error at a verdict to commit."""
-        self._guard_refuse_if_ended()
-        if (lost := self._guard_unflushed()) is not None:
+        if self._guard_end is not None:  # the end itself, or whoever comes after it
+            self._guard_refuse_if_ended()
+        elif (lost := self._guard_unflushed()) is not None:
             self.guard_outcome.note_discarded("expunge_all", lost)
         super().expunge_all()
 
@@ -114,11 +113,6 @@ class GuardedSession(Session):
         self.guard_unit = self.guard_hooks = unit
         self.guard_users = users
         self.guard_loop = loop
-
-    @property
-    def guard_in_use(self) -> bool:
-        """Whether a call on the session is running now."""
-        return self._guard_lock.locked() and not self._guard_over
 
     @property
     def _guard_streams(self) -> Collection[Any]:
@@ -159,14 +153,13 @@ class GuardedSession(Session):
 
     def _guard_end_if_idle(self) -> None:
         # Whoever ends it keeps the lock for ever, so there is no second one.
-        if self._guard_end is None or not self._guard_lock.acquire(False):
+        if self._guard_end is None or not self.guard_lock.acquire(False):
             return
         self._guard_inside = getcurrent()
         try:
             self._guard_end(self)
         finally:
             self._guard_inside = self.guard_hooks = None
-            self.guard_unit = str(self.guard_unit)  # nothing that an ended unit has is kept alive
             self._guard_over = True
 
     def _guard_discard(self, call: str, discard: Callable[[], None]) -> None:
@@ -181,8 +174,9 @@ class GuardedSession(Session):
             self.guard_outcome.forget_transaction()
             if lost is not None:
                 self.guard_outcome.note_discarded(call, lost)
-                if transaction is not None and self.guard_hooks is not None:
-                    self.guard_hooks._note("rollback", transaction)
+                callbacks = None if self.guard_hooks is None else self.guard_hooks._callbacks
+                if transaction is not None and callbacks is not None:
+                    callbacks.note("rollback", transaction)
 
     def _guard_unflushed(self) -> str | None:
         changed = [one for one in self.dirty if self.is_modified(one)]
@@ -201,7 +195,7 @@ class GuardedSession(Session):
             return False
         if self._guard_end is not None:
             raise ended(self.guard_unit)
-        if not self._guard_lock.acquire(False):
+        if not self.guard_lock.acquire(False):
             raise SessionInUseError(
                 f"a session of {self.guard_unit} is in use by {self._guard_user}; a session serves one "
                 f"task or thread at a time, so each opens its own: {OWN_SCOPE}"
@@ -227,6 +221,47 @@ class GuardedSession(Session):
 
     def _guard_leave(self) -> None:
         self._guard_user = self._guard_inside = None
-        self._guard_lock.release()
+        self.guard_lock.release()
         if self._guard_end is not None:
             self._guard_end_if_idle()
+
+
+def guarding(name: str, base: type[Session]) -> Callable[..., Any]:
+    """Return a method that may talk to the database: one user at a time, and none after the end."""
+    method: Callable[..., Any] = getattr(base, name)
+
+    @functools.wraps(method)
+    def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
+        greenlet = getcurrent()
+        outermost = greenlet is not self._guard_inside and self._guard_enter(greenlet)
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            if outermost:
+                self._guard_leave()
+
+    return call
+
+
+def unless_over(close: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a ``close()`` that does nothing after the end."""
+
+    @functools.wraps(close)
+    def call(self: GuardedSession) -> None:
+        if not self._guard_over:  # closing what is closed does nothing, from any thread or event loop
+            close(self)
+
+    return call
+
+
+def refusing(name: str, base: type[Session]) -> Callable[..., Any]:
+    """Return a method that only changes the session: none after its end."""
+    method: Callable[..., Any] = getattr(base, name)
+
+    @functools.wraps(method)
+    def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
+        if self._guard_end is not None:
+            self._guard_refuse_if_ended()
+        return method(self, *args, **kwargs)
+
+    return call

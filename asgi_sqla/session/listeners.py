@@ -24,13 +24,15 @@ from sqlalchemy.orm import Session, SessionTransaction
 from asgi_sqla.engine import read_only
 from asgi_sqla.errors import BlockingSessionWarning
 from asgi_sqla.session.guard import GuardedSession, loop_is_running
-from asgi_sqla.session.outcome import Committed, Outcome
+from asgi_sqla.session.outcome import DISCARDED, UNDONE, Committed, Outcome
 from asgi_sqla.session.read_only import ReadOnlySession, refuse_flush
 from asgi_sqla.session.transient import ends_transaction, sqlstate_of
 from asgi_sqla.session.watched import Watched
 
 IN_DOUBT = "the connection was lost during COMMIT: nobody can tell whether it was applied"
 """What an error says to who reads it; no decision is taken from that."""
+
+APPLICATION = Committed.APPLICATION
 
 blocking_warnings: list[bool] = [True]
 """Whether a sync session on an event loop is warned of; ``asgi_sqla.testing`` switches it off for a while."""
@@ -63,34 +65,42 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
         _hear(connection.dialect)
     if reading and not transaction.nested:
         read_only.begin(connection)
-    if not transaction.nested and (unit := guarded.guard_hooks) is not None:
+    unit = guarded.guard_hooks
+    if unit is not None and unit._hears_begin and not transaction.nested:
         unit._begun(connection)
 
 
 def _before_commit(session: Session) -> None:
     outcome = cast("GuardedSession", session).guard_outcome
-    outcome.look(asking=True)
-    if (objection := outcome.objection()) is not None and outcome.connections:
-        raise objection
+    if outcome.connections:
+        outcome.look(asking=True)
+        if outcome.state is UNDONE or outcome.state is DISCARDED:
+            raise outcome.objection()
     outcome.committing = True
 
 
 def _after_commit(session: Session) -> None:
     guarded = cast("GuardedSession", session)
-    guarded.guard_outcome.committing = False
-    transaction = session.get_transaction()
+    outcome, transaction = guarded.guard_outcome, session.get_transaction()
+    outcome.committing = False
     if transaction is None or session.in_nested_transaction():  # the release of a savepoint is announced as well
         return
-    guarded.guard_outcome.note_commit()
-    if (unit := guarded.guard_hooks) is not None:
-        unit._note("commit", transaction)
+    for one in outcome.connections:
+        if one.sent:
+            outcome.committed = outcome.committed or APPLICATION
+    outcome.connections = ()
+    outcome.wrote = False
+    unit = guarded.guard_hooks
+    if unit is not None and unit._callbacks is not None:
+        unit._callbacks.note("commit", transaction)
 
 
 def _after_soft_rollback(session: Session, rolled_back: SessionTransaction) -> None:
     guarded = cast("GuardedSession", session)
     guarded.guard_outcome.note_rollback(whole=rolled_back.parent is None)
-    if (unit := guarded.guard_hooks) is not None:
-        unit._note("rollback", rolled_back)
+    unit = guarded.guard_hooks
+    if unit is not None and unit._callbacks is not None:
+        unit._callbacks.note("rollback", rolled_back)
 
 
 def _hear(dialect: Dialect) -> None:
@@ -121,11 +131,12 @@ def _handle_error(context: ExceptionContext) -> None:
         return
     outcome, original = watched.outcome, context.original_exception
     error = context.sqlalchemy_exception or original
+    ends_by_rollback = context.execution_context is None and not outcome.committing
     if context.execution_context is None:
         _note_failed_end(watched, outcome, context)
     else:
         outcome.committing = False
-    if isinstance(error, Exception):
+    if isinstance(error, Exception) and not ends_by_rollback:  # which is no reason to retry what it has ended
         outcome.note_error(error)
         if sqlstate_of(original) == "25P02":  # in_failed_sql_transaction
             error.add_note(
@@ -162,8 +173,8 @@ def _note_failed_end(watched: Watched, outcome: Outcome, context: ExceptionConte
 def _note_doubt(session: Session, outcome: Outcome) -> None:
     outcome.in_doubt = True
     unit, transaction = cast("GuardedSession", session).guard_hooks, session.get_transaction()
-    if unit is not None and transaction is not None:
-        unit._note("in doubt", transaction)
+    if unit is not None and unit._callbacks is not None and transaction is not None:
+        unit._callbacks.note("in doubt", transaction)
 
 
 _PACKAGES = (str(Path(sqlalchemy.__file__).parent), str(Path(__file__).parent.parent))

@@ -35,6 +35,9 @@ class State(Enum):
     DISCARDED = "the application has thrown work away without a commit or a rollback"
 
 
+SOUND, FAILED, UNDONE, DISCARDED = State.SOUND, State.FAILED, State.UNDONE, State.DISCARDED
+
+
 class Committed(Enum):
     """Who committed."""
 
@@ -47,14 +50,28 @@ Fate: TypeAlias = Literal["commit", "rollback", "in doubt"]
 """What became of a transaction."""
 
 
+class Fates(Protocol):
+    """Who is told what became of a transaction or savepoint."""
+
+    def note(self, fate: Fate, ended: SessionTransaction) -> None:
+        """Take note of it."""
+
+
 class Hooks(Protocol):
     """What a unit of work does when its sessions begin, commit or roll back."""
 
+    @property
+    def _hears_begin(self) -> bool:
+        """Whether it is to be told of each transaction."""
+        ...
+
+    @property
+    def _callbacks(self) -> Fates | None:
+        """Its callbacks, if there are any."""
+        ...
+
     def _begun(self, connection: Connection) -> None:
         """Take note that a transaction has begun on ``connection``."""
-
-    def _note(self, fate: Fate, transaction: SessionTransaction) -> None:
-        """Take note of what became of a transaction or savepoint."""
 
 
 class Connected(Protocol):
@@ -80,43 +97,35 @@ class Connected(Protocol):
 class Outcome:
     """What is known of one session's transaction, and of those before it."""
 
-    __slots__ = ("committed", "committing", "connections", "error", "in_doubt", "rolled_back") + (
-        "state",
-        "streams",
-        "wrote",
-        "_why",
-    )
-
-    def __init__(self) -> None:
-        self.state: State = State.SOUND
-        self.committed: Committed | None = None
-        """Whether anything is in the database for good, and by whom. Never unset."""
-        self.in_doubt: bool = False
-        """Whether a COMMIT was sent whose answer never came. Never unset."""
-        self.rolled_back: bool = False
-        """Whether a whole transaction was rolled back, by whomever."""
-        self.committing: bool = False
-        self.wrote: bool = False
-        """Whether the open transaction has sent anything but reads."""
-        self.error: Exception | None = None
-        """The first transient error of the database, or else the last error: what follows that is its consequence."""
-        self.connections: tuple[Connected, ...] = ()
-        self.streams: Collection[Any] = ()
-        """Executions whose rows were left on the server; what nobody reads any more is not kept."""
-        self._why: str = ""
+    # Defaults of the class, so that most of them are never set.
+    state: State = SOUND
+    committed: Committed | None = None
+    """Whether anything is in the database for good, and by whom. Never unset."""
+    in_doubt: bool = False
+    """Whether a COMMIT was sent whose answer never came. Never unset."""
+    rolled_back: bool = False
+    """Whether a whole transaction was rolled back, by whomever."""
+    committing: bool = False
+    """Whether the session is in its COMMIT."""
+    wrote: bool = False
+    """Whether the open transaction has sent anything but reads."""
+    error: Exception | None = None
+    """The first transient error of the database, or else the last error: what follows that is its consequence."""
+    connections: tuple[Connected, ...] = ()
+    streams: Collection[Any] = ()
+    """Executions whose rows were left on the server; what nobody reads any more is not kept."""
+    _why: str = ""
 
     @property
     def unhandled(self) -> bool:
         """Whether nothing was rolled back since the last error."""
-        return self.state in (State.FAILED, State.UNDONE)
+        return self.state in (FAILED, UNDONE)
 
-    def objection(self) -> Exception | None:
-        """Return why what the session did must not be committed, if it must not."""
-        if self.state is State.DISCARDED:
+    def objection(self) -> Exception:
+        """Return why what the session did must not be committed, as it was undone or discarded."""
+        if self.state is DISCARDED:
             return DiscardedWorkError(self._why)
-        if self.state is State.UNDONE:
-            return self.error or PendingRollbackError(self._why)
-        return None
+        return self.error or PendingRollbackError(self._why)
 
     def refuse(self) -> NoReturn:
         """Raise, as the transaction that the next statement counts on is over."""
@@ -127,18 +136,18 @@ class Outcome:
         """Take note of an error of the database."""
         if self.error is None or not is_transient(self.error):
             self.error = error
-        if self.state is State.SOUND:
-            self.state = State.FAILED
+        if self.state is SOUND:
+            self.state = FAILED
 
     def note_undone(self, why: str) -> None:
         """Take note that the transaction is over, though nobody ended it through the session."""
         if self.state is not State.DISCARDED:
-            self.state = State.UNDONE
+            self.state = UNDONE
             self._why = why
 
     def note_discarded(self, call: str, what: str) -> None:
         """Take note that ``call`` of the application's threw ``what`` away."""
-        self.state = State.DISCARDED
+        self.state = DISCARDED
         self._why = (
             f"session.{call}() threw away work that was neither committed nor rolled back ({what}); leave the session "
             "to its unit of work, which ends it, or write session.rollback() before if that was meant"
@@ -150,12 +159,6 @@ class Outcome:
             self.streams = WeakSet()
         cast("WeakSet[Any]", self.streams).add(context)
 
-    def note_commit(self) -> None:
-        """Take note that the whole transaction was committed."""
-        if any(one.sent for one in self.connections):
-            self.note_committed(Committed.APPLICATION)
-        self.forget_transaction()
-
     def note_committed(self, by: Committed) -> None:
         """Take note that something is in the database for good."""
         self.committed = self.committed or by
@@ -163,8 +166,8 @@ class Outcome:
     def note_rollback(self, *, whole: bool) -> None:
         """Take note that a savepoint, or the ``whole`` transaction, was rolled back."""
         self.committing = False
-        if self.state is State.FAILED or (whole and self.state is State.UNDONE):
-            self.state = State.SOUND
+        if self.state is FAILED or (whole and self.state is UNDONE):
+            self.state = SOUND
         if whole:
             self.rolled_back = True
             self.forget_transaction()

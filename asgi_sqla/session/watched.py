@@ -14,8 +14,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 
-from asgi_sqla.engine.drivers import FAILED, IDLE, OPEN, UNKNOWN, Word, cut, driver_of
-from asgi_sqla.session.outcome import Committed, Outcome, State
+from asgi_sqla.engine.drivers import DRIVERS, FAILED, IDLE, OPEN, OTHER, UNKNOWN, Word, cut
+from asgi_sqla.session.outcome import UNDONE, Committed, Outcome
 
 _MYSQL = frozenset(("mysql", "mariadb"))
 _UNDONE = (
@@ -23,6 +23,7 @@ _UNDONE = (
     "begin again"
 )
 _BY_TEXT = "a textual {} has rolled back this session's transaction; write session.rollback() instead"
+_WRITES = frozenset(("INSERT", "UPDATE", "DELETE"))
 _FIRST_WORDS = re.compile(r"(?:\s+|--[^\n]*\n|/\*.*?\*/)*\(*\s*(\w+)(?:\s+(\w+))?", re.DOTALL)
 _READS = frozenset(
     ("BEGIN", "DESC", "DESCRIBE", "EXPLAIN", "FETCH", "LOCK", "PRAGMA", "RELEASE", "SAVEPOINT", "SELECT", "SET")
@@ -38,7 +39,7 @@ _COMMITTING_DDL = frozenset(("ALTER", "CREATE", "DROP", "GRANT", "RENAME", "REVO
 class Watched:
     """One connection in a session's transaction."""
 
-    __slots__ = ("__weakref__", "_driver", "_ended_by", "_raw", "_seen", "_suspect") + (
+    __slots__ = ("__weakref__", "_driver", "_ended_by", "_peek", "_raw", "_root", "_seen", "_suspect", "_words") + (
         "connection",
         "outcome",
         "sent",
@@ -49,7 +50,10 @@ class Watched:
         self.session: Session = session
         self.connection: Connection = connection
         self.outcome: Outcome = outcome
-        self._driver = driver_of(connection.dialect)
+        driver = DRIVERS.get(connection.dialect.driver, OTHER)
+        self._driver = driver
+        self._peek = driver.peek
+        self._words = driver.words
         self._raw: Any = None if autocommit else connection.connection.driver_connection
         self._seen = False
         """Whether the driver has said that a transaction is open."""
@@ -57,6 +61,8 @@ class Watched:
         """Whether an error may hide what the driver would say."""
         self._ended_by: str | None = None
         """The word of a textual statement that ends transactions, if one was sent."""
+        self._root = connection.get_transaction()
+        """What SQLAlchemy began; another one means that somebody ended this one on the connection."""
         self.sent: bool = False
 
     def word(self) -> Word:
@@ -75,15 +81,20 @@ class Watched:
         if raw is not None:
             if self._suspect and not self._driver.begins_with_statement:
                 self._ask_by_statement()
-            word = self._driver.ask(raw)
+            word = self._words[self._peek(raw)]
             if word is OPEN:
                 self._seen = True
-            elif self._seen and word is IDLE and self.outcome.state is not State.UNDONE:
+            elif word is IDLE and self.outcome.state is not UNDONE and (self._seen or self._has_begun()):
                 self._note_end()
-            if self.outcome.state is State.UNDONE:
+            if self._root is not self.connection.get_transaction():
+                self._root = self.connection.get_transaction()
+                self._note_end()
+            if self.outcome.state is UNDONE:
                 self.outcome.refuse()
-        if statement[:6] != "SELECT" and (words := _FIRST_WORDS.match(statement)) is not None:
-            self._note_kind(words[1].upper(), (words[2] or "").upper())
+        if statement[:6] in _WRITES:
+            self.outcome.wrote = True
+        elif statement[:6] != "SELECT":
+            self._note_kind(statement)
         self.sent = True
 
     def note_error(self, *, ends: bool) -> None:
@@ -103,7 +114,7 @@ class Watched:
 
     def look(self, *, asking: bool) -> None:
         """Find out whether the transaction that SQLAlchemy believes in is still there."""
-        if self.outcome.state is State.UNDONE:
+        if self.outcome.state is UNDONE:
             return
         if self._suspect and asking:
             self._ask_by_statement()
@@ -111,7 +122,7 @@ class Watched:
         if word is FAILED and asking:
             self._ask_by_statement()  # raises what the server says of it
         elif word is IDLE and self.sent and not self._suspect:
-            if self._seen or self._ended_by is not None:
+            if self._seen or self._ended_by is not None or self._has_begun():
                 self._note_end()
             elif self._commits_each():
                 self.outcome.note_committed(Committed.APPLICATION)
@@ -154,8 +165,10 @@ class Watched:
         what = "a statement, or commit() on its connection," if by is None else f"a textual {by}"
         self.outcome.note_undone(f"{what} has committed this session's transaction; write session.commit() instead")
 
-    def _note_kind(self, first: str, second: str) -> None:
+    def _note_kind(self, statement: str) -> None:
         """Take note of what a statement does, by its first words."""
+        words = _FIRST_WORDS.match(statement)
+        first, second = ("", "") if words is None else (words[1].upper(), (words[2] or "").upper())
         if first in _COMMITS or (first in _ROLLS_BACK and second != "TO"):
             self._ended_by = first
         elif first in _COMMITTING_DDL and second != "TEMPORARY" and self.connection.dialect.name in _MYSQL:
@@ -176,10 +189,14 @@ class Watched:
         name = self.connection.dialect.name
         return name in _MYSQL or (name == "sqlite" and self._raw.isolation_level is not None)
 
+    def _has_begun(self) -> bool:
+        """Whether a statement that was sent has begun a transaction, which no driver has had occasion to say."""
+        return self.sent and self._driver.begins_with_statement and not self._commits_each()
+
     def _commits_each(self) -> bool:
         """Whether an idle driver means autocommit: on MySQL, and in sqlite3's own mode, reads open no transaction."""
         if self._driver.begins_with_statement:
-            return True
+            return self.connection.dialect.detect_autocommit_setting(self.connection.connection.dbapi_connection)  # type: ignore[arg-type]  # it is there, as it is not closed
         if self.connection.dialect.name in _MYSQL:
             return bool(self._raw.get_autocommit())
         return self._raw.isolation_level is None

@@ -10,8 +10,9 @@ Must not know: what a unit is beside its sessions, who is told what, or where a 
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from typing import Any, cast
 
@@ -24,11 +25,13 @@ from asgi_sqla.errors import (
     UnitOfWorkEndedError,
     still_in_use,
 )
-from asgi_sqla.session.guard import GuardedSession
-from asgi_sqla.session.outcome import Committed, State
+from asgi_sqla.session.guard import GuardedSession, running_loop
+from asgi_sqla.session.outcome import DISCARDED, Committed
 from asgi_sqla.unit.cancellation import CANCELLED_LIMIT
-from asgi_sqla.unit.places import Step, inline, run
+from asgi_sqla.unit.places import Step, start_off_the_loop
 from asgi_sqla.unit.sessions import UnitSession
+
+APPLICATION, UNIT = Committed.APPLICATION, Committed.UNIT
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
@@ -51,14 +54,11 @@ class End:
 
         ``closing`` closes every session for good as well; ``cause`` is the exception that the unit ends with.
         """
-
-        def end(step: Step) -> None:
-            self.close(cause, step) if closing else self.settle(step)
-
-        try:
-            return run(end, self._sessions)
-        except RuntimeError as exc:  # there is no thread to be had: then this one does what gives up the work
-            return cast("Coroutine[Any, Any, None]", util.greenlet_spawn(self._fail, end, exc))
+        end: Callable[[Step], None] = functools.partial(self.close, cause) if closing else self.settle
+        loop = running_loop()
+        if loop is None or {one.loop for one in self._sessions} - {loop}:
+            return start_off_the_loop(end, self._sessions, inline, functools.partial(self._fail, end))
+        return cast("Coroutine[Any, Any, None]", util.greenlet_spawn(end, inline))
 
     def _fail(self, end: Callable[[Step], None], failure: Exception) -> None:
         """Roll back, and raise ``failure`` in place of a commit that cannot be run."""
@@ -69,9 +69,9 @@ class End:
 
     def settle(self, step: Step) -> None:
         """Commit every open transaction in the order of first use, or roll every one back, each as a ``step``."""
-        active = self._active()
+        active = [one for one in self._sessions if one.session.in_transaction()]
         failure: BaseException | None = None
-        committed: list[UnitSession] = []
+        done = 0
         if self._commit:
             failure = self._objection(active)
             for one in active if failure is None else ():
@@ -80,18 +80,18 @@ class End:
                 except BaseException as exc:
                     failure = exc
                     break
-                committed.append(one)
-        failure = self._roll_back(active[len(committed) :], step) or failure
+                done += 1
+        if done < len(active):
+            failure = self._roll_back(active[done:], step) or failure
         if failure is not None:
-            if committed:
-                failure.add_note(self._partial(committed, active))
+            if done:
+                failure.add_note(self._partial(active[:done], active))
             raise failure
 
     def close(self, cause: BaseException | None, step: Step) -> None:
         """Settle, then close every session for good, whatever happened before."""
         failures: list[BaseException] = []
-        active = self._active()
-        in_use = self._in_use(active)  # asked now, for its call may return while the others are ended
+        in_use = _in_use(self._sessions)  # asked now, for its call may return while the others are ended
         try:
             self.settle(step)
         except BaseException as exc:
@@ -121,8 +121,7 @@ class End:
         cut = [one.cut() for one in connections]
         if any(cut):
             logger.error(
-                "%s: cancelled, and the database has not answered COMMIT or ROLLBACK for %g seconds; its connection is "
-                "cut, and %s",
+                "%s: the database has not answered COMMIT or ROLLBACK for %g seconds; its connection is cut, and %s",
                 self._unit,
                 CANCELLED_LIMIT,
                 "the COMMIT is in doubt: nobody can tell whether it was applied"
@@ -170,21 +169,12 @@ class End:
             )
             doomed.__cause__ = self._doom
             return doomed
-        if self._in_use(active):
+        if _in_use(active):
             return SessionInUseError(still_in_use(self._unit))
         for one in self._sessions:
-            if one.outcome.state is State.DISCARDED:
-                return one.outcome.objection()
+            if one.session.guard_outcome.state is DISCARDED:
+                return one.session.guard_outcome.objection()
         return None
-
-    def _active(self) -> list[UnitSession]:
-        return [one for one in self._sessions if one.session.in_transaction()]
-
-    def _in_use(self, sessions: list[UnitSession]) -> bool:
-        for one in sessions:  # noqa: SIM110  # twice in each unit, and any() takes longer
-            if one.session.guard_in_use:
-                return True
-        return False
 
     def _partial(self, committed: list[UnitSession], active: list[UnitSession]) -> str:
         done = ", ".join(repr(one.database) for one in committed)
@@ -192,9 +182,36 @@ class End:
         return f"{self._unit}: COMMIT failed; these had been committed: {done}; these are rolled back: {lost}"
 
 
+def inline(operation: Callable[[GuardedSession], object], one: UnitSession) -> object:
+    """Take a step in this thread, now."""
+    return operation(one.session)
+
+
+def end_idle(unit: object, sessions: tuple[UnitSession, ...], cause: BaseException | None) -> None:
+    """Do what ``End.close`` does for sessions that are in no transaction, as most are at the end of a request."""
+    failures: list[BaseException] = []
+    in_use = False
+    for one in sessions:
+        try:
+            in_use = not one.session.guard_end(_close) or in_use
+        except BaseException as exc:
+            failures.append(exc)
+    if in_use or failures:
+        End(unit, sessions, False, None)._tell(failures, in_use, cause)
+
+
+def _in_use(sessions: Iterable[UnitSession]) -> bool:
+    """Whether a call is running on one of those that are in a transaction."""
+    for one in sessions:  # twice in each unit, and any() takes longer
+        if one.session.guard_lock.locked() and not one.session.guard_is_over and one.session.in_transaction():
+            return True
+    return False
+
+
 def _commit(session: GuardedSession) -> None:
     outcome = session.guard_outcome
-    session.guard_close_streams()
+    if outcome.streams:
+        session.guard_close_streams()
     before = outcome.committed
     try:
         session.commit()
@@ -204,8 +221,8 @@ def _commit(session: GuardedSession) -> None:
         if outcome.committing and not _is_open(session):
             outcome.in_doubt = True
         raise
-    if outcome.committed is Committed.APPLICATION and before is None:
-        outcome.committed = Committed.UNIT
+    if before is None and outcome.committed is APPLICATION:
+        outcome.committed = UNIT
 
 
 def _is_open(session: GuardedSession) -> bool:

@@ -31,6 +31,8 @@ _middlewares = 0
 
 enter: Callable[[Unit | None], Token[Unit | None]] = _current.set
 """Make a unit the current one; the token returned undoes it. (The bound method itself: each request calls it.)"""
+lookup: Callable[[], Unit | None] = _current.get
+"""Return the unit of this context, whether it is open or over. (The bound method itself, as above.)"""
 leave: Callable[[Token[Unit | None]], None] = _current.reset
 """Undo ``enter`` with its token, in the same context."""
 

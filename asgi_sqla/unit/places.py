@@ -30,25 +30,22 @@ _await: Callable[[Any], Any] = getattr(util, "await_", None) or util.await_only
 """SQLAlchemy's way to wait inside its greenlet: the new name, and that of 2.0."""
 
 
-def run(
-    function: Callable[[Step], None], sessions: tuple[UnitSession, ...]
+def start_off_the_loop(
+    end: Callable[[Step], None],
+    sessions: tuple[UnitSession, ...],
+    inline: Step,
+    fail: Callable[[Exception], None],
 ) -> Coroutine[Any, Any, None] | Future[None]:
-    """Return what runs ``function``, whose steps are with ``sessions``; where it is a thread's, it has begun.
+    """Return what runs ``end`` where not every one of ``sessions`` is async and of the running event loop.
 
-    Raises RuntimeError, and has done nothing, if no thread can be started.
+    Where no thread can be started, ``fail(error)`` is run instead, in this one.
     """
-    loop = running_loop()
-    loops = {one.loop for one in sessions}
-    if loop is not None and loops == {loop}:
-        return cast("Coroutine[Any, Any, None]", util.greenlet_spawn(function, inline))
-    if loop is not None and loops == {None}:
-        return threads.submit(lambda: function(inline))
-    return cast("Coroutine[Any, Any, None]", util.greenlet_spawn(function, _elsewhere))
-
-
-def inline(operation: Operation, one: UnitSession) -> object:
-    """Take a step in this thread, now."""
-    return operation(one.session)
+    if running_loop() is not None and all(one.loop is None for one in sessions):
+        try:
+            return threads.submit(lambda: end(inline))
+        except RuntimeError as exc:
+            return cast("Coroutine[Any, Any, None]", util.greenlet_spawn(fail, exc))
+    return cast("Coroutine[Any, Any, None]", util.greenlet_spawn(end, _elsewhere))
 
 
 def _elsewhere(operation: Operation, one: UnitSession) -> object:

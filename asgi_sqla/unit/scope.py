@@ -121,7 +121,10 @@ class SessionScope:
             if kind is GeneratorExit and running_loop() is None:  # the event loop is gone: nothing can be awaited
                 unit._abandon()
             elif self._token is not None:
-                (await unit._close(exc is None, exc)).check()
+                finished = await unit._close(exc is None, exc)
+                if finished.cancelled is not None:
+                    _tell_committed(unit)
+                finished.check()
             elif self._savepoint is not None:
                 await cast("AsyncSessionTransaction", self._savepoint).__aexit__(kind, exc, traceback)
             elif exc is not None:
@@ -239,3 +242,9 @@ class SessionScope:
         """Let go of what a decorated call's unit still has."""
         if self._unit is not None and self._unit.ended:
             self._unit._empty()
+
+
+def _tell_committed(unit: UnitOfWork) -> None:
+    """Say so in the log if the caller gets a cancellation although something of ``unit`` is in a database for good."""
+    if any(one.outcome.committed or one.outcome.in_doubt for one in unit._sessions.all):
+        logger.warning("%s: cancelled at its end, but work of it was committed, or its COMMIT is in doubt", unit)

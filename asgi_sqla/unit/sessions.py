@@ -44,14 +44,15 @@ class UnitSession:
 class Sessions:
     """The sessions of ``unit``, in the order of first use."""
 
-    __slots__ = ("_awaits", "_by_database", "_closed", "_lock", "_loop", "_unit", "all", "users", "writes")
+    __slots__ = ("_awaits", "_by_database", "_loop", "_unit", "all", "closed", "lock", "users", "writes")
 
     def __init__(self, unit: object, *, awaits: bool = True) -> None:
         self._unit = ref(unit)  # or each would keep the other alive
         self._awaits = awaits
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._lock = Lock()
-        self._closed = False
+        self.lock: Lock = Lock()
+        self.closed: bool = False
+        """Set under ``lock`` when the unit ends: who makes a session now gets an error, and none that nobody ends."""
         self._by_database: dict[tuple[object, bool], UnitSession] = {}
         self.all: tuple[UnitSession, ...] = ()
         self.writes: bool = False
@@ -67,34 +68,33 @@ class Sessions:
 
     def asynchronous(self, database: object) -> UnitSession | None:
         """Return the ``AsyncSession`` of ``database``, if there is one; only on the unit's event loop."""
-        self._check_loop()
+        running = running_loop()
+        if running is None or self._loop is not running:
+            self._check_loop(running)
         if self.users is not None:
             self.users.add(current_user())
         return self._by_database.get((database, True))
 
     def add(self, made: UnitSession) -> UnitSession:
         """Hold a session that was ``made`` on first use; return the one that was first, of two threads at once."""
-        made.loop = self._loop if made.async_session is not None else None
-        with self._lock:
-            if not self._closed:
-                held = self._by_database.setdefault((made.database, made.async_session is not None), made)
+        asynchronous = made.async_session is not None
+        made.loop = self._loop if asynchronous else None
+        with self.lock:
+            if not self.closed:
+                held = self._by_database.setdefault((made.database, asynchronous), made)
                 if held is made:
-                    self._guard(made)
-                    self.all = tuple(self._by_database.values())
+                    self.all = (*self.all, made)
+                    made.session.guard(self._unit(), made.loop, self.users)  # type: ignore[arg-type]  # alive
+                    self.writes = self.writes or made.session.guard_writes
                 return held
         made.session.guard_close()
         raise ended(self._unit())
-
-    def close(self) -> None:
-        """Add none any more: whoever makes one now gets an error, and no session that nobody would end."""
-        with self._lock:
-            self._closed = True
 
     def adopt(self, unit: object) -> None:
         """Go on as the sessions of the next ``unit``."""
         self._unit = ref(unit)
         for one in self.all:
-            self._guard(one)
+            one.session.guard(unit, one.loop, self.users)  # type: ignore[arg-type]  # a unit has the hooks
 
     @property
     def in_transaction(self) -> bool:
@@ -114,15 +114,10 @@ class Sessions:
         outcomes = [one.outcome for one in self.all]
         return [one.error for one in outcomes if one.error is not None and (one.unhandled or not unhandled)]
 
-    def _guard(self, one: UnitSession) -> None:
-        one.session.guard(self._unit(), one.loop, self.users)  # type: ignore[arg-type]  # alive, as it holds these
-        self.writes = self.writes or one.session.guard_writes
-
-    def _check_loop(self) -> None:
-        """Raise unless the running event loop is the only one for AsyncSessions of this unit."""
-        running = running_loop() if self._awaits else None
-        self._loop = self._loop or running
-        if running is not None and running is self._loop:
+    def _check_loop(self, running: asyncio.AbstractEventLoop | None) -> None:
+        """Raise unless the running event loop is the only one for AsyncSessions of this unit from now on."""
+        if self._loop is None and self._awaits and running is not None:
+            self._loop = running
             return
         where = "where no asyncio event loop runs" if running is None else "on another event loop"
         where = where if self._awaits else "in a sync scope"

@@ -11,10 +11,9 @@ from enum import Enum
 from typing import cast
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import SessionTransaction
 
 from asgi_sqla.errors import ConfigurationError, ended
-from asgi_sqla.session.outcome import Fate, State
+from asgi_sqla.session.outcome import DISCARDED, Fate
 from asgi_sqla.unit.callbacks import (
     Callback,
     Callbacks,
@@ -27,9 +26,8 @@ from asgi_sqla.unit.callbacks import (
     run_async,
 )
 from asgi_sqla.unit.cancellation import FINE, Finished, finish, finished_now, to_completion
-from asgi_sqla.unit.commit import End, renew
+from asgi_sqla.unit.commit import End, end_idle, inline, renew
 from asgi_sqla.unit.context import current, inherited
-from asgi_sqla.unit.places import inline
 from asgi_sqla.unit.sessions import NONE, Sessions
 
 
@@ -62,14 +60,15 @@ class UnitOfWork:
     _sessions: Sessions = NONE
     _callbacks: Callbacks | None = None
     _begin_hooks: tuple[Callable[[Connection], object], ...] = ()
+    _hears_begin = False
+    """Whether it is to be told of each transaction."""
     _used: bool = False
     """Whether any session was made, or any callback registered."""
     _stage: Stage = OPEN
     _fenced = False
     """Whether something was done inside it, past its own sessions, that must not be done twice."""
     _name = "without a name"
-    _read_only = False
-    _rollback_only = False
+    _read_only = _rollback_only = False
     _doom: BaseException | None = None
 
     @property
@@ -126,6 +125,7 @@ class UnitOfWork:
                 "and give a read-only scope an isolation_level="
             )
         self._begin_hooks = (*self._begin_hooks, hook)
+        self._hears_begin = True
 
     # What follows is for the rooms above and for the listeners of sessions.
 
@@ -146,8 +146,8 @@ class UnitOfWork:
     def _may_be_repeated(self) -> bool:
         """Whether nothing of it is in a database for good, or may be: what a drivers' last word says included."""
         for one in self._sessions.all:
-            one.outcome.look()
-            if one.session.guard_writes and (one.outcome.committed or one.outcome.in_doubt):
+            one.session.guard_outcome.look()
+            if one.session.guard_writes and (one.session.guard_outcome.committed or one.session.guard_outcome.in_doubt):
                 return False
         return not self._fenced
 
@@ -173,12 +173,18 @@ class UnitOfWork:
     async def _close(self, commit: bool, cause: BaseException | None = None) -> Finished:
         """Settle, then close every session for good; return how that ended. ``cause`` is what the unit ends with."""
         self._stage = ENDING
-        self._sessions.close() if self._sessions is not NONE else None
-        end = self._end(commit)
+        sessions = self._sessions
+        if sessions is not NONE:
+            with sessions.lock:
+                sessions.closed = True
         try:
             if self._has_work():
-                return await self._run(end, commit, closing=True, cause=cause)
-            return finished_now(lambda: end.close(cause, inline))
+                return await self._run(self._end(commit), commit, closing=True, cause=cause)
+            end_idle(self, sessions.all, cause)
+        except BaseException as exc:
+            return Finished(exc)
+        else:
+            return FINE
         finally:
             self._stage = ENDED
 
@@ -198,7 +204,8 @@ class UnitOfWork:
     def _close_now(self, commit: bool, cause: BaseException | None = None) -> None:
         """Do what ``_close`` does in this thread, and raise; for a unit without an event loop."""
         self._stage = ENDING
-        self._sessions.close() if self._sessions is not NONE else None
+        with self._sessions.lock:
+            self._sessions.closed = self._sessions is not NONE
         finished = FINE
         fatal: BaseException | None = None
         end = self._end(commit)
@@ -218,17 +225,16 @@ class UnitOfWork:
 
     def _empty(self) -> None:
         """Let go of everything: contexts that a pooled connection or a long-lived task captured keep this object."""
-        if self._used:
-            self._name = self.name
-            self._sessions = NONE
-            self._callbacks = self._doom = None
-            self._begin_hooks = ()
+        self._sessions = NONE
+        self._callbacks = self._doom = None
+        self._begin_hooks = ()
 
     async def _run(self, end: End, commit: bool, *, closing: bool, cause: BaseException | None) -> Finished:
         running = end.start(closing=closing, cause=cause)
-        if self._callbacks is None and not self._sessions.writes and isinstance(running, Coroutine):
+        if commit and self._callbacks is None and not self._sessions.writes and isinstance(running, Coroutine):
             return await finish(running)  # what only read may be cancelled
-        finished = await to_completion(running, end.cut)
+        # Often a ROLLBACK is what a cancellation ends with, which is over by then; and cutting one loses nothing.
+        finished = await to_completion(running, end.cut, bounded=not commit)
         if self._callbacks is None:  # asked only now, as a flush of the COMMIT may have registered one
             return finished
         called = await to_completion(self._call_back(self._due(commit, finished.failure)))
@@ -242,12 +248,13 @@ class UnitOfWork:
             raise fatal
 
     def _has_work(self) -> bool:
-        return (
-            self._sessions.in_transaction
-            or self._callbacks is not None
-            or self._doom is not None
-            or any(one.outcome.state is State.DISCARDED for one in self._sessions.all)
-        )
+        if self._callbacks is not None or self._doom is not None:
+            return True
+        for one in self._sessions.all:
+            session = one.session
+            if session.in_transaction() or session.guard_outcome.state is DISCARDED:
+                return True
+        return False
 
     def _end(self, commit: bool) -> End:
         return End(self, self._sessions.all, commit and not self._rollback_only, self._doom)
@@ -257,7 +264,7 @@ class UnitOfWork:
 
     def _fate(self, commit: bool, failure: BaseException | None) -> Fate:
         """Return what became of the unit, for callbacks that were registered before any transaction."""
-        outcomes = [one.outcome for one in self._sessions.all]
+        outcomes = [one.session.guard_outcome for one in self._sessions.all]
         if any(one.in_doubt for one in outcomes):
             return "in doubt"
         kept = any(one.committed for one in outcomes) or not any(one.rolled_back for one in outcomes)
@@ -274,13 +281,9 @@ class UnitOfWork:
         self._callbacks.add(Callback(moment, function, args, kwargs, self._sessions.begun()))
 
     def _begun(self, connection: Connection) -> None:
-        self._used = True  # a websocket's session may have been asked for in an earlier message
+        self._used = True
         for hook in self._begin_hooks:
             call_hook(hook, connection)
-
-    def _note(self, fate: Fate, transaction: SessionTransaction) -> None:
-        if self._callbacks is not None:
-            self._callbacks.note(fate, transaction)
 
 
 class Job(UnitOfWork):
