@@ -1,0 +1,103 @@
+"""What one program has around it: its database, its threads, its client, and who cancels it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import anyio
+from anyio import to_thread
+from asgi_sqla import Database
+from sqlalchemy import Insert, Select, insert, select
+from support.asgi import Call, Message
+
+from fuzz.ledger import Ledger, Thread, Write
+from fuzz.programs import Program
+from fuzz.witness import Called, Entry, values
+
+
+class Client(Call):
+    """A client in process, to which a message is gone as soon as it is sent, whoever is cancelled after that."""
+
+    async def send(self, message: Message) -> None:
+        await super().send(message)
+        await asyncio.sleep(0)
+
+
+class Stage:
+    """Everything that the attempts at one program share."""
+
+    def __init__(self, program: Program, database: Database, executor: ThreadPoolExecutor) -> None:
+        self.program = program
+        self.database = database
+        self.executor = executor
+        self.ledgers: list[Ledger] = []
+        self.attempts = 0
+        self.seen: list[BaseException] = []
+        """Every exception that the application had in hand."""
+        self.called: list[Called] = []
+        self.left: list[Thread] = []
+        """The threads whose tasks did not wait for them."""
+        self.handler: Any = None
+        """The last attempt at a request."""
+        self.losing = False
+        """Whether the next COMMIT loses its answer."""
+        self.scope: anyio.CancelScope | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self._futures: list[Future[Any]] = []
+        self._cancelling: list[asyncio.Task[None]] = []
+
+    def insert(self, write: Write) -> Insert:
+        """Return the statement that writes a row."""
+        return insert(Entry).values(values(self.program.seed, write, orphan=False))
+
+    def select(self) -> Select[Any]:
+        """Return a query, before which a session flushes."""
+        return select(Entry).where(Entry.program == self.program.seed)
+
+    async def in_thread(self, work: Callable[[Thread], Any]) -> Any:
+        """Call ``work`` in a worker thread; when cancelled, wait for it as anyio does, or leave it as asyncio does."""
+        thread = Thread()
+        if not self.program.abandons:
+            result = await to_thread.run_sync(work, thread)
+            await asyncio.sleep(0)  # where anyio tells of a cancellation that came meanwhile
+            return result
+        future = self.executor.submit(contextvars.copy_context().run, work, thread)
+        self._futures.append(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if not future.done():
+                thread.left = True
+                self.left.append(thread)
+            raise
+
+    def cancel_at(self, step: int) -> None:
+        """Cancel the program soon, if this is the step at which it is to be."""
+        cancellation = self.program.cancellation
+        if cancellation is not None and cancellation.step == step and self.attempts == 1:
+            self._cancelling.append(asyncio.create_task(self._cancel()))
+
+    async def _cancel(self) -> None:
+        cancellation = self.program.cancellation
+        assert cancellation is not None
+        for _ in range(cancellation.times):
+            if cancellation.seconds:
+                await asyncio.sleep(cancellation.seconds)
+            for _ in range(cancellation.turns):
+                await asyncio.sleep(0)
+            if cancellation.how == "anyio" and self.scope is not None:
+                self.scope.cancel()
+            elif self.task is not None:
+                self.task.cancel()
+
+    async def clear(self) -> None:
+        """Wait for whatever the program has left running."""
+        for task in self._cancelling:
+            task.cancel()
+        await asyncio.gather(*self._cancelling, return_exceptions=True)
+        if self._futures:
+            await asyncio.get_running_loop().run_in_executor(None, wait, self._futures)
