@@ -67,6 +67,10 @@ class Exchange:
 
     async def _settle_and_send(self, message: Any) -> None:
         """End the transaction, and only then start the response: the application's, or ours."""
+        if self._at is FAILED and not self._rules.verdict(self._scope, message):
+            # It took the cancellation, of a time limit say, and answers an error itself, which is true as well.
+            logger.error("%s: answered %s, as COMMIT failed", self._unit, message.get("status"), exc_info=self._failure)
+            self._failure, self._at = None, WAITING
         at = self._at
         if at is FAILED or at is ANSWERED:
             raise Answered
