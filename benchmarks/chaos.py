@@ -82,14 +82,14 @@ class Writing(NamedTuple):
     """How many of these have no row."""
     doubtful: int
     """How many rows there are of writes that were answered otherwise."""
-    untried: int
+    unknown: int
     """How many rows belong to no write."""
     out: int
 
     @property
     def kept(self) -> bool:
         """Whether everything is as promised."""
-        return self.terminated > 0 and (self.missing, self.untried, self.out) == (0, 0, 0)
+        return self.terminated > 0 and (self.missing, self.unknown, self.out) == (0, 0, 0)
 
 
 class Restart(NamedTuple):
@@ -126,7 +126,7 @@ async def write_under_fire(server: Server, kind: str, retries: int, writes: int)
         *(server.title, kind, retries, writes, killed, len(told)),
         missing=len(told - set(rows)),
         doubtful=len(set(rows).intersection(answers) - told),
-        untried=len(rows) - len(set(rows).intersection(answers)),
+        unknown=len(rows) - len(set(rows).intersection(answers)),
         out=out,
     )
 
@@ -191,10 +191,10 @@ def servers() -> Iterator[list[Server]]:
 def rst(writings: list[Writing], restarts: list[Restart]) -> str:
     """Return the tables of the runs."""
     head = ("database", "sessions", "retries", "writes", "terminated", "201", "missing")
-    head += ("there, told otherwise", "untried", "out")
+    head += ("in doubt, applied", "unknown", "out")
     rows: list[tuple[Any, ...]] = [
         (*one[:2], one.retries or "none", one.writes, one.terminated, one.told, one.missing, one.doubtful)
-        + (one.untried, one.out)
+        + (one.unknown, one.out)
         for one in writings
     ]
     after = ("database", "connections", "terminated", f"of {AFTER} failed", "round trips per write")

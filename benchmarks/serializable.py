@@ -156,7 +156,7 @@ def with_driver(witness: Engine, driver: str) -> str:
 
 def rst(outcomes: list[Outcome]) -> str:
     """Return the table of the runs."""
-    head = ("database", "sessions", "retries", "requests", "201", "other answers", "begun again", "most attempts")
+    head = ("database", "sessions", "retries", "requests", "201", "other answers", "retried", "most attempts")
     rows = [
         (
             *(one.title, one.kind, one.retries or "none", one.requests, one.created, one.requests - one.created),

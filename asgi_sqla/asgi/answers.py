@@ -107,7 +107,7 @@ class Answers:
         return self._find(failure) is not None
 
     async def give(self, failure: Exception, scope: Any, receive: Any, send: Any) -> bool:
-        """Answer for ``failure``, once; return whether it is mapped, in which case it was logged here."""
+        """Answer for ``failure``, once; return whether it is mapped, in which case it was logged."""
         mapped = self._find(failure)
         if mapped is None:
             # It goes on to the server, which then drops the connection. A client, or a proxy, must know,

@@ -82,3 +82,9 @@ def tell_committed(unit: UnitOfWork, what: str) -> None:
         # What the application did on purpose is its own affair.
         level = logging.INFO if set(by) == {Committed.APPLICATION} else logging.WARNING
         logger.log(level, "%s: %s, but work of it had been committed before, by %s", unit, what, by[0].value)
+
+
+def tell_given_up(unit: UnitOfWork) -> None:
+    """Say so in the log if the application gave its response up with work of ``unit`` open."""
+    if unit._sessions.in_transaction:
+        logger.error("%s: its response was given up, so what was begun after its start is rolled back", unit)

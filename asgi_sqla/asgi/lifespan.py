@@ -1,7 +1,7 @@
 """The lifespan: databases checked before the application starts, engines disposed after it has stopped.
 
 Holds: what is added to the lifespan protocol, also for an application that does not speak it.
-Must not know: units of work. None is opened here, for what start-up code starts would inherit it.
+Must not know: units of work. None is opened around a lifespan, as what its code starts would inherit it.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from asgi_sqla.asgi.exchange import (
     is_of_ours,
     send_nothing,
     tell_committed,
+    tell_given_up,
 )
 from asgi_sqla.engine.urls import printable
 from asgi_sqla.errors import ended
@@ -67,15 +68,7 @@ class Exchange:
 
     async def _settle_and_send(self, message: Any) -> None:
         """End the transaction, and only then start the response: the application's, or ours."""
-        if self._at is FAILED and not self._rules.verdict(self._scope, message):
-            # It took the cancellation, of a time limit say, and answers an error itself, which is true as well.
-            logger.error("%s: answered %s, as COMMIT failed", self._unit, message.get("status"), exc_info=self._failure)
-            self._failure, self._at = None, WAITING
-        at = self._at
-        if at is FAILED or at is ANSWERED:
-            raise Answered
-        if at is not WAITING:  # a task of an application that has raised or returned: its work is rolled back
-            raise ended(self._unit)
+        self._check_start(message)
         self._at = SETTLING
         try:
             try:
@@ -95,6 +88,17 @@ class Exchange:
             if self._settled is not None:
                 self._settled.set()
         await self._send(message)
+
+    def _check_start(self, message: Any) -> None:
+        """Raise if this start must not be sent."""
+        if self._at is FAILED and not self._rules.verdict(self._scope, message):
+            # It took the cancellation, of a time limit say, and answers an error itself, which is true as well.
+            logger.error("%s: answered %s, as COMMIT failed", self._unit, message.get("status"), exc_info=self._failure)
+            self._failure, self._at = None, WAITING
+        if self._at is FAILED or self._at is ANSWERED:
+            raise Answered
+        if self._at is not WAITING:  # a task of an application that has raised or returned: its work is rolled back
+            raise ended(self._unit)
 
     async def _settle_for(self, commit: bool) -> Finished:
         return await self._unit._settle(commit)
@@ -125,7 +129,7 @@ class Exchange:
         if at is WAITING:
             self._at = OVER
         elif at is STARTED and raised is None:
-            self._tell_given_up()
+            tell_given_up(unit)
         finished = await unit._close(raised is None and at is COMPLETE, raised)
         if at is WAITING:
             tell_committed(self._unit, f"{type(raised).__name__} left it" if raised else "returned without an answer")
@@ -134,11 +138,6 @@ class Exchange:
         await self._finish_with(raised)
         if finished.cancelled is not None:
             raise finished.cancelled
-
-    def _tell_given_up(self) -> None:
-        if self._unit._sessions.in_transaction:
-            what = "its response was given up, so what was begun after its start is rolled back"
-            logger.error("%s: %s", self._unit, what)
 
     async def _finish_with(self, raised: BaseException | None) -> None:
         """Raise what the application raised, unless we have answered for a failure, or can for this one."""

@@ -4,7 +4,7 @@ PostgreSQL answers the COMMIT of a failed transaction with the command tag ROLLB
 look at the tag. Nor can it tell a failed transaction from an open one: a statement that failed on the driver's own
 connection, past SQLAlchemy, would be told as done.
 
-Holds: the connection class that engines made here give to ``asyncpg.connect()``; imported only with such an engine.
+Holds: the connection class that our engines give to ``asyncpg.connect()``; imported only with such an engine.
 Must not know: engines, sessions.
 """
 

@@ -1,6 +1,6 @@
 """What a driver knows of its transaction, asked of the driver itself: no round trip, nothing awaited.
 
-Every driver here keeps what the server last said. SQLAlchemy does not ask it, and so believes in transactions
+Every driver of the table keeps what the server last said. SQLAlchemy does not ask it, and so believes in transactions
 that the database has ended by itself.
 
 Holds: the word of each driver, what hides it, and how to cut a connection that no longer answers.

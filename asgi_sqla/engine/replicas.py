@@ -37,7 +37,7 @@ class Replicas:
         self._next = 0
 
     def attach(self, engine: Engine) -> None:
-        """Have ``engine`` open its connections here."""
+        """Have ``engine`` open its connections to them."""
         event.listen(engine, "do_connect", self._connect)
         event.listen(engine, "checkout", self._check)
 

@@ -1,6 +1,6 @@
 """SQLite as an application needs it: foreign keys, WAL, a busy timeout, transactions that begin.
 
-Holds: what is set on the SQLite engines that are made here; one that was handed in is never touched.
+Holds: what is set on SQLite engines that are ours; one that was handed in is never touched.
 Must not know: who uses them.
 """
 
@@ -55,7 +55,7 @@ def shared_memory(url: URL) -> tuple[URL, sqlite3.Connection]:
 def _switch_to_wal(cursor: Any) -> None:
     """Switch a file to WAL, which it then stays; where somebody writes to it now, leave that to a later connection.
 
-    The switch needs the file for itself, and SQLite does not wait for a writer here, whatever the timeout.
+    The switch needs the file for itself, and SQLite does not wait for a writer then, whatever the timeout.
     """
     import sqlite3
 

@@ -1,7 +1,7 @@
 """The session classes of a database: SQLAlchemy's or the user's own, checked at once, and the guarded ones of them.
 
 Holds: what ``session_options`` may be, and which methods of a session are guarded how.
-Must not know: how the guard works, units, engines of ours.
+Must not know: how the guard does that, units, engines of ours.
 """
 
 from __future__ import annotations

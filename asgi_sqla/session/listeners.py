@@ -115,7 +115,7 @@ def _do_execute(_cursor: Any, statement: str, _parameters: Any, context: Any) ->
     watched = _watched.get(context.root_connection)
     if watched is not None:
         watched.before(statement)
-        # Said in an argument, in the statement, in a Query or in the session's options: it ends up here.
+        # Said in an argument, in the statement, in a Query or in the session's options: it ends up in these.
         if context.execution_options.get("stream_results"):
             watched.outcome.note_stream(context)
 

@@ -19,12 +19,21 @@ from asgi_sqla.session.outcome import UNDONE, Committed, Outcome
 
 _MYSQL = frozenset(("mysql", "mariadb"))
 _UNDONE = (
-    "the database has rolled back this session's whole transaction after an error; write session.rollback(), and "
-    "begin again"
+    "the database has rolled back this session's whole transaction after an error; write session.rollback() before "
+    "the next statement"
+)
+_COMMITTED_BY_TEXT = "a textual {} has committed this session's transaction; write session.commit() instead"
+_BY_OTHERS = (
+    "this session's transaction has ended by a statement, or by commit() or rollback() on its connection; write "
+    "session.commit() or session.rollback() instead"
 )
 _BY_TEXT = "a textual {} has rolled back this session's transaction; write session.rollback() instead"
 _WRITES = frozenset(("INSERT", "UPDATE", "DELETE"))
-_FIRST_WORDS = re.compile(r"(?:\s+|--[^\n]*\n|/\*.*?\*/)*\(*\s*(\w+)(?:\s+(\w+))?", re.DOTALL)
+_COMMENTS = re.compile(r"--[^\n]*(?:\n|$)|/\*(?!M?!).*?\*/|/\*M?!\d*|\*/", re.DOTALL)
+"""Comments, and what is around those that MySQL and MariaDB execute."""
+_WORDS = re.compile(r"\w+")
+_HEAD = 500
+"""How many characters of a statement are looked at: more comments than that come before no statement."""
 _READS = frozenset(
     ("BEGIN", "DESC", "DESCRIBE", "EXPLAIN", "FETCH", "LOCK", "PRAGMA", "RELEASE", "SAVEPOINT", "SELECT", "SET")
     + ("SHOW", "START", "TABLE", "USE", "VALUES")
@@ -32,14 +41,20 @@ _READS = frozenset(
 """The first words of statements that leave nothing to commit."""
 _COMMITS = frozenset(("COMMIT", "END"))
 _ROLLS_BACK = frozenset(("ROLLBACK", "ABORT"))
-_COMMITTING_DDL = frozenset(("ALTER", "CREATE", "DROP", "GRANT", "RENAME", "REVOKE", "TRUNCATE"))
-"""Statements before which MySQL and MariaDB commit, unless they are about a TEMPORARY table."""
+_COMMITTING = frozenset(
+    ("ALTER", "ANALYZE", "BEGIN", "CACHE", "CHECK", "CREATE", "DROP", "FLUSH", "GRANT", "INSTALL", "LOCK", "OPTIMIZE")
+    + ("RENAME", "REPAIR", "RESET", "REVOKE", "START", "TRUNCATE", "UNINSTALL", "UNLOCK")
+)
+"""Statements before which MySQL and MariaDB commit, unless one is about a TEMPORARY table or is BEGIN NOT ATOMIC."""
+
+_COMMITTING_NOT = frozenset(("NOT", "TEMPORARY"))
 
 
 class Watched:
     """One connection in a session's transaction."""
 
-    __slots__ = ("__weakref__", "_driver", "_ended_by", "_peek", "_raw", "_root", "_seen", "_suspect", "_words") + (
+    __slots__ = ("__weakref__", "_driver", "_ended_by", "_peek", "_raw", "_risked", "_root", "_seen", "_suspect") + (
+        "_words",
         "connection",
         "outcome",
         "sent",
@@ -61,6 +76,8 @@ class Watched:
         """Whether an error may hide what the driver would say."""
         self._ended_by: str | None = None
         """The word of a textual statement that ends transactions, if one was sent."""
+        self._risked = False
+        """Whether anything was written before the last statement of an unknown kind, a CALL say."""
         self._root = connection.get_transaction()
         """What SQLAlchemy began; another one means that somebody ended this one on the connection."""
         self.sent: bool = False
@@ -75,16 +92,21 @@ class Watched:
         except Exception:  # a driver may refuse to say anything of a connection that it has closed
             return UNKNOWN
 
-    def before(self, statement: str) -> None:
+    def before(self, statement: str) -> None:  # noqa: C901  # for each statement, where a helper would cost a call
         """Take note of a statement that is about to be sent; refuse it where the transaction it counts on is over."""
         raw = self._raw
         if raw is not None:
             if self._suspect and not self._driver.begins_with_statement:
                 self._ask_by_statement()
-            word = self._words[self._peek(raw)]
+            try:
+                word = self._words[self._peek(raw)]
+            except Exception:  # the driver has closed the connection: the statement itself says so
+                word = UNKNOWN
             if word is OPEN:
                 self._seen = True
-            elif word is IDLE and self.outcome.state is not UNDONE and (self._seen or self._has_begun()):
+            elif word is IDLE and self.outcome.state is not UNDONE and self._is_over(word):
+                self._note_end()
+            if self._ended_by is not None and self.outcome.state is not UNDONE:
                 self._note_end()
             if self._root is not self.connection.get_transaction():
                 self._root = self.connection.get_transaction()
@@ -92,7 +114,7 @@ class Watched:
             if self.outcome.state is UNDONE:
                 self.outcome.refuse()
         if statement[:6] in _WRITES:
-            self.outcome.wrote = True
+            self.outcome.wrote = self._risked = True
         elif statement[:6] != "SELECT":
             self._note_kind(statement)
         self.sent = True
@@ -101,11 +123,13 @@ class Watched:
         """Take note of an error of a statement; ``ends`` says that it rolls everything back."""
         if self._raw is None:
             return
+        over = self._is_over(self.word())
+        self._ended_by = None  # it did not, or the next word of the driver says that it did
         if ends:
             self.outcome.note_undone(_UNDONE)
         elif self._driver.hidden_by_errors:
             self._suspect = True
-        elif self._seen and self.word() is IDLE:
+        elif over and self.word() is IDLE:
             self._note_end(failed=True)
 
     def note_refused(self) -> None:
@@ -121,11 +145,13 @@ class Watched:
         word = self.word()
         if word is FAILED and asking:
             self._ask_by_statement()  # raises what the server says of it
+        elif self.sent and not self._suspect and self._is_over(word):
+            self._note_end()
         elif word is IDLE and self.sent and not self._suspect:
-            if self._seen or self._ended_by is not None or self._has_begun():
-                self._note_end()
-            elif self._commits_each():
+            if self._commits_each():
                 self.outcome.note_committed(Committed.APPLICATION)
+            elif self.outcome.wrote:  # a procedure that commits
+                self.outcome.note_committed(Committed.STATEMENT)
 
     def cut(self) -> bool:
         """Cut the connection, as its server does not answer; return whether there was one."""
@@ -159,22 +185,27 @@ class Watched:
             self.outcome.note_undone(_UNDONE if by is None else _BY_TEXT.format(by))
             return
         self.outcome.note_committed(Committed.STATEMENT)
-        if by is None and self._begins_by_itself():
-            self._seen = False
-            return
-        what = "a statement, or commit() on its connection," if by is None else f"a textual {by}"
-        self.outcome.note_undone(f"{what} has committed this session's transaction; write session.commit() instead")
+        if by is None and self._begins_by_itself() and not self._risked:
+            self._seen = self.outcome.wrote = False
+        elif by is None:
+            self.outcome.note_undone(_BY_OTHERS)
+        else:
+            self.outcome.note_undone(_COMMITTED_BY_TEXT.format(by))
 
     def _note_kind(self, statement: str) -> None:
         """Take note of what a statement does, by its first words."""
-        words = _FIRST_WORDS.match(statement)
-        first, second = ("", "") if words is None else (words[1].upper(), (words[2] or "").upper())
-        if first in _COMMITS or (first in _ROLLS_BACK and second != "TO"):
+        mysql = self.connection.dialect.name in _MYSQL
+        words = _WORDS.findall(_COMMENTS.sub(" ", statement[:_HEAD].upper()))
+        first, second = (*words[:2], "", "")[:2]
+        if first in _COMMITS or (first in _ROLLS_BACK and "TO" not in words):
             self._ended_by = first
-        elif first in _COMMITTING_DDL and second != "TEMPORARY" and self.connection.dialect.name in _MYSQL:
+        elif mysql and first == "SET" and "AUTOCOMMIT" in words:
             self._refuse_commit_by(first)
-            self.outcome.wrote = True
+        elif mysql and first in _COMMITTING and second not in _COMMITTING_NOT:
+            self._refuse_commit_by(first)
+            self.outcome.wrote = self.outcome.wrote or first not in _READS
         elif first not in _READS and first not in _ROLLS_BACK:
+            self._risked = self.outcome.wrote
             self.outcome.wrote = True
 
     def _refuse_commit_by(self, first: str) -> None:
@@ -188,6 +219,12 @@ class Watched:
         """Whether what follows a commit by a statement is in a transaction again, so that the unit ends that."""
         name = self.connection.dialect.name
         return name in _MYSQL or (name == "sqlite" and self._raw.isolation_level is not None)
+
+    def _is_over(self, word: Word) -> bool:
+        """Whether the transaction that SQLAlchemy believes in is not there; with AND CHAIN, another one is."""
+        if self._ended_by is not None:
+            return self._raw is not None
+        return word is IDLE and (self._seen or self._has_begun())
 
     def _has_begun(self) -> bool:
         """Whether a statement that was sent has begun a transaction, which no driver has had occasion to say."""
