@@ -28,7 +28,7 @@ from asgi_sqla.errors import (
 from asgi_sqla.session.guard import GuardedSession, running_loop
 from asgi_sqla.session.outcome import DISCARDED, Committed
 from asgi_sqla.unit.cancellation import CANCELLED_LIMIT
-from asgi_sqla.unit.places import Step, start_off_the_loop
+from asgi_sqla.unit.places import Step, give_up, start_off_the_loop
 from asgi_sqla.unit.sessions import UnitSession
 
 APPLICATION, UNIT = Committed.APPLICATION, Committed.UNIT
@@ -99,7 +99,7 @@ class End:
         for one in self._sessions:
             try:
                 if one.session.in_transaction():
-                    step(_end, one)
+                    give_up(step, _end, one)
                 elif not _end(one.session):
                     in_use = True
             except BaseException as exc:
@@ -135,12 +135,12 @@ class End:
         fatal: BaseException | None = None
         for one in sessions:
             try:
-                step(_roll_back, one)
+                give_up(step, _roll_back, one)
             except UnitOfWorkEndedError:  # whoever is in a call on it rolls it back
                 continue
             except SessionInUseError:  # or it would be committed with what follows the response
                 logger.exception("%s: ROLLBACK failed on %r", self._unit, one.database)
-                step(_end, one)
+                give_up(step, _end, one)
             except Exception:
                 logger.exception("%s: ROLLBACK failed on %r", self._unit, one.database)
             except BaseException as exc:

@@ -43,9 +43,17 @@ def start_off_the_loop(
     if running_loop() is not None and all(one.loop is None for one in sessions):
         try:
             return threads.submit(lambda: end(inline))
-        except RuntimeError as exc:
+        except threads.NoThreadError as exc:
             return cast("Coroutine[Any, Any, None]", util.greenlet_spawn(fail, exc))
     return cast("Coroutine[Any, Any, None]", util.greenlet_spawn(end, _elsewhere))
+
+
+def give_up(step: Step, operation: Operation, one: UnitSession) -> object:
+    """Take a step that gives work up: in this thread where no other can be started, as it must not be left undone."""
+    try:
+        return step(operation, one)
+    except threads.NoThreadError:
+        return operation(one.session)
 
 
 def _elsewhere(operation: Operation, one: UnitSession) -> object:

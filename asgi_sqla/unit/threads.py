@@ -27,6 +27,10 @@ EXIT_LIMIT = 10.0
 Call: TypeAlias = "tuple[Future[None], Callable[[], object]]"
 
 
+class NoThreadError(RuntimeError):
+    """No thread can be started; nothing was done."""
+
+
 class Threads:
     """Threads that are started when they are wanted."""
 
@@ -38,7 +42,7 @@ class Threads:
     def submit(self, function: Callable[[], object]) -> Future[None]:
         """Call ``function`` in a thread and a copy of this context; return its future.
 
-        Raises RuntimeError, and has done nothing, if no thread can be started.
+        Raises NoThreadError, and has done nothing, if no thread can be started.
         """
         context = copy_context()
         future: Future[None] = Future()
@@ -51,9 +55,9 @@ class Threads:
             inbox = SimpleQueue()
             try:
                 threading.Thread(target=self._work, args=(inbox,), name="asgi_sqla", daemon=True).start()
-            except RuntimeError:
+            except RuntimeError as exc:
                 self._busy.discard(future)
-                raise
+                raise NoThreadError(*exc.args) from exc
         inbox.put(call)
         return future
 
