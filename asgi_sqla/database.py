@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import text
 
-from asgi_sqla.engine.engines import Engines, Role, check_listener
+from asgi_sqla.engine.engines import Engines, Role
+from asgi_sqla.engine.events import checked_listener
 from asgi_sqla.engine.options import Configuration, TransactionMode, check_names, checked
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.classes import guarded, guarded_async, session_classes
@@ -173,8 +174,7 @@ class Database:
 
         Raises ConfigurationError for what is no such event or cannot be called.
         """
-        check_listener(identifier, function)
-        self._listeners.append((identifier, function))
+        self._listeners.append(checked_listener(identifier, function))
         for engines in (self._engines, *self._reading.values()) if self.configured else ():
             engines.listen(identifier, function)
 

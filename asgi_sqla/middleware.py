@@ -21,10 +21,10 @@ from asgi_sqla.asgi.retry import replay
 from asgi_sqla.asgi.verdict import CommitOn, ReadOnly, below_400, read_only_of, verdict_of
 from asgi_sqla.asgi.websocket import WebSocket
 from asgi_sqla.database import Database, db
+from asgi_sqla.engine.callables import is_async, takes
 from asgi_sqla.engine.options import checked_count, known_arguments
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.unit.callbacks import is_async
 from asgi_sqla.unit.context import note_middleware
 
 Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
@@ -128,17 +128,12 @@ class SQLAlchemyMiddleware:
 
 
 def _check_application(app: Any) -> None:
-    try:
-        if isinstance(app, Database) or (isinstance(app, type) and not hasattr(app, "__await__")):
-            raise TypeError
-        inspect.signature(app).bind("scope", "receive", "send")
-    except TypeError:
+    unfit = isinstance(app, Database) or (isinstance(app, type) and not hasattr(app, "__await__"))
+    if unfit or not takes(app, "scope", "receive", "send"):
         raise ConfigurationError(
             f"app={hidden(app)} is no ASGI 3 application, a callable of (scope, receive, send); "
             "write SQLAlchemyMiddleware(app, database), the application first"
-        ) from None
-    except ValueError:
-        return  # a callable, but one that does not tell its parameters
+        )
 
 
 def _checked_startup(on_startup: Any) -> OnStartup | None:
@@ -146,8 +141,16 @@ def _checked_startup(on_startup: Any) -> OnStartup | None:
         raise ConfigurationError(
             f"on_startup={hidden(on_startup)} cannot be called; pass a function to await, such as migrations.async_sync"
         )
-    if on_startup is not None and inspect.isfunction(on_startup) and not is_async(on_startup):
-        raise ConfigurationError(f"on_startup={on_startup!r} is a plain function, and it is awaited; write async def")
+    plain = inspect.isroutine(on_startup) or (isinstance(on_startup, type) and not hasattr(on_startup, "__await__"))
+    if plain and not is_async(on_startup):
+        raise ConfigurationError(
+            f"on_startup={on_startup!r} is a plain function, and it is awaited; write async def, or "
+            "migrations.async_sync instead of migrations.sync"
+        )
+    if on_startup is not None and not takes(on_startup):
+        raise ConfigurationError(
+            f"on_startup={on_startup!r} cannot be called without arguments; write async def start(): ..."
+        )
     checked: OnStartup | None = on_startup
     return checked
 

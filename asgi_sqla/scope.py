@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from asgi_sqla.database import Database, db
-from asgi_sqla.engine.options import checked_count, checked_isolation_level, known_arguments
+from asgi_sqla.engine.isolation import checked_isolation_level
+from asgi_sqla.engine.options import checked_count, known_arguments
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.classes import check_session_options
@@ -51,7 +52,7 @@ def session_scope(
     of = database or db
     arguments = Arguments(
         propagation,
-        check_session_options(session_options),
+        check_session_options(session_options, of._classes if of.configured else None),
         read_only,
         checked_isolation_level(isolation_level, of._dialect()),
         checked_count("retries", retries),

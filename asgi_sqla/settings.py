@@ -71,7 +71,7 @@ def database_from(settings: Mapping[str, Any] | BaseModel | None = None) -> Data
         )
     options = arguments.pop("engine_options", None) or {}
     if not isinstance(options, Mapping):
-        raise ConfigurationError(f"engine_options={hidden(options)} is not a mapping")
+        raise ConfigurationError(f'engine_options={hidden(options)} is not a mapping; write {{"pool_size": 5}}')
     options = dict(options)
     options.update({name: arguments.pop(name) for name in sorted(arguments.keys() - _OF_DATABASE)})
     return Database(**arguments, engine_options=options)
@@ -101,9 +101,14 @@ def _plain(settings: Mapping[str, Any] | BaseModel | None) -> dict[str, Any]:
     if isinstance(settings, BaseModel):
         settings = settings.model_dump()
     if not isinstance(settings, Mapping):
-        raise ConfigurationError(f"settings={hidden(settings)} are neither pydantic settings nor a mapping, nor None")
+        raise ConfigurationError(
+            f"settings={hidden(settings)} are neither pydantic settings nor a mapping, nor None; "
+            'write {"url": "sqlite:///app.db"}'
+        )
     plain: dict[str, Any] = {}
     for key, value in settings.items():
+        if not isinstance(key, str):
+            raise ConfigurationError(f"settings: the name {hidden(key)} is not text; write it in quotes")
         part, dot, name = key.partition(".")
         if dot:
             plain.setdefault(part, {})[name] = _value(name, value)
@@ -123,8 +128,12 @@ def _value(name: str, value: Any) -> Any:
 def _part(plain: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the part of that name; or all of it, where it is not in parts."""
     if name in plain:
-        part: dict[str, Any] = plain[name]
-        return part
+        part = plain[name]
+        if not isinstance(part, Mapping):
+            raise ConfigurationError(
+                f'settings: {name}={hidden(part)} is not a mapping; write {{"{name}": {{"url": "sqlite:///app.db"}}}}'
+            )
+        return dict(part)
     return {} if name == "alembic" else {key: value for key, value in plain.items() if key != "alembic"}
 
 

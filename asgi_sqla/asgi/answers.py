@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import exc
 
+from asgi_sqla.engine.callables import takes
 from asgi_sqla.engine.urls import hidden, printable
 from asgi_sqla.errors import ConfigurationError
 
@@ -77,8 +78,8 @@ def _checked(given: Any) -> dict[type[BaseException], ASGI3Application]:
 
 
 def _checked_class(cls: Any) -> type[BaseException]:
-    if isinstance(cls, type) and issubclass(cls, BaseException):
-        return cls
+    if isinstance(cls, type) and (issubclass(cls, Exception) or cls is BaseException):
+        return cls  # nothing else is answered: KeyboardInterrupt and a cancellation go on
     raise ConfigurationError(
         f"error_responses has the key {hidden(cls)}; write an exception class, such as IntegrityError"
     )
@@ -87,10 +88,11 @@ def _checked_class(cls: Any) -> type[BaseException]:
 def _checked_answer(answer: Any) -> ASGI3Application:
     if isinstance(answer, int) and not isinstance(answer, bool) and 400 <= answer <= 599:
         return Answer(answer)
-    if callable(answer) and not isinstance(answer, type):
+    if callable(answer) and not isinstance(answer, type) and takes(answer, "scope", "receive", "send"):
         return answer  # type: ignore[no-any-return]  # whether it is an ASGI application shows when it runs
     raise ConfigurationError(
-        f"error_responses has the value {hidden(answer)}; write a status from 400 to 599, or an ASGI application"
+        f"error_responses has the value {hidden(answer)}; write a status from 400 to 599, or an ASGI application, "
+        "a callable of (scope, receive, send)"
     )
 
 

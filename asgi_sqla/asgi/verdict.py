@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from asgi_sqla.engine.callables import is_async, takes
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 
@@ -77,19 +78,15 @@ def _check_container(argument: str, given: object, wanted: str) -> None:
 
 def _checked(argument: str, function: Callable[..., Any], parameters: str) -> Callable[..., bool]:
     """Return ``function`` so that nothing but a plain answer comes of it; check at once what can be checked."""
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+    if is_async(function):
         raise ConfigurationError(
             f"{argument}={function!r} is a coroutine function, and it is not awaited; "
             f"write a plain function {parameters} -> bool"
         )
-    try:
-        inspect.signature(function).bind(*parameters.strip("()").split(", "))
-    except TypeError:
+    if not takes(function, *parameters.strip("()").split(", ")):
         raise ConfigurationError(
             f"{argument}={function!r} cannot be called with {parameters}; write a plain function {parameters} -> bool"
-        ) from None
-    except ValueError:
-        pass  # it does not tell its parameters
+        )
 
     @functools.wraps(function)
     def plain(*args: Any) -> bool:

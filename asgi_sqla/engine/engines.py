@@ -18,10 +18,8 @@ from typing import Any, Literal, TypeAlias
 import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.engine.events import ConnectionEvents, DialectEvents
 from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool.events import PoolEvents
 
 from asgi_sqla.engine import sqlite
 from asgi_sqla.engine.loops import LoopEngine
@@ -37,9 +35,6 @@ Role: TypeAlias = Literal["write", "read", "snapshot"]
 Listener: TypeAlias = tuple[str, Callable[..., object]]
 """The name of an event of an engine's, and who is told."""
 
-_EVENTS = frozenset(
-    name for events in (ConnectionEvents, DialectEvents, PoolEvents) for name in vars(events) if name[0] != "_"
-) - {"dispatch"}
 _all: weakref.WeakSet[Engines] = weakref.WeakSet()
 _parents: list[object] = []
 """What a forked child has inherited, kept: a connection that is garbage complains, or closes itself for the parent."""
@@ -237,14 +232,6 @@ class Engines:
         for loop, of_loop in list(self.of_loops.items()):  # a copy, as other threads add theirs
             if loop is not None and loop.is_closed() and self.of_loops.pop(loop, None) is not None:
                 of_loop.engine.sync_engine.dispose(close=False)
-
-
-def check_listener(identifier: Any, function: Any) -> None:
-    """Raise ConfigurationError unless ``identifier`` is an event of engines, and ``function`` can be called."""
-    if str(identifier) not in _EVENTS:
-        raise ConfigurationError(f'identifier={identifier!r} is no event of an engine; write one such as "connect"')
-    if not callable(function):
-        raise ConfigurationError(f"function={function!r} cannot be called; pass the function that is told")
 
 
 def _abandon(made: list[Engine], of_loops: dict[asyncio.AbstractEventLoop | None, LoopEngine]) -> None:

@@ -14,9 +14,11 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import AssertionPool, AsyncAdaptedQueuePool, Pool, QueuePool, SingletonThreadPool, StaticPool
 from sqlalchemy.util import get_cls_kwargs
 
+from asgi_sqla.engine.isolation import with_level
+from asgi_sqla.engine.kinds import ENGINE, check_kinds
 from asgi_sqla.engine.urls import Target, hidden, parse, shown
 from asgi_sqla.errors import ConfigurationError
 
@@ -49,13 +51,6 @@ INSTEAD = {
     **{name: f'session_options={{"{name}": ...}}' for name in ("autoflush", "class_", "expire_on_commit")},
 }
 """What to write in place of arguments that other libraries take."""
-_NUMBERS: Mapping[str, tuple[type, ...]] = {
-    "max_overflow": (int,),
-    "pool_recycle": (int,),
-    "pool_size": (int,),
-    "pool_timeout": (int, float),
-    "query_cache_size": (int,),
-}
 
 
 class Configuration(NamedTuple):
@@ -113,7 +108,7 @@ def checked(arguments: Mapping[str, Any]) -> Configuration:
         if given and parsed is None:
             raise ConfigurationError(f"{name}={hidden(given)} is for engines made from a URL; leave it out")
         if parsed is not None:
-            check_engine_options(name, given, parsed)
+            options[name] = checked_engine_options(name, given, parsed)
     mode = arguments.get("transaction_mode")
     _check_mode(mode, parsed)
     session_options = mapping("session_options", arguments.get("session_options"))
@@ -152,34 +147,19 @@ def arguments_for(
     return {**options, **fixed, "connect_args": arguments}
 
 
-def check_engine_options(argument: str, options: Mapping[str, Any], url: URL) -> None:
-    """Raise ConfigurationError for an option that ``create_engine()`` or the pool would refuse when first used."""
+def checked_engine_options(argument: str, options: Mapping[str, Any], url: URL) -> dict[str, Any]:
+    """Return ``options``, or raise ConfigurationError for what ``create_engine()`` or the pool would refuse later."""
     pool = options.get("poolclass", QueuePool)
     if not isinstance(pool, type) or not issubclass(pool, Pool):
-        raise ConfigurationError(f"{argument}: poolclass={hidden(pool)} is not a class of sqlalchemy.pool")
+        raise ConfigurationError(
+            f"{argument}: poolclass={hidden(pool)} is no class of pools; write one such as QueuePool"
+        )
     _check_pool(argument, type(options["pool"]) if "pool" in options else pool)
-    for name, kinds in _NUMBERS.items():
-        value = options.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
-            raise ConfigurationError(f"{argument}: {name}={hidden(value)} is not a number; write one without quotes")
-    if "isolation_level" in options:
-        checked_isolation_level(options["isolation_level"], url.get_dialect(), f"{argument}: isolation_level")
     _check_names(argument, options, url, pool)
-
-
-def checked_isolation_level(level: Any, dialect: Any, argument: str = "isolation_level") -> str | None:
-    """Return ``level`` as SQLAlchemy spells it, or raise ConfigurationError if the dialect does not know it.
-
-    ``dialect`` is a dialect, its class, or None if it is not known yet.
-    """
-    if level is None:
-        return None
-    if not isinstance(level, str):
-        raise ConfigurationError(f'{argument}={hidden(level)} is not text; write one such as "SERIALIZABLE"')
-    spelled = level.upper().replace("_", " ")
-    known = _isolation_levels(dialect)
-    if known and spelled not in known:
-        raise ConfigurationError(f"{argument}={level!r} is none of {', '.join(map(repr, sorted(known)))}")
+    check_kinds(argument, options, ENGINE)
+    spelled = with_level(argument, options, url)
+    if "execution_options" in options:
+        spelled["execution_options"] = with_level(argument, options["execution_options"], url)
     return spelled
 
 
@@ -204,21 +184,12 @@ def _check_names(argument: str, options: Mapping[str, Any], url: URL, pool: type
         raise ConfigurationError(f"{argument}: {unknown[0]!r} is not taken; {write}")
 
 
-def _isolation_levels(dialect: Any) -> frozenset[str]:
-    if dialect is None:
-        return frozenset()
-    try:
-        made = dialect() if isinstance(dialect, type) else dialect
-        return frozenset(made.get_isolation_level_values(None)) | {"AUTOCOMMIT"}
-    except Exception:  # a dialect of others that must ask its driver or its connection
-        return frozenset()
-
-
 def _check_pool(argument: str, pool: type[Pool]) -> None:
-    if issubclass(pool, StaticPool | SingletonThreadPool):
+    if issubclass(pool, AssertionPool | StaticPool | SingletonThreadPool):
         raise ConfigurationError(
-            f"{argument}: poolclass={pool.__name__} puts the transactions of several requests on one connection, where "
-            'one rollback undoes them all; leave it out: Database("sqlite://") is one database for the whole process'
+            f"{argument}: poolclass={pool.__name__} has one connection for requests that run at once: one rollback "
+            "undoes the work of all, or the second one fails; leave it out, as "
+            'Database("sqlite://") is one database for the whole process without it'
         )
 
 
@@ -226,6 +197,9 @@ def mapping(argument: str, given: Any) -> dict[str, Any]:
     """Return ``given`` as a dictionary, an empty one for None, or raise ConfigurationError."""
     if not isinstance(given, Mapping | None):
         raise ConfigurationError(f'{argument}={hidden(given)} is not a mapping; write {argument}={{"name": value}}')
+    for name in given or ():
+        if not isinstance(name, str):
+            raise ConfigurationError(f"{argument}: the name {hidden(name)} is not text; write it in quotes")
     return dict(given or {})
 
 
@@ -253,11 +227,14 @@ def _replicas(given: Any, written: URL | None) -> tuple[URL, ...]:
     """Return the URLs to read from, each of a database of the same kind as the one written to."""
     if given is None:
         return ()
-    many = isinstance(given, Sequence) and not isinstance(given, str | URL)
+    many = isinstance(given, Sequence) and not isinstance(given, str | bytes | URL)
+    if many and not given:
+        raise ConfigurationError(f"read_only_url={given!r} holds no URL; write one, or leave it out")
     urls = tuple(parse(one, "read_only_url") for one in (given if many else (given,)))
     for url in urls:
         if written is not None and url.get_backend_name() != written.get_backend_name():
             raise ConfigurationError(
-                f"read_only_url={shown(url)} is another kind of database than url={shown(written)}"
+                f"read_only_url={shown(url)} is another kind of database than url={shown(written)}; "
+                "write the URL of a replica"
             )
     return urls

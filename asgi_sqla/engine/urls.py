@@ -90,7 +90,7 @@ def parse(url: str | URL, argument: str = "url") -> URL:
         raise ConfigurationError(f"{argument} is a {type(url).__name__}; write str({argument})")
     if hasattr(url, "dialect"):
         wanted = "async_engine" if hasattr(url, "sync_engine") else "engine"
-        raise ConfigurationError(f"{argument} is an engine, not a URL; write Database({wanted}=...)")
+        raise ConfigurationError(f"{argument} is an {type(url).__name__}, not a URL; write Database({wanted}=...)")
     if not url:
         raise ConfigurationError(
             f'{argument}={url!r} is not a database URL; write one such as "sqlite:///app.db" '
@@ -110,7 +110,7 @@ def parse(url: str | URL, argument: str = "url") -> URL:
     except (ArgumentError, ImportError, ValueError):  # the last for two plus signs
         raise ConfigurationError(
             f"{argument}={shown(parsed)}: SQLAlchemy knows no dialect {parsed.drivername!r}; "
-            f"well known are {', '.join(sorted(BACKENDS))}"
+            f"write one of {', '.join(sorted(BACKENDS))}, or install its package"
         ) from None
     return parsed
 

@@ -19,6 +19,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.engine import Connection, Engine
 
 from asgi_sqla.database import Database
+from asgi_sqla.engine.kinds import SECONDS, check_kinds
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
 from asgi_sqla.migrations.lock import locked
@@ -64,6 +65,12 @@ class Migrations:
         metadata = getattr(metadata, "metadata", metadata)
         if not isinstance(metadata, MetaData | None):
             raise ConfigurationError(f"metadata={hidden(metadata)} is no MetaData; pass Base.metadata")
+        where: Any = location
+        if not isinstance(where, str | PathLike) or "://" in str(where):
+            raise ConfigurationError(f'location={hidden(location)} is no directory; write one such as "migrations"')
+        if not isinstance(options, Mapping | None):
+            raise ConfigurationError(f'options={hidden(options)} is not a mapping; write options={{"name": value}}')
+        check_kinds("Migrations", {"lock_timeout": lock_timeout}, {"lock_timeout": SECONDS})
         self.database: Database = database
         self.location: Path = Path(location)
         self.metadata: MetaData | None = metadata

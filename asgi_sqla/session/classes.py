@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import get_cls_kwargs
 
+from asgi_sqla.engine.kinds import SESSION, check_kinds
 from asgi_sqla.engine.options import mapping
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
@@ -45,8 +46,11 @@ class SessionClasses(NamedTuple):
     options: dict[str, Any]
 
 
-def check_session_options(given: Any) -> dict[str, Any]:
-    """Return the ``session_options`` of one scope, or raise ConfigurationError for what is not for one scope."""
+def check_session_options(given: Any, classes: SessionClasses | None) -> dict[str, Any]:
+    """Return the ``session_options`` of one scope, or raise ConfigurationError for what is not for one scope.
+
+    ``classes`` are those of the database, None if it is not configured yet.
+    """
     options = mapping("session_options", given)
     if "bind" in options:
         raise ConfigurationError(
@@ -58,6 +62,10 @@ def check_session_options(given: Any) -> dict[str, Any]:
         raise ConfigurationError(
             f"session_options: {min(fixed)}= is not for one scope; give it to Database(session_options=...)"
         )
+    check_kinds("session_options", options, SESSION)
+    if classes is not None and not options.keys() <= SESSION.keys():  # the class tells of the others
+        both = {**classes.options, **options}
+        _refuse_if_failed(_failure_of(lambda: classes.sync(**both)), classes.sync, both)
     return options
 
 
@@ -86,8 +94,10 @@ def session_classes(given: Mapping[str, Any]) -> SessionClasses:
     sync_class = options.pop("sync_session_class", fallback)
     if not isinstance(sync_class, type) or not issubclass(sync_class, Session):
         raise ConfigurationError(
-            f"session_options: sync_session_class={hidden(sync_class)} is no subclass of sqlalchemy.orm.Session"
+            f"session_options: sync_session_class={hidden(sync_class)} is no subclass of sqlalchemy.orm.Session; "
+            "write such a class, not its name or an object of it"
         )
+    check_kinds("session_options", options, SESSION)
     for name in _ENDS:
         if getattr(async_class, name) is not getattr(AsyncSession, name):
             raise ConfigurationError(
@@ -106,10 +116,14 @@ def _set_expire_on_commit(sync_class: type[Session], options: dict[str, Any]) ->
     if failure is not None and not given:
         del options["expire_on_commit"]
         failure = _failure_of(lambda: sync_class(**options))
+    _refuse_if_failed(failure, sync_class, options)
+
+
+def _refuse_if_failed(failure: Exception | None, sync_class: type[Session], options: Mapping[str, Any]) -> None:
     if failure is not None:
-        unknown = sorted(set(options) - _SESSION)
-        said = repr(unknown[0]) + " is not taken; write what Session takes" if unknown else str(failure)
-        raise ConfigurationError(f"session_options: {said} ({sync_class.__name__}: {failure})") from None
+        unknown = [name for name in options if isinstance(failure, TypeError) and repr(name) in str(failure)]
+        what = f"{unknown[0]!r} is not taken" if unknown else str(failure)
+        raise ConfigurationError(f"session_options: {what}; write what {sync_class.__name__} takes") from None
 
 
 def _failure_of(make: Callable[[], Session]) -> Exception | None:

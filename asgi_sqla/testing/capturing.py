@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from asgi_sqla.engine.urls import hidden
+from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.unit.callbacks import Callback, Callbacks
 
 
@@ -19,6 +21,8 @@ def captured_callbacks(*, call: bool = False) -> Iterator[list[Callback]]:
     They are not called, unless ``call`` is true. Each has ``moment`` ("commit" or "rollback"), ``function``,
     ``args`` and ``kwargs``. Of a unit that is rolled back, on_commit callbacks never fall due.
     """
+    if not isinstance(call, bool):
+        raise ConfigurationError(f"call={hidden(call)} is neither True nor False")
     captured: list[Callback] = []
     before = Callbacks.watch
 

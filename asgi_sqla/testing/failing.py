@@ -14,8 +14,11 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
-from asgi_sqla.database import Database, db
-from asgi_sqla.testing.statements import CONTROL, is_of
+from asgi_sqla.database import Database
+from asgi_sqla.engine.options import checked_count
+from asgi_sqla.engine.urls import hidden
+from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.testing.statements import CONTROL, checked_database, is_of
 
 
 @contextmanager
@@ -27,8 +30,12 @@ def fail_commit(
     What was to be committed is rolled back, as the database does, and ``error`` raised: an OperationalError
     unless given, such as ``IntegrityError("COMMIT", None, Exception())``.
     """
-    of = database or db
-    left = [error or OperationalError("COMMIT", None, Exception("fail_commit()"))] * times
+    of = checked_database(database, "fail_commit")
+    if not isinstance(error, BaseException | None):
+        raise ConfigurationError(
+            f'error={hidden(error)} is no exception; write one such as IntegrityError("COMMIT", None, Exception())'
+        )
+    left = [error or OperationalError("COMMIT", None, Exception("fail_commit()"))] * checked_count("times", times)
 
     def fail(connection: Connection) -> None:
         if left and is_of(connection, of):
@@ -49,7 +56,7 @@ def kill_connection(database: Database | None = None) -> Iterator[None]:
     The driver raises what it does when the server went away; one connection is lost, the next one works. With
     ``rolled_back()`` write ``mode="copy"``: a transaction does not outlive its connection.
     """
-    of = database or db
+    of = checked_database(database, "kill_connection")
     killed: list[Connection] = []
 
     def kill(connection: Connection, _cursor: object, statement: str, *_: object) -> None:

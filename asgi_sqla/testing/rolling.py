@@ -12,12 +12,14 @@ from typing import Literal, Protocol, TypeAlias
 
 from anyio import to_thread
 
-from asgi_sqla.database import Database, db
+from asgi_sqla.database import Database
 from asgi_sqla.engine.engines import Engines
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.session.listeners import blocking_warnings
 from asgi_sqla.testing.copies import Copy
 from asgi_sqla.testing.outer import Inside
+from asgi_sqla.testing.statements import checked_database
 
 Mode: TypeAlias = Literal["transaction", "copy"]
 
@@ -51,11 +53,10 @@ class rolled_back:  # noqa: N801  # as contextlib's own
     """
 
     def __init__(self, database: Database | None = None, *, mode: Mode = "transaction") -> None:
-        if not isinstance(database, Database | None):
-            raise ConfigurationError(f"database={hidden(database)} is no Database; write rolled_back(Database(...))")
+        checked = checked_database(database, "rolled_back")
         if mode not in ("transaction", "copy"):
             raise ConfigurationError(f'mode={hidden(mode)} is none of "transaction" and "copy"')
-        self._database = database or db
+        self._database = checked
         self._mode = mode
         self._world: World | None = None
         self._undo: Callable[[], None] | None = None
@@ -92,6 +93,7 @@ class rolled_back:  # noqa: N801  # as contextlib's own
             return inside
 
         self._undo = self._database._substitute(make)
+        blocking_warnings.append(False)  # what a test does on its event loop keeps nobody waiting
         return self._database
 
     def _refuse_second(self) -> None:
@@ -104,5 +106,6 @@ class rolled_back:  # noqa: N801  # as contextlib's own
         assert world is not None
         assert undo is not None
         self._world = self._undo = None
+        blocking_warnings.pop()
         undo()
         return world

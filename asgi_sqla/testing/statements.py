@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
+from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
 
 from asgi_sqla.database import Database, db
+from asgi_sqla.engine.options import checked_count
+from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
 
 CONTROL = ("BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK", "COMMIT", "SET ", "PRAGMA")
@@ -33,7 +36,7 @@ def count_statements(database: Database | None = None) -> Iterator[Statements]:
 
     The value is a list: ``len(statements)``. What begins or ends transactions and savepoints is left out.
     """
-    of = database or db
+    of = checked_database(database, "count_statements")
     statements = Statements()
     lock = Lock()
 
@@ -62,6 +65,8 @@ def assert_statements(
     """
     if (max is None) == (exactly is None):
         raise ConfigurationError("assert_statements() needs max= or exactly=; write assert_statements(max=3)")
+    checked_database(database, "assert_statements")
+    checked_count("max" if exactly is None else "exactly", max if exactly is None else exactly)
     with count_statements(database) as statements:
         yield statements
     found = len(statements)
@@ -69,6 +74,13 @@ def assert_statements(
         raise AssertionError(f"expected {exactly} statement(s), {found} sent:\n{statements}")
     if max is not None and found > max:
         raise AssertionError(f"expected at most {max} statement(s), {found} sent:\n{statements}")
+
+
+def checked_database(database: Any, call: str) -> Database:
+    """Return ``database``, or ``db`` for None; raise ConfigurationError, naming ``call``, for anything else."""
+    if not isinstance(database, Database | None):
+        raise ConfigurationError(f"database={hidden(database)} is no Database; write {call}(Database(...))")
+    return database or db
 
 
 def is_of(connection: Connection, database: Database) -> bool:

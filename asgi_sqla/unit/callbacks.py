@@ -18,6 +18,7 @@ from typing import Literal, Protocol, TypeAlias
 import anyio
 from sqlalchemy.orm import SessionTransaction
 
+from asgi_sqla.engine.callables import is_async, takes
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.guard import loop_is_running
 from asgi_sqla.session.outcome import Fate
@@ -181,12 +182,10 @@ def call_now(function: Callable[..., object], args: tuple[object, ...], kwargs: 
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()
-        raise ConfigurationError(f"callback={function!r} returned {result!r}, and nothing awaits it")
-
-
-def is_async(function: Callable[..., object]) -> bool:
-    """Whether calling ``function`` gives something to await."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+        raise ConfigurationError(
+            f"callback={function!r} returned {result!r}, and nothing awaits it; pass a plain function, or register it "
+            "in a unit of work: async with session_scope()"
+        )
 
 
 def check_callback(function: object, *, awaits: bool, unit: object) -> None:
@@ -211,6 +210,8 @@ def check_hook(hook: object) -> None:
             f"hook={hook!r} is async, and nothing awaits it when a transaction begins; pass a plain function of the "
             "Connection, which is a sync one under an AsyncSession too"
         )
+    if not takes(hook, "connection"):
+        raise ConfigurationError(f"hook={hook!r} cannot be called with (connection); pass a function of the connection")
 
 
 def call_hook(hook: Callable[..., object], connection: object) -> None:

@@ -19,12 +19,12 @@ import anyio
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 
-from asgi_sqla.engine.options import checked_isolation_level
+from asgi_sqla.engine.callables import is_async
+from asgi_sqla.engine.isolation import checked_isolation_level
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.guard import running_loop
 from asgi_sqla.session.transient import pause
-from asgi_sqla.unit.callbacks import is_async
 from asgi_sqla.unit.context import Unit, enter, inherited, leave_anywhere, outside
 from asgi_sqla.unit.fences import may_retry
 from asgi_sqla.unit.unit import Job, UnitOfWork
