@@ -99,7 +99,7 @@ class SQLAlchemyMiddleware:
         note_middleware()
 
     def __repr__(self) -> str:
-        return f"SQLAlchemyMiddleware({self._app!r}, {self._databases!r})"
+        return f"SQLAlchemyMiddleware({hidden(self._app)}, {self._databases!r})"
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one ASGI connection."""
@@ -144,12 +144,12 @@ def _checked_startup(on_startup: Any) -> OnStartup | None:
     plain = inspect.isroutine(on_startup) or (isinstance(on_startup, type) and not hasattr(on_startup, "__await__"))
     if plain and not is_async(on_startup):
         raise ConfigurationError(
-            f"on_startup={on_startup!r} is a plain function, and it is awaited; write async def, or "
+            f"on_startup={hidden(on_startup)} is a plain function, and it is awaited; write async def, or "
             "migrations.async_sync instead of migrations.sync"
         )
     if on_startup is not None and not takes(on_startup):
         raise ConfigurationError(
-            f"on_startup={on_startup!r} cannot be called without arguments; write async def start(): ..."
+            f"on_startup={hidden(on_startup)} cannot be called without arguments; write async def start(): ..."
         )
     checked: OnStartup | None = on_startup
     return checked

@@ -65,8 +65,9 @@ def database_from(settings: Mapping[str, Any] | BaseModel | None = None) -> Data
     arguments = dict(_part(_plain(settings), "sqlalchemy"))
     arguments.pop("migrations_path", None)
     if not arguments.get("url"):
+        names = [name if name.isidentifier() else hidden(name) for name in sorted(arguments)]
         raise ConfigurationError(
-            f"the settings have no url, only {', '.join(sorted(arguments)) or 'nothing'}; "
+            f"the settings have no url, only {', '.join(names) or 'nothing'}; "
             'write {"url": "sqlite:///app.db"}, or {"sqlalchemy": {"url": ...}}'
         )
     options = arguments.pop("engine_options", None) or {}

@@ -80,12 +80,13 @@ def _checked(argument: str, function: Callable[..., Any], parameters: str) -> Ca
     """Return ``function`` so that nothing but a plain answer comes of it; check at once what can be checked."""
     if is_async(function):
         raise ConfigurationError(
-            f"{argument}={function!r} is a coroutine function, and it is not awaited; "
+            f"{argument}={hidden(function)} is a coroutine function, and it is not awaited; "
             f"write a plain function {parameters} -> bool"
         )
     if not takes(function, *parameters.strip("()").split(", ")):
         raise ConfigurationError(
-            f"{argument}={function!r} cannot be called with {parameters}; write a plain function {parameters} -> bool"
+            f"{argument}={hidden(function)} cannot be called with {parameters}; "
+            f"write a plain function {parameters} -> bool"
         )
 
     @functools.wraps(function)
@@ -97,7 +98,7 @@ def _checked(argument: str, function: Callable[..., Any], parameters: str) -> Ca
             if inspect.iscoroutine(answer):
                 answer.close()
             raise ConfigurationError(
-                f"{argument}={function!r} returned {answer!r}, which is not awaited; return a bool"
+                f"{argument}={hidden(function)} returned {answer!r}, which is not awaited; return a bool"
             )
         return bool(answer)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from asgi_sqla.database import Database
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.migrations import Migrations
+from asgi_sqla.migrations.manager import checked_location
 from asgi_sqla.settings import LOCATION, migrations_from
 
 
@@ -35,7 +35,7 @@ class Named(NamedTuple):
         if not isinstance(found, Migrations):
             raise ConfigurationError(f"--db {hidden(self.db)} is {hidden(found)}, neither a Database nor Migrations")
         if self.location is not None:
-            found.location = Path(self.location)
+            found.location = checked_location(self.location)
         return found
 
 
@@ -61,6 +61,10 @@ class Chosen:
 
 def load(reference: str) -> Any:
     """Return what "package.module:name" names, seen from the current directory."""
+    if "://" in reference:
+        raise ConfigurationError(
+            f"{hidden(reference)} is a URL, which DATABASE_URL is for; --db and --metadata are package.module:name"
+        )
     module, colon, name = reference.partition(":")
     if not (module and colon and name):
         raise ConfigurationError(f'{hidden(reference)} names nothing that can be imported; write "package.module:name"')
@@ -71,5 +75,7 @@ def load(reference: str) -> Any:
         for each in name.split("."):
             found = getattr(found, each)
     except (ImportError, AttributeError) as exc:
-        raise ConfigurationError(f"{hidden(reference)} cannot be imported: {type(exc).__name__}: {exc}") from exc
+        shown = repr(reference) == hidden(reference)
+        why = f"{type(exc).__name__}: {exc}" if shown else type(exc).__name__
+        raise ConfigurationError(f"{hidden(reference)} cannot be imported: {why}") from (exc if shown else None)
     return found

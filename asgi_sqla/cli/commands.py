@@ -10,7 +10,6 @@ import asyncio
 import runpy
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import click
 import sqlalchemy
@@ -20,6 +19,7 @@ from asgi_sqla.cli.choosing import Chosen
 from asgi_sqla.cli.reporting import BEHIND, REFUSED
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.migrations import Status, SyncResult, scaffold
+from asgi_sqla.migrations.manager import checked_location
 from asgi_sqla.settings import LOCATION
 
 STATUS_CODES = {Status.UP_TO_DATE: 0, Status.UNVERSIONED: REFUSED, Status.UNKNOWN_REVISION: REFUSED}
@@ -118,7 +118,7 @@ def init(chosen: Chosen) -> None:
     named = chosen.named
     if named is None or named.db is None:
         raise ConfigurationError("init needs --db package.module:name, for the env.py to import")
-    for path in scaffold(Path(named.location or LOCATION), named.db, named.metadata):
+    for path in scaffold(checked_location(named.location or LOCATION), named.db, named.metadata):
         click.echo(path)
 
 

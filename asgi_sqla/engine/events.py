@@ -35,8 +35,8 @@ def checked_listener(identifier: Any, function: Any) -> tuple[str, Callable[...,
         raise ConfigurationError(f"function={hidden(function)} cannot be called; pass the function that is told")
     if is_async(function):
         raise ConfigurationError(
-            f"function={function!r} is async, and nothing awaits a listener; pass a plain function, and in it use "
-            "connection.run_async(...) if a driver's connection has to be awaited"
+            f"function={hidden(function)} is async, and nothing awaits a listener; pass a plain function, in which "
+            "connection.run_async(...) awaits what the driver's connection has"
         )
     _check_parameters(identifier, function)
     return identifier, function
@@ -48,5 +48,5 @@ def _check_parameters(identifier: str, function: Callable[..., object]) -> None:
     older = [signature[1] for signature in getattr(event, "_legacy_signatures", ())]
     if not any(takes(function, *arguments) for arguments in (names, *older)):
         raise ConfigurationError(
-            f"function={function!r} cannot be called with ({', '.join(names)}); write a function of these"
+            f"function={hidden(function)} cannot be called with ({', '.join(names)}); write a function of these"
         )

@@ -181,7 +181,7 @@ def _check_names(argument: str, options: Mapping[str, Any], url: URL, pool: type
         write = f"write what create_engine() and {pool.__name__} take"
         if unknown[0] == "async_creator":
             write = "write it in async_engine_options"
-        raise ConfigurationError(f"{argument}: {unknown[0]!r} is not taken; {write}")
+        raise ConfigurationError(f"{argument}: {hidden(unknown[0])} is not taken; {write}")
 
 
 def _check_pool(argument: str, pool: type[Pool]) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from asgi_sqla.engine.urls import Target
+from asgi_sqla.engine.urls import Target, shown
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
@@ -56,7 +56,7 @@ class Replicas:
             except Exception as exc:
                 failure = exc
                 self._resting[number] = time.monotonic() + REST
-                logger.warning("the replica %r refused a connection, and is left alone: %r", target.url, exc)
+                logger.warning("the replica %s refused a connection, and is left alone: %r", shown(target.url), exc)
             else:
                 self._resting.pop(number, None)
                 record.info[UNTIL] = min(self._resting.values(), default=math.inf)

@@ -68,8 +68,9 @@ def hidden(value: object) -> str:
     if isinstance(value, URL):
         return shown(value)
     text = repr(value)
-    ours = type(value).__module__.partition(".")[0] in ("asgi_sqla", "sqlalchemy")  # whose own show no password
-    if not ours and ("@" in text or _USER.search(text) or _SECRET.search(text)):
+    package = type(value).__module__.partition(".")[0]
+    safe = package == "asgi_sqla" or (package == "sqlalchemy" and not _SECRET.search(text))  # theirs shows a query
+    if not safe and ("@" in text or _USER.search(text) or _SECRET.search(text)):
         return f"a {type(value).__name__} (not shown, as it may hold a password)"
     return text
 

@@ -7,6 +7,7 @@ Must not know: what the commands do.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -28,6 +29,8 @@ from asgi_sqla.migrations.state import Status
 
 T = TypeVar("T")
 
+_URL = re.compile(r"[\w+]{2,}:/")
+"""Finds a URL where a directory belongs, also once it was made a path; a drive has one letter."""
 _alembic = threading.Lock()
 """Alembic keeps what it is doing in a global, so a process does one thing at a time with it."""
 
@@ -65,20 +68,18 @@ class Migrations:
         metadata = getattr(metadata, "metadata", metadata)
         if not isinstance(metadata, MetaData | None):
             raise ConfigurationError(f"metadata={hidden(metadata)} is no MetaData; pass Base.metadata")
-        where: Any = location
-        if not isinstance(where, str | PathLike) or "://" in str(where):
-            raise ConfigurationError(f'location={hidden(location)} is no directory; write one such as "migrations"')
         if not isinstance(options, Mapping | None):
             raise ConfigurationError(f'options={hidden(options)} is not a mapping; write options={{"name": value}}')
         check_kinds("Migrations", {"lock_timeout": lock_timeout}, {"lock_timeout": SECONDS})
         self.database: Database = database
-        self.location: Path = Path(location)
+        self.location: Path = checked_location(location)
         self.metadata: MetaData | None = metadata
         self.options: dict[str, Any] = dict(options or {})
         self.lock_timeout: float = lock_timeout
 
     def __repr__(self) -> str:
-        return f"<Migrations of {self.database!r} in {self.location}>"
+        where = str(self.location)
+        return f"<Migrations of {self.database!r} in {where if repr(where) == hidden(where) else hidden(where)}>"
 
     def sync(self, *, stamp: str | None = None) -> SyncResult:
         """Bring the database to the newest revision, creating or upgrading it; return what was done.
@@ -234,3 +235,10 @@ class Migrations:
             return await self.async_with_lock(self._on(work))
         finally:
             _alembic.release()
+
+
+def checked_location(location: Any) -> Path:
+    """Return the path of a directory of migrations, or raise ConfigurationError for what is none, such as a URL."""
+    if not isinstance(location, str | PathLike) or _URL.match(str(location)):
+        raise ConfigurationError(f'location={hidden(location)} is no directory; write one such as "migrations"')
+    return Path(location)

@@ -39,7 +39,7 @@ def merged(model: object, filters: Sequence[Any], attributes: dict[str, Any]) ->
         return attributes
     if len(filters) != 1 or not isinstance(filters[0], Mapping):
         raise ConfigurationError(
-            f"{model!r} was asked with {filters!r}; write filters as keyword arguments, name='foo', or as "
+            f"{model!r} was asked with {hidden(filters)}; write filters as keyword arguments, name='foo', or as "
             "one mapping, {'name': 'foo'}, and before them the session, if you pass one"
         )
     return {**filters[0], **attributes}
@@ -49,7 +49,7 @@ def the_only(model: object, arguments: Sequence[Any]) -> Any:
     """Return the primary key of a call."""
     if len(arguments) != 1:
         raise ConfigurationError(
-            f"{model!r} was asked for the primary key {arguments!r}; pass one value, or for a key of several "
+            f"{model!r} was asked for the primary key {hidden(arguments)}; pass one value, or for a key of several "
             "columns one tuple, and before it the session, if you pass one"
         )
     return arguments[0]

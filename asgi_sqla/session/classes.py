@@ -122,7 +122,7 @@ def _set_expire_on_commit(sync_class: type[Session], options: dict[str, Any]) ->
 def _refuse_if_failed(failure: Exception | None, sync_class: type[Session], options: Mapping[str, Any]) -> None:
     if failure is not None:
         unknown = [name for name in options if isinstance(failure, TypeError) and repr(name) in str(failure)]
-        what = f"{unknown[0]!r} is not taken" if unknown else str(failure)
+        what = f"{hidden(unknown[0])} is not taken" if unknown else str(failure)
         raise ConfigurationError(f"session_options: {what}; write what {sync_class.__name__} takes") from None
 
 

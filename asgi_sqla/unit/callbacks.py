@@ -19,6 +19,7 @@ import anyio
 from sqlalchemy.orm import SessionTransaction
 
 from asgi_sqla.engine.callables import is_async, takes
+from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.guard import loop_is_running
 from asgi_sqla.session.outcome import Fate
@@ -183,8 +184,8 @@ def call_now(function: Callable[..., object], args: tuple[object, ...], kwargs: 
         if inspect.iscoroutine(result):
             result.close()
         raise ConfigurationError(
-            f"callback={function!r} returned {result!r}, and nothing awaits it; pass a plain function, or register it "
-            "in a unit of work: async with session_scope()"
+            f"callback={hidden(function)} returned {result!r}, and nothing awaits it; pass a plain function, or "
+            "register it in a unit of work: async with session_scope()"
         )
 
 
@@ -192,11 +193,11 @@ def check_callback(function: object, *, awaits: bool, unit: object) -> None:
     """Raise ConfigurationError unless ``function`` can be called at the end of ``unit``."""
     if not callable(function):
         raise ConfigurationError(
-            f"callback={function!r} cannot be called; pass the function and its arguments, not its result"
+            f"callback={hidden(function)} cannot be called; pass the function and its arguments, not its result"
         )
     if not awaits and is_async(function):
         raise ConfigurationError(
-            f"callback={function!r} is async, and {unit} ends where nothing can be awaited; "
+            f"callback={hidden(function)} is async, and {unit} ends where nothing can be awaited; "
             "pass a plain function, or open the scope with: async with session_scope()"
         )
 
@@ -204,14 +205,24 @@ def check_callback(function: object, *, awaits: bool, unit: object) -> None:
 def check_hook(hook: object) -> None:
     """Raise ConfigurationError unless ``hook`` is a plain function: a transaction begins where nothing is awaited."""
     if not callable(hook):
-        raise ConfigurationError(f"hook={hook!r} cannot be called; pass a function of the connection")
+        raise ConfigurationError(f"hook={hidden(hook)} cannot be called; pass a function of the connection")
     if is_async(hook):
         raise ConfigurationError(
-            f"hook={hook!r} is async, and nothing awaits it when a transaction begins; pass a plain function of the "
-            "Connection, which is a sync one under an AsyncSession too"
+            f"hook={hidden(hook)} is async, and nothing awaits it when a transaction begins; pass a plain function "
+            "of the Connection, which is a sync one under an AsyncSession too"
         )
     if not takes(hook, "connection"):
-        raise ConfigurationError(f"hook={hook!r} cannot be called with (connection); pass a function of the connection")
+        raise ConfigurationError(
+            f"hook={hidden(hook)} cannot be called with (connection); pass a function of the connection"
+        )
+
+
+def hook_too_late(hook: object, unit: object) -> ConfigurationError:
+    """Return the error for a hook that is registered once a transaction of ``unit`` has begun."""
+    return ConfigurationError(
+        f"hook={hidden(hook)} comes too late for a transaction of {unit}; register it before the first query, and give "
+        "a read-only scope an isolation_level="
+    )
 
 
 def call_hook(hook: Callable[..., object], connection: object) -> None:
@@ -220,7 +231,9 @@ def call_hook(hook: Callable[..., object], connection: object) -> None:
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()
-        raise ConfigurationError(f"hook={hook!r} returned {result!r}, and nothing awaits it when a transaction begins")
+        raise ConfigurationError(
+            f"hook={hidden(hook)} returned {result!r}, and nothing awaits it when a transaction begins"
+        )
 
 
 def _within(begun: tuple[SessionTransaction, ...], ended: SessionTransaction) -> bool:

@@ -12,7 +12,7 @@ from typing import cast
 
 from sqlalchemy.engine import Connection
 
-from asgi_sqla.errors import ConfigurationError, ended
+from asgi_sqla.errors import ended
 from asgi_sqla.session.outcome import DISCARDED, Fate
 from asgi_sqla.unit.callbacks import (
     Callback,
@@ -22,6 +22,7 @@ from asgi_sqla.unit.callbacks import (
     call_now,
     check_callback,
     check_hook,
+    hook_too_late,
     run,
     run_async,
 )
@@ -120,10 +121,7 @@ class UnitOfWork:
         """
         check_hook(hook)
         if self._sessions.in_transaction or (self._sessions is not NONE and self._reads_in_autocommit()):
-            raise ConfigurationError(
-                f"hook={hook!r} comes too late for a transaction of {self}; register it before the first query, "
-                "and give a read-only scope an isolation_level="
-            )
+            raise hook_too_late(hook, self)
         self._begin_hooks = (*self._begin_hooks, hook)
         self._hears_begin = True
 
