@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from sqlalchemy.engine import URL
 
@@ -151,8 +151,7 @@ def _checked_startup(on_startup: Any) -> OnStartup | None:
         raise ConfigurationError(
             f"on_startup={hidden(on_startup)} cannot be called without arguments; write async def start(): ..."
         )
-    checked: OnStartup | None = on_startup
-    return checked
+    return cast("OnStartup | None", on_startup)
 
 
 def _databases(database: Any, url: str | URL | None) -> tuple[Database, ...]:

@@ -16,12 +16,12 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 
 
-class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """A connection on which COMMIT of a failed transaction is an error."""
 
     __slots__ = ()
 
-    def execute(self, query: str, *args: Any, timeout: float | None = None) -> Coroutine[Any, Any, str]:
+    def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
         """Raise InFailedSQLTransactionError (25P02) if COMMIT was answered with ROLLBACK."""
         running: Coroutine[Any, Any, str] = super().execute(query, *args, timeout=timeout)
         return _checked(running) if query[:6] == "COMMIT" else running
@@ -32,3 +32,8 @@ async def _checked(running: Coroutine[Any, Any, str]) -> str:
     if status == "ROLLBACK":
         raise asyncpg.InFailedSQLTransactionError("a statement had failed, so PostgreSQL answered COMMIT: ROLLBACK")
     return status
+
+
+def connection_class() -> type[Any]:
+    """Return what ``asyncpg.connect(connection_class=...)`` is given."""
+    return _Connection

@@ -139,9 +139,9 @@ def arguments_for(
         del options["poolclass"]
     arguments = {**target.connect_args, **options.pop("connect_args", {})}
     if target.url.get_driver_name() == "asyncpg" and "async_creator" not in options:
-        from asgi_sqla.engine.asyncpg import Connection  # it imports the driver
+        from asgi_sqla.engine.asyncpg import connection_class  # it imports the driver
 
-        arguments.setdefault("connection_class", Connection)
+        arguments.setdefault("connection_class", connection_class())
     if target.url.get_backend_name() == "sqlite" and "timeout" not in target.url.query:
         arguments.setdefault("timeout", BUSY_TIMEOUT)
     return {**options, **fixed, "connect_args": arguments}
@@ -230,7 +230,8 @@ def _replicas(given: Any, written: URL | None) -> tuple[URL, ...]:
     many = isinstance(given, Sequence) and not isinstance(given, str | bytes | URL)
     if many and not given:
         raise ConfigurationError(f"read_only_url={given!r} holds no URL; write one, or leave it out")
-    urls = tuple(parse(one, "read_only_url") for one in (given if many else (given,)))
+    every: Sequence[Any] = given if many else (given,)
+    urls = tuple(parse(one, "read_only_url") for one in every)
     for url in urls:
         if written is not None and url.get_backend_name() != written.get_backend_name():
             raise ConfigurationError(

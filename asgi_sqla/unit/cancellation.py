@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 import anyio
 
+from asgi_sqla.session.guard import running_loop
+
 CANCELLED_LIMIT = 3.0
 """Seconds that a cancelled caller waits for a COMMIT, and anybody for a ROLLBACK; then the connections are cut."""
 CUT_LIMIT = 1.0
@@ -78,11 +80,10 @@ async def to_completion(
     anyio scope (26,578 wake-ups in 180 ms). The CancelledError kept is the one received: anyio does not know any
     other as its own.
     """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:  # trio knows no task.cancel(), so the shield is enough; and no thread of ours is used there
-        with anyio.CancelScope(shield=True):
-            return await finish(work)
+    loop = running_loop()
+    if loop is None:  # trio knows no task.cancel(), so the shield is enough; and no thread of ours is used there
+        finished: Finished = await _shielded(finish(work))
+        return finished
     end: asyncio.Future[None] = loop.create_future()
     running: Running
     if isinstance(work, Coroutine):
