@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.engine.default import DefaultDialect
@@ -230,8 +230,7 @@ def _replicas(given: Any, written: URL | None) -> tuple[URL, ...]:
     many = isinstance(given, Sequence) and not isinstance(given, str | bytes | URL)
     if many and not given:
         raise ConfigurationError(f"read_only_url={given!r} holds no URL; write one, or leave it out")
-    every: Sequence[Any] = given if many else (given,)
-    urls = tuple(parse(one, "read_only_url") for one in every)
+    urls = tuple(parse(one, "read_only_url") for one in cast("Sequence[Any]", given if many else (given,)))
     for url in urls:
         if written is not None and url.get_backend_name() != written.get_backend_name():
             raise ConfigurationError(
