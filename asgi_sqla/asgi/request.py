@@ -147,6 +147,7 @@ class Exchange:
                 await self._let_through(raised)
             return
         if raised is not None and not is_of_ours(raised):
+            logger.error("%s failed", self._unit, exc_info=failure)
             raise raised
         if self._at is not ANSWERED:
             await self._answer(failure)

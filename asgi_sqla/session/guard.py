@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 from greenlet import getcurrent  # type: ignore[import-untyped]
 from sqlalchemy.engine import Engine
-from sqlalchemy.orm import Session
+from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.orm import Session, SessionTransaction
 
 from asgi_sqla.errors import OWN_SCOPE, ConfigurationError, SessionInUseError, WrongEventLoopError, ended
 from asgi_sqla.session.outcome import Hooks, Outcome
@@ -98,7 +99,13 @@ class GuardedSession(Session):
 
     def invalidate(self) -> None:
         """Give the connection up, and do what ``close`` does."""
-        self._guard_discard("invalidate", super().invalidate)
+        self._guard_discard("invalidate", self._guard_invalidate)
+
+    def _guard_invalidate(self) -> None:
+        # SQLAlchemy's own would close the session for good, as it does with close_resets_only=False.
+        for one in self.guard_outcome.connections:
+            one.connection.invalidate()
+        super().reset()
 
     def expunge_all(self) -> None:
         """Let go of every object. Changes that are lost by that are an error at a verdict to commit."""
@@ -265,3 +272,17 @@ def refusing(name: str, base: type[Session]) -> Callable[..., Any]:
         return method(self, *args, **kwargs)
 
     return call
+
+
+def failure_in(savepoint: SessionTransaction | None) -> Exception | None:
+    """Return why ``savepoint`` is lost, if a flush failed in it and the application caught the error.
+
+    SQLAlchemy leaves the block of such a savepoint without an exception, and what else was written in it is gone.
+    """
+    if savepoint is None or savepoint.is_active or savepoint.session.get_nested_transaction() is not savepoint:
+        return None
+    try:
+        savepoint.commit()
+    except PendingRollbackError as exc:
+        return exc
+    return None

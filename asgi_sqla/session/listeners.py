@@ -42,9 +42,10 @@ _watched: WeakValueDictionary[Connection, Watched] = WeakValueDictionary()
 _heard: WeakSet[Dialect] = WeakSet()
 
 
-def is_watched(connection: Connection) -> bool:
-    """Whether ``connection`` is in the transaction of a session."""
-    return connection in _watched
+def is_committed_by_session(connection: Connection) -> bool:
+    """Whether the COMMIT on ``connection`` is that of a session, not of ``connection.commit()``."""
+    watched = _watched.get(connection)
+    return watched is not None and watched.outcome.committing
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
@@ -136,6 +137,8 @@ def _handle_error(context: ExceptionContext) -> None:
         _note_failed_end(watched, outcome, context)
     else:
         outcome.committing = False
+        if context.is_disconnect and watched.sent_commit:
+            _note_doubt(watched.session, outcome)
     if isinstance(error, Exception) and not ends_by_rollback:  # which is no reason to retry what it has ended
         outcome.note_error(error)
         if sqlstate_of(original) == "25P02":  # in_failed_sql_transaction

@@ -115,6 +115,8 @@ class Outcome:
     streams: Collection[Any] = ()
     """Executions whose rows were left on the server; what nobody reads any more is not kept."""
     _why: str = ""
+    _discarded: str = ""
+    """What the application threw away. Never unset."""
 
     @property
     def unhandled(self) -> bool:
@@ -124,7 +126,7 @@ class Outcome:
     def objection(self) -> Exception:
         """Return why what the session did must not be committed, as it was undone or discarded."""
         if self.state is DISCARDED:
-            return DiscardedWorkError(self._why)
+            return DiscardedWorkError(self._discarded)
         return self.error or PendingRollbackError(self._why)
 
     def refuse(self) -> NoReturn:
@@ -141,14 +143,13 @@ class Outcome:
 
     def note_undone(self, why: str) -> None:
         """Take note that the transaction is over, though nobody ended it through the session."""
-        if self.state is not State.DISCARDED:
-            self.state = UNDONE
-            self._why = why
+        self.state = UNDONE
+        self._why = why
 
     def note_discarded(self, call: str, what: str) -> None:
         """Take note that ``call`` of the application's threw ``what`` away."""
         self.state = DISCARDED
-        self._why = (
+        self._discarded = (
             f"session.{call}() threw away work that was neither committed nor rolled back ({what}); leave the session "
             "to its unit of work, which ends it, or write session.rollback() before if that was meant"
         )
@@ -167,7 +168,7 @@ class Outcome:
         """Take note that a savepoint, or the ``whole`` transaction, was rolled back."""
         self.committing = False
         if self.state is FAILED or (whole and self.state is UNDONE):
-            self.state = SOUND
+            self.state = DISCARDED if self._discarded else SOUND
         if whole:
             self.rolled_back = True
             self.forget_transaction()

@@ -153,6 +153,11 @@ class Watched:
             elif self.outcome.wrote:  # a procedure that commits
                 self.outcome.note_committed(Committed.STATEMENT)
 
+    @property
+    def sent_commit(self) -> bool:
+        """Whether the last statement was a textual COMMIT."""
+        return self._ended_by in _COMMITS
+
     def cut(self) -> bool:
         """Cut the connection, as its server does not answer; return whether there was one."""
         connection = self.connection

@@ -1,19 +1,23 @@
 """What forbids to run a unit of work again: a retry must never write twice.
 
-Holds: when a request or a function may be retried, and what is heard of commits past a unit's own sessions.
+Holds: when a request or a function may be retried, what is heard of commits past a unit's own sessions, and what is
+said of a commit whose caller was cancelled.
 Must not know: who retries, or how.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from sqlalchemy.engine import Connection
 
-from asgi_sqla.session.listeners import is_watched
+from asgi_sqla.session.listeners import is_committed_by_session
 from asgi_sqla.session.transient import is_transient
 from asgi_sqla.unit.context import inherited
 from asgi_sqla.unit.unit import UnitOfWork
+
+logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
 def may_retry(unit: UnitOfWork, failure: BaseException) -> bool:
@@ -22,15 +26,22 @@ def may_retry(unit: UnitOfWork, failure: BaseException) -> bool:
     return any(is_transient(one) for one in errors) and unit._may_be_repeated()
 
 
+def tell_cancelled(unit: UnitOfWork, cancelled: BaseException | None) -> None:
+    """Say so in the log if the caller gets a cancellation although something of ``unit`` is in a database for good."""
+    outcomes = [one.session.guard_outcome for one in unit._sessions.all]
+    if cancelled is not None and any(one.committed or one.in_doubt for one in outcomes):
+        logger.warning("%s: cancelled at its end, but work of it was committed, or its COMMIT is in doubt", unit)
+
+
 def watch_commits(watch: Callable[[str, Callable[[Connection], None]], object]) -> None:
-    """Hear, by ``watch(event, function)``, of what is committed on connections that are no session's."""
+    """Hear, by ``watch(event, function)``, of what is committed past a session, on its own connection or another."""
     watch("commit", _note_commit)
     watch("begin", _note_autocommit)
 
 
 def _note_commit(connection: Connection) -> None:
     unit = inherited()
-    if isinstance(unit, UnitOfWork) and not is_watched(connection):
+    if isinstance(unit, UnitOfWork) and not is_committed_by_session(connection):
         unit._fenced = True
 
 

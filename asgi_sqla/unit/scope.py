@@ -23,10 +23,10 @@ from asgi_sqla.engine.callables import is_async
 from asgi_sqla.engine.isolation import checked_isolation_level
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.session.guard import running_loop
+from asgi_sqla.session.guard import failure_in, running_loop
 from asgi_sqla.session.transient import pause
 from asgi_sqla.unit.context import Unit, enter, inherited, leave_anywhere, outside
-from asgi_sqla.unit.fences import may_retry
+from asgi_sqla.unit.fences import may_retry, tell_cancelled
 from asgi_sqla.unit.unit import Job, UnitOfWork
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
@@ -96,7 +96,11 @@ class SessionScope:
             if self._token is not None:
                 unit._close_now(exc is None, exc)
             elif self._savepoint is not None:
-                cast("SessionTransaction", self._savepoint).__exit__(kind, exc, traceback)
+                savepoint = cast("SessionTransaction", self._savepoint)
+                failure = None if exc is not None else failure_in(savepoint)
+                savepoint.__exit__(kind, exc, traceback)
+                if failure is not None:
+                    raise failure
             elif exc is not None:
                 unit._doomed_by(exc)
         finally:
@@ -122,11 +126,14 @@ class SessionScope:
                 unit._abandon()
             elif self._token is not None:
                 finished = await unit._close(exc is None, exc)
-                if finished.cancelled is not None:
-                    _tell_committed(unit)
+                tell_cancelled(unit, finished.cancelled)
                 finished.check()
             elif self._savepoint is not None:
-                await cast("AsyncSessionTransaction", self._savepoint).__aexit__(kind, exc, traceback)
+                async_savepoint = cast("AsyncSessionTransaction", self._savepoint)
+                failure = None if exc is not None else failure_in(async_savepoint.sync_transaction)
+                await async_savepoint.__aexit__(kind, exc, traceback)
+                if failure is not None:
+                    raise failure
             elif exc is not None:
                 unit._doomed_by(exc)
         finally:
@@ -242,9 +249,3 @@ class SessionScope:
         """Let go of what a decorated call's unit still has."""
         if self._unit is not None and self._unit.ended:
             self._unit._empty()
-
-
-def _tell_committed(unit: UnitOfWork) -> None:
-    """Say so in the log if the caller gets a cancellation although something of ``unit`` is in a database for good."""
-    if any(one.outcome.committed or one.outcome.in_doubt for one in unit._sessions.all):
-        logger.warning("%s: cancelled at its end, but work of it was committed, or its COMMIT is in doubt", unit)
