@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
-from asgi_sqla import ERROR_RESPONSES, Database, SQLAlchemyMiddleware, session_scope
 from sqlalchemy import Connection
 from support.databases import Backend, connections_out
 
+from asgi_sqla import ERROR_RESPONSES, Database, SQLAlchemyMiddleware, session_scope
 from fuzz import statements
 from fuzz.ledger import Ledger
 from fuzz.player import Player, RefusedError
 from fuzz.programs import Program, Step, draw
 from fuzz.stage import Client, Stage
 from fuzz.witness import Findings, Log, Witness, is_told, judge_callback, judge_rows, notes, settled
+
+Commit: TypeAlias = Callable[[Connection], None]
 
 LONGEST = 30.0
 """Seconds after which a program counts as one that waits for ever."""
@@ -50,6 +52,9 @@ class Arena:
             async with asyncio.timeout(LONGEST):
                 failure = await self._perform(stage)
                 await stage.clear()
+        except BaseException as exc:
+            exc.add_note(f"the program was {program}")
+            raise
         finally:
             logger.removeHandler(log)
         return program, self._judge(stage, log, failure)
@@ -275,11 +280,16 @@ async def open_arena(backend: Backend, kind: str) -> AsyncIterator[Arena]:
 
 
 async def play_all(
-    backend: Backend, kind: str, seeds: range, report: Callable[[Program, Findings], Awaitable[None] | None]
-) -> None:
-    """Play the program of each seed, and report each."""
+    backend: Backend, kind: str, seeds: range, report: Callable[[Program, Findings], bool], commit: Commit | None = None
+) -> int:
+    """Play the program of each seed, and report each, until ``report`` says that it is enough; return the last seed.
+
+    ``commit`` is called before each COMMIT: with it the database breaks a promise, for the fuzzer to find.
+    """
     async with open_arena(backend, kind) as arena:
+        if commit is not None:
+            arena.database.listen("commit", commit)
         for seed in seeds:
-            reported = report(*await arena.play(seed))
-            if reported is not None:
-                await reported
+            if not report(*await arena.play(seed)):
+                return seed
+    return seeds[-1]

@@ -150,6 +150,7 @@ class Ledger:
 
     def kept(self, session: str, unflushed: set[int]) -> None:
         """Take note that the application has committed, but for objects that were not flushed."""
+        self._doubt_unknown()
         writes = self.transactions[session].take()
         for write in writes:
             if id(write.entry) in unflushed:
@@ -159,10 +160,16 @@ class Ledger:
 
     def tried(self, session: str) -> None:
         """Take note that a commit by the application has failed: its savepoints are gone, its rows are wanted."""
+        self._doubt_unknown()
         writes = self.transactions[session].take()
         self.transactions[session].savepoints[-1].writes += writes
         for write in writes:
             write.tried = True
+
+    def _doubt_unknown(self) -> None:
+        """Take note that a commit of the application's may have kept what it was told nothing of."""
+        for write in self.writes:
+            write.tried = write.tried or write.fate is Fate.UNKNOWN
 
     def settle(self, *, promised: bool) -> None:
         """Take note of what the client, or the caller, was told."""

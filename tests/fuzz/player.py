@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
-from asgi_sqla import current_unit, session_scope
+from sqlalchemy import text
 
+from asgi_sqla import current_unit, session_scope
 from fuzz import statements
 from fuzz.ledger import Fate, Ledger, Savepoint, Thread, Transaction, Write
 from fuzz.programs import Step
 from fuzz.stage import Stage
-from fuzz.witness import Called
+from fuzz.witness import TAKEN, Called, Entry, values
 
 
 class RefusedError(Exception):
@@ -94,7 +95,7 @@ class Player:
             write = self._attempt(step)
 
             def add(session: Any) -> None:
-                write.entry = statements.Entry(id=statements.TAKEN, program=-1, attempt=0, name="again")
+                write.entry = Entry(id=TAKEN, program=-1, attempt=0, name="again")
                 session.add(write.entry)
 
             await self.perform(add)
@@ -120,7 +121,7 @@ class Player:
             write = self._attempt(step)
             where, _, what = step.how.partition(" ")
             make = statements.in_core_savepoint if where == "core" else statements.in_text_savepoint
-            columns = statements.values(self.stage.program.seed, write, orphan=False)
+            columns = values(self.stage.program.seed, write, orphan=False)
             sql = statements.INSERT.format(owner="NULL", **columns)
             await self._perform_write(write, make(sql, keep=what == "kept"))
             if what == "kept":
@@ -163,6 +164,7 @@ class Player:
         elif step.how == "expunge_all":
             await self.perform(self._expunge)
         elif "rollback" in step.how.lower():
+            self.ledger.troubled = True  # a COMMIT past the session may find nothing to commit
             await self.perform(statements.end(step.how))
         else:
             await self._commit(step.how)
@@ -251,7 +253,7 @@ class Player:
             if step.how == "transient":
                 await self.perform(statements.transient)
             elif step.how == "lost":
-                await self.perform(lambda session: session.execute(statements.text(statements.LOST)))
+                await self.perform(lambda session: session.execute(text(statements.LOST)))
             else:
                 self.stage.losing = True
 

@@ -14,7 +14,17 @@ ENDS = (
     + ("textual COMMIT", "textual ROLLBACK", "commit on the connection", "rollback on the connection")
     + ("COMMIT on the driver's connection", "ROLLBACK on the driver's connection")
 )
-SAVEPOINTS = ("begin", "begin", "release", "release", "roll back", "core kept", "core undone", "text kept", "text undone")
+SAVEPOINTS = (
+    "begin",
+    "begin",
+    "release",
+    "release",
+    "roll back",
+    "core kept",
+    "core undone",
+    "text kept",
+    "text undone",
+)
 CAUGHT = ("", "", "caught", "caught", "rolled back")
 """What the application does about an exception of a step: nothing, go on, or roll back and go on."""
 
@@ -78,11 +88,11 @@ class Program:
 class Drawer:
     """Draws steps, and numbers them."""
 
-    def __init__(self, random: Random, *, postgresql: bool, sync_scope: bool, request: bool) -> None:
+    def __init__(self, random: Random, *, postgresql: bool, sync_scope: bool, abandons: bool) -> None:
         self.random = random
         self.postgresql = postgresql
         self.sync_scope = sync_scope
-        self.request = request
+        self.abandons = abandons
         self.number = 0
 
     def steps(self, most: int, depth: int = 0) -> tuple[Step, ...]:
@@ -113,22 +123,31 @@ class Drawer:
         self.number += 1
         return Step(self.number, kind, value=value, caught=caught)
 
+    def _how(self, hows: tuple[str, ...]) -> str:
+        """Choose one; nothing on the session's connection where a thread may be left with it.
+
+        Only calls on a session say that it is in use. Who leaves a thread behind with the connection of a session
+        shares that connection with whoever gets it next, and no promise is made for that.
+        """
+        allowed = [how for how in hows if not self.abandons or not ("connection" in how or how.startswith("core "))]
+        return self.random.choice(allowed)
+
     def _caught(self) -> str:
         return self.random.choice(CAUGHT)
 
     def _write(self, number: int, _depth: int) -> Step:
         orphan = self.random.random() < 0.07
-        return Step(number, "write", self.random.choice(WRITES), self._caught(), flag=orphan)
+        return Step(number, "write", self._how(WRITES), self._caught(), flag=orphan)
 
     def _failure(self, number: int, _depth: int) -> Step:
         hows = (*FAILURES, "division" if self.postgresql else "OR ROLLBACK")
-        return Step(number, "fail", self.random.choice(hows), self._caught(), flag=self.random.random() < 0.3)
+        return Step(number, "fail", self._how(hows), self._caught(), flag=self.random.random() < 0.3)
 
     def _savepoint(self, number: int, _depth: int) -> Step:
-        return Step(number, "savepoint", self.random.choice(SAVEPOINTS), self._caught())
+        return Step(number, "savepoint", self._how(SAVEPOINTS), self._caught())
 
     def _end(self, number: int, _depth: int) -> Step:
-        return Step(number, "end", self.random.choice(ENDS), self._caught())
+        return Step(number, "end", self._how(ENDS), self._caught())
 
     def _callback(self, number: int, _depth: int) -> Step:
         if self.random.random() < 0.1:
@@ -168,7 +187,8 @@ def draw(backend: str, kind: str, seed: int) -> Program:
     random = Random(f"{backend} {kind} {seed}")
     place = random.choice(("request", "request", "request", "scope", "function"))
     sync_scope = kind == "sync" and place != "request"
-    drawer = Drawer(random, postgresql=backend != "sqlite", sync_scope=sync_scope, request=place == "request")
+    abandons = random.random() < 0.3
+    drawer = Drawer(random, postgresql=backend != "sqlite", sync_scope=sync_scope, abandons=abandons)
     steps = list(drawer.steps(7))
     if place == "request":
         _answer(drawer, steps)
@@ -181,7 +201,7 @@ def draw(backend: str, kind: str, seed: int) -> Program:
         tuple(steps),
         retries=random.choice((0, 1, 2)) if place != "scope" else 0,
         mapped=random.random() < 0.3,
-        abandons=random.random() < 0.3,
+        abandons=abandons,
         on_error=random.choice((0, 0, 200, 500)),
         cancellation=None if sync_scope or random.random() > 0.3 else _cancellation(random, len(steps)),
     )

@@ -10,10 +10,10 @@ from typing import Any
 
 import anyio
 from anyio import to_thread
-from asgi_sqla import Database
 from sqlalchemy import Insert, Select, insert, select
 from support.asgi import Call, Message
 
+from asgi_sqla import Database
 from fuzz.ledger import Ledger, Thread, Write
 from fuzz.programs import Program
 from fuzz.witness import Called, Entry, values

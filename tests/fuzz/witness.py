@@ -195,7 +195,7 @@ def judge_callback(rows: Counter[tuple[str, int]], called: Called, told: bool) -
         kept = rows[write.name, write.attempt]
         if write.thread is not None and write.thread.left:
             continue  # as above
-        if called.moment == "commit" and not kept:
+        if called.moment == "commit" and not kept and write.fate is not Fate.UNKNOWN:
             lies.append(f"on_commit of step {called.number} was called, but {write} is missing")
         # Of two sessions one may have been committed before the other failed; and what the application, or a lost
         # connection, has committed is told elsewhere.
