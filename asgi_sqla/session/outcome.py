@@ -77,6 +77,9 @@ class Hooks(Protocol):
 class Connected(Protocol):
     """One connection in the transaction."""
 
+    connection: Connection
+    """SQLAlchemy's."""
+
     @property
     def sent(self) -> bool:
         """Whether any statement was sent on it."""
@@ -116,7 +119,7 @@ class Outcome:
     """Executions whose rows were left on the server; what nobody reads any more is not kept."""
     _why: str = ""
     _discarded: str = ""
-    """What the application threw away. Never unset."""
+    """What the application threw away, if no end of the unit has rolled back since."""
 
     @property
     def unhandled(self) -> bool:
@@ -153,6 +156,12 @@ class Outcome:
             f"session.{call}() threw away work that was neither committed nor rolled back ({what}); leave the session "
             "to its unit of work, which ends it, or write session.rollback() before if that was meant"
         )
+
+    def forgive(self) -> None:
+        """Take note that the unit rolls back, so that it tells nobody of done work that was thrown away."""
+        if self._discarded:
+            self._discarded, self.rolled_back = "", True
+            self.state = SOUND if self.state is DISCARDED else self.state
 
     def note_stream(self, context: Any) -> None:
         """Take note of an execution whose rows are fetched in parts, which no call on the session tells of."""

@@ -53,7 +53,8 @@ _COMMITTING_NOT = frozenset(("NOT", "TEMPORARY"))
 class Watched:
     """One connection in a session's transaction."""
 
-    __slots__ = ("__weakref__", "_driver", "_ended_by", "_peek", "_raw", "_risked", "_root", "_seen", "_suspect") + (
+    __slots__ = ("__weakref__", "_called", "_driver", "_ended_by", "_peek", "_raw", "_risked", "_root", "_seen") + (
+        "_suspect",
         "_words",
         "connection",
         "outcome",
@@ -76,6 +77,8 @@ class Watched:
         """Whether an error may hide what the driver would say."""
         self._ended_by: str | None = None
         """The word of a textual statement that ends transactions, if one was sent."""
+        self._called = False
+        """Whether a procedure was called, which may commit and then fail."""
         self._risked = False
         """Whether anything was written before the last statement of an unknown kind, a CALL say."""
         self._root = connection.get_transaction()
@@ -140,12 +143,12 @@ class Watched:
         """Find out whether the transaction that SQLAlchemy believes in is still there."""
         if self.outcome.state is UNDONE:
             return
-        if self._suspect and asking:
+        if self._suspect and (asking or self._called):
             self._ask_by_statement()
         word = self.word()
         if word is FAILED and asking:
             self._ask_by_statement()  # raises what the server says of it
-        elif self.sent and not self._suspect and self._is_over(word):
+        elif self.sent and not self._suspect and (self._is_over(word) or self._is_another()):
             self._note_end()
         elif word is IDLE and self.sent and not self._suspect:
             if self._commits_each():
@@ -181,11 +184,13 @@ class Watched:
                 connection.execute(select(1))
         finally:
             self._raw = raw
-        if self._seen and self.word() is IDLE:
+        if (self._seen or self._called) and self.word() is IDLE:
             self._note_end(failed=True)
 
     def _note_end(self, *, failed: bool = False) -> None:
         by = self._ended_by
+        if failed and self._called:
+            self.outcome.note_committed(Committed.STATEMENT)
         if failed or by in _ROLLS_BACK:
             self.outcome.note_undone(_UNDONE if by is None else _BY_TEXT.format(by))
             return
@@ -210,6 +215,7 @@ class Watched:
             self._refuse_commit_by(first)
             self.outcome.wrote = self.outcome.wrote or first not in _READS
         elif first not in _READS and first not in _ROLLS_BACK:
+            self._called = mysql and first == "CALL"
             self._risked = self.outcome.wrote
             self.outcome.wrote = True
 
@@ -230,6 +236,11 @@ class Watched:
         if self._ended_by is not None:
             return self._raw is not None
         return word is IDLE and (self._seen or self._has_begun())
+
+    def _is_another(self) -> bool:
+        """Whether commit() or rollback() of the connection, or of its transaction, has ended what SQLAlchemy began."""
+        connection = self.connection
+        return not (connection.closed or connection.invalidated) and connection.get_transaction() is not self._root
 
     def _has_begun(self) -> bool:
         """Whether a statement that was sent has begun a transaction, which no driver has had occasion to say."""

@@ -81,8 +81,9 @@ class End:
                     failure = exc
                     break
                 done += 1
-        if done < len(active):
-            failure = self._roll_back(active[done:], step) or failure
+        for one in () if self._commit else self._sessions:
+            one.session.guard_outcome.forgive()
+        failure = self._roll_back(active[done:], step) or failure
         if failure is not None:
             if done:
                 failure.add_note(self._partial(active[:done], active))
