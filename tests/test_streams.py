@@ -1,0 +1,118 @@
+"""Results that are fetched in parts: whoever reads one after its unit gets the error, and nobody else does."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from anyio import to_thread
+from sqlalchemy import insert, select, text
+from sqlalchemy.orm import Session
+from support.databases import Backend, Item
+from support.drivers import POSTGRESQL, on_drivers
+
+from asgi_sqla import Database, session_scope
+
+ROWS = 30
+FORMS: dict[str, Callable[[Session], Iterator[Any]]] = {
+    "argument": lambda session: iter(session.scalars(select(Item), execution_options={"yield_per": 2})),
+    "statement": lambda session: iter(session.scalars(select(Item).execution_options(yield_per=2))),
+    "query": lambda session: iter(session.query(Item).yield_per(2)),
+    "stream_results": lambda session: iter(
+        session.connection().execute(
+            select(Item.__table__.c.id).execution_options(stream_results=True, max_row_buffer=2)
+        )
+    ),
+    "session": lambda session: iter(session.scalars(select(Item))),
+}
+"""Where a result can be asked for in parts."""
+
+
+@pytest.fixture
+def filled(backend: Backend) -> Backend:
+    """Return the backend with more rows than are fetched at once."""
+    with backend.witness.begin() as connection:
+        connection.execute(insert(Item), [{"name": f"row {number:02}"} for number in range(ROWS)])
+    return backend
+
+
+def one_connection(backend: Backend) -> Database:
+    """Return a database whose next user gets the connection of the one before."""
+    return Database(backend.url, engine_options={"pool_size": 1, "max_overflow": 0})
+
+
+@on_drivers(*POSTGRESQL, "pymysql", "sqlite3", "aiosqlite")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.filterwarnings("ignore:.*ServerCursor.*:ResourceWarning")
+async def test_a_reader_that_comes_too_late_harms_nobody(filled: Backend, kind: str, form: str) -> None:
+    """It gets an error, or what was fetched before; the next unit on the same connection reads and writes as ever."""
+    database = one_connection(filled)
+    options = {"execution_options": {"yield_per": 2}} if form == "session" else {}
+    left: list[Iterator[Any]] = []
+
+    def read(session: Session) -> None:
+        left.append(FORMS[form](session))
+        next(left[0])
+
+    def work(session: Session) -> None:
+        session.add(Item(name="other"))
+        session.flush()
+        seen = 0
+        try:
+            for _ in left[0]:
+                seen += 1
+        except Exception:  # each driver has its own
+            seen = -1
+        assert seen < ROWS - 1
+        assert session.scalar(text("SELECT count(*) FROM item")) == ROWS + 1
+
+    def in_thread() -> None:
+        with session_scope(database, session_options=options) as session:
+            read(session)
+        with session_scope(database) as session:
+            work(session)
+
+    if kind == "sync":
+        await to_thread.run_sync(in_thread)
+    else:
+        async with session_scope(database, session_options=options) as async_session:
+            await async_session.run_sync(read)
+        async with session_scope(database) as async_session:
+            await async_session.run_sync(work)
+    await database.async_dispose()
+
+    assert "other" in filled.names()
+
+
+@on_drivers("asyncpg", "psycopg async", "aiosqlite", "asyncmy")
+async def test_a_stream_that_is_read_too_late_harms_nobody(filled: Backend, kind: str) -> None:
+    """So does one of ``AsyncSession.stream()``."""
+    database = one_connection(filled)
+    async with session_scope(database) as session:
+        result = await session.stream(select(Item.id), execution_options={"yield_per": 2})
+        await result.fetchone()
+
+    async with session_scope(database) as session:
+        session.add(Item(name="other"))
+        await session.flush()
+        with pytest.raises(Exception):  # noqa: B017, PT011  # each driver has its own
+            await result.all()
+        assert await session.scalar(text("SELECT count(*) FROM item")) == ROWS + 1
+    await database.async_dispose()
+
+    assert "other" in filled.names()
+
+
+def test_a_result_is_kept_only_while_somebody_may_read_it(sqlite: Backend) -> None:
+    """A long unit that reads thousands of results to their end keeps none of them."""
+    with session_scope(Database(sqlite.url)) as session:
+        session.add(Item(name="a"))
+        session.flush()
+        for _ in range(1000):
+            assert len(session.scalars(select(Item), execution_options={"yield_per": 2}).all()) == 1
+        gc.collect()
+
+        outcome: Any = session.guard_outcome  # type: ignore[attr-defined]  # it is a guarded session
+        assert len(outcome.streams) == 0
