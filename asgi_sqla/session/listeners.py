@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 from weakref import WeakSet, WeakValueDictionary
 
@@ -54,7 +55,7 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
     if connection in _watched:
         return  # a savepoint
     if guarded.guard_loop is None and blocking_warnings[-1] and loop_is_running():
-        _warn_of_blocking()
+        _warn_of_blocking(session)
     reading = isinstance(session, ReadOnlySession)
     watched = Watched(
         session, connection, outcome, autocommit=guarded.guard_autocommit and read_only.is_kept(connection)
@@ -183,9 +184,18 @@ def _note_doubt(session: Session, outcome: Outcome) -> None:
 _PACKAGES = (str(Path(sqlalchemy.__file__).parent), str(Path(__file__).parent.parent))
 
 
-def _warn_of_blocking() -> None:
+def _is_users(frame: FrameType, session: Session) -> bool:
+    """Whether the code of ``frame`` is the user's: of no package, and no method of the session, such as SQLModel's."""
+    code, name = frame.f_code, frame.f_code.co_filename
+    if name.startswith("<") and frame.f_back is not None:  # SQLAlchemy generates wrappers, and calls them
+        name = frame.f_back.f_code.co_filename
+    own = code.co_varnames[:1] == ("self",) and frame.f_locals.get("self") is session
+    return not (own or name.startswith(_PACKAGES))
+
+
+def _warn_of_blocking(session: Session) -> None:
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGES):
+    while frame.f_back is not None and not _is_users(frame, session):
         level, frame = level + 1, frame.f_back
     warnings.warn(
         "a sync session ran SQL on a thread with a running event loop, which waits for it, and every request with it; "

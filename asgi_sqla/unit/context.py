@@ -76,7 +76,9 @@ def note_middleware() -> None:
 def _cause() -> str:
     """Return why there is none, as far as that can be told, and what to write."""
     scope = f"outside a request, open one: with session_scope() as session: ..., {OWN_SCOPE}"
-    if threading.current_thread() is not threading.main_thread() and not loop_is_running():
+    thread = threading.current_thread()
+    copied = type(thread).__module__.startswith("anyio.")  # where frameworks run plain functions
+    if thread is not threading.main_thread() and not copied and not loop_is_running():
         return (
             "this thread got no copy of the request's context, as loop.run_in_executor() and threads of one's own do "
             f"not copy it; write await asyncio.to_thread(...), or {scope}"
