@@ -99,7 +99,13 @@ def _after_commit(session: Session) -> None:
 
 def _after_soft_rollback(session: Session, rolled_back: SessionTransaction) -> None:
     guarded = cast("GuardedSession", session)
-    guarded.guard_outcome.note_rollback(whole=rolled_back.parent is None)
+    # A flush has a transaction of its own inside the session's. When it fails it rolls back all up to the innermost
+    # savepoint, or everything, and leaves it to the user to say rollback() before anything else is done.
+    around: SessionTransaction | None = rolled_back
+    while around is not None and not around.nested:
+        around = around.parent
+    by_user = rolled_back.nested or rolled_back.parent is None
+    guarded.guard_outcome.note_rollback(whole=around is None, handled=by_user or around is not None)
     unit = guarded.guard_hooks
     if unit is not None and unit._callbacks is not None:
         unit._callbacks.note("rollback", rolled_back)

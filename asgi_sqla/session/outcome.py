@@ -173,10 +173,10 @@ class Outcome:
         """Take note that something is in the database for good."""
         self.committed = self.committed or by
 
-    def note_rollback(self, *, whole: bool) -> None:
-        """Take note that a savepoint, or the ``whole`` transaction, was rolled back."""
+    def note_rollback(self, *, whole: bool, handled: bool = True) -> None:
+        """Take note that a savepoint, or the ``whole`` transaction, was rolled back; ``handled`` by who used it."""
         self.committing = False
-        if self.state is FAILED or (whole and self.state is UNDONE):
+        if handled and (self.state is FAILED or (whole and self.state is UNDONE)):
             self.state = DISCARDED if self._discarded else SOUND
         if whole:
             self.rolled_back = True
