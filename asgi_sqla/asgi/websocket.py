@@ -81,7 +81,7 @@ class WebSocket(Exchange):
 
     async def receive(self) -> ASGIReceiveEvent:
         """End the unit of the message before, if that can be told from this call, and await the next."""
-        if self._decided:
+        if self._decided and self._at is COMPLETE:  # a denial that is being sent is no message
             await self._end_message()
         event: ASGIReceiveEvent = await self._receive()
         return event

@@ -269,6 +269,8 @@ def refusing(name: str, base: type[Session]) -> Callable[..., Any]:
     def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
         if self._guard_end is not None:
             self._guard_refuse_if_ended()
+        if self.guard_users is not None:
+            self.guard_users.add(current_user())
         return method(self, *args, **kwargs)
 
     return call

@@ -62,8 +62,8 @@ class Sessions:
 
     def sync(self, database: object) -> UnitSession | None:
         """Return the ``Session`` of ``database``, if there is one."""
-        if self.users is not None:
-            self.users.add(current_user())
+        if self.users is not None and not isinstance(user := current_user(), int):
+            self.users.add(user)  # a thread counts once it uses the session: frameworks run plain dependencies in one
         return self._by_database.get((database, False))
 
     def asynchronous(self, database: object) -> UnitSession | None:
