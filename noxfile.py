@@ -143,5 +143,12 @@ def serializable(session: nox.Session) -> None:
         session.run("python", "-m", module, *session.posargs)
 
 
+@nox.session(python=OLDEST)
+def fuzz(session: nox.Session) -> None:
+    """Play random programs against real databases, ``-- 20000`` of them, and print how many broke a promise."""
+    install_wheel(session, *EXTRAS)
+    session.run("python", "-P", "-m", "fuzz", *session.posargs, env={**INSTALLED, "PYTHONPATH": "tests"})
+
+
 if __name__ == "__main__":
     nox.main()

@@ -218,12 +218,13 @@ def _answer(drawer: Drawer, steps: list[Step]) -> None:
     else:
         caught = random.choice(("", "", "", "caught", "swallowed"))
         steps.append(drawer.flow("start", random.choice(STATUSES), caught))
-        if random.random() < 0.3:
+        # Who swallows what unwinds an application, and goes on in units of its own, does that on its own account.
+        if caught != "swallowed" and random.random() < 0.3:
             steps += drawer.steps(3)
             steps.append(drawer.flow(random.choice(("body", "body", "body", "raise", "return"))))
         else:
             steps.append(drawer.flow("body"))
-            if random.random() < 0.1:
+            if caught != "swallowed" and random.random() < 0.1:
                 steps += drawer.steps(2)
 
 
