@@ -49,6 +49,13 @@ def is_committed_by_session(connection: Connection) -> bool:
     return watched is not None and watched.outcome.committing
 
 
+def look_at(connection: Connection) -> None:
+    """Find out what became of a session's transaction on ``connection``, before a ROLLBACK hides that it is over."""
+    watched = _watched.get(connection)
+    if watched is not None:
+        watched.look(asking=False)
+
+
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
     guarded = cast("GuardedSession", session)
     outcome = guarded.guard_outcome
@@ -154,7 +161,7 @@ def _handle_error(context: ExceptionContext) -> None:
                 "failure that you expect, write: with session.begin_nested(): ..."
             )
     if context.execution_context is not None and not context.is_disconnect:
-        watched.note_error(ends=ends_transaction(original))
+        watched.note_error(ends=ends_transaction(original, told=watched.tells))
 
 
 def _note_failed_end(watched: Watched, outcome: Outcome, context: ExceptionContext) -> None:
