@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet, ref
 
 import sqlalchemy
 from sqlalchemy import event
@@ -23,6 +23,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from asgi_sqla.engine import read_only
+from asgi_sqla.engine.drivers import DRIVERS
 from asgi_sqla.errors import BlockingSessionWarning
 from asgi_sqla.session.guard import GuardedSession, loop_is_running
 from asgi_sqla.session.outcome import DISCARDED, UNDONE, Committed, Outcome
@@ -38,28 +39,38 @@ APPLICATION = Committed.APPLICATION
 blocking_warnings: list[bool] = [True]
 """Whether a sync session on an event loop is warned of; ``asgi_sqla.testing`` switches it off for a while."""
 
-_watched: WeakValueDictionary[Connection, Watched] = WeakValueDictionary()
-"""Weak in its values, which hold their keys: what a session that was dropped had open is freed with it."""
+_watched: dict[ref[Connection], ref[Watched]] = {}
+"""Weak in both, so that what a session that was dropped had open is freed with it; asked for each statement, and so by
+nothing slower than C."""
 _heard: WeakSet[Dialect] = WeakSet()
+
+
+def _forget(gone: ref[Connection]) -> None:
+    _watched.pop(gone, None)
+
+
+def _of(connection: Connection) -> Watched | None:
+    found = _watched.get(ref(connection))
+    return None if found is None else found()
 
 
 def is_committed_by_session(connection: Connection) -> bool:
     """Whether the COMMIT on ``connection`` is that of a session, not of ``connection.commit()``."""
-    watched = _watched.get(connection)
+    watched = _of(connection)
     return watched is not None and watched.outcome.committing
 
 
 def look_at(connection: Connection) -> None:
     """Find out what became of a session's transaction on ``connection``, before a ROLLBACK hides that it is over."""
-    watched = _watched.get(connection)
+    watched = _of(connection)
     if watched is not None:
         watched.look(asking=False)
 
 
-def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    guarded = cast("GuardedSession", session)
+def _after_begin(session: Any, transaction: SessionTransaction, connection: Connection) -> None:
+    guarded: GuardedSession = session
     outcome = guarded.guard_outcome
-    if connection in _watched:
+    if ref(connection) in _watched and _of(connection) in outcome.connections:
         return  # a savepoint
     if guarded.guard_loop is None and blocking_warnings[-1] and loop_is_running():
         _warn_of_blocking(session)
@@ -68,7 +79,7 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
         session, connection, outcome, autocommit=guarded.guard_autocommit and read_only.is_kept(connection)
     )
     outcome.connections = (*outcome.connections, watched)
-    _watched[connection] = watched
+    _watched[ref(connection, _forget)] = ref(watched)
     if connection.dialect not in _heard:
         _heard.add(connection.dialect)
         _hear(connection.dialect)
@@ -79,8 +90,8 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
         unit._begun(connection)
 
 
-def _before_commit(session: Session) -> None:
-    outcome = cast("GuardedSession", session).guard_outcome
+def _before_commit(session: Any) -> None:
+    outcome: Outcome = session.guard_outcome
     if outcome.connections:
         outcome.look(asking=True)
         if outcome.state is UNDONE or outcome.state is DISCARDED:
@@ -88,8 +99,8 @@ def _before_commit(session: Session) -> None:
     outcome.committing = True
 
 
-def _after_commit(session: Session) -> None:
-    guarded = cast("GuardedSession", session)
+def _after_commit(session: Any) -> None:
+    guarded: GuardedSession = session
     outcome, transaction = guarded.guard_outcome, session.get_transaction()
     outcome.committing = False
     if transaction is None or session.in_nested_transaction():  # the release of a savepoint is announced as well
@@ -104,8 +115,8 @@ def _after_commit(session: Session) -> None:
         unit._callbacks.note("commit", transaction)
 
 
-def _after_soft_rollback(session: Session, rolled_back: SessionTransaction) -> None:
-    guarded = cast("GuardedSession", session)
+def _after_soft_rollback(session: Any, rolled_back: SessionTransaction) -> None:
+    guarded: GuardedSession = session
     # A flush has a transaction of its own inside the session's. When it fails it rolls back all up to the innermost
     # savepoint, or everything, and leaves it to the user to say rollback() before anything else is done.
     around: SessionTransaction | None = rolled_back
@@ -127,7 +138,8 @@ def _hear(dialect: Dialect) -> None:
 
 
 def _do_execute(_cursor: Any, statement: str, _parameters: Any, context: Any) -> None:
-    watched = _watched.get(context.root_connection)
+    found = _watched.get(ref(context.root_connection))
+    watched = None if found is None else found()
     if watched is not None:
         watched.before(statement)
         # Said in an argument, in the statement, in a Query or in the session's options: it ends up in these.
@@ -141,7 +153,7 @@ def _do_execute_no_params(_cursor: Any, statement: str, context: Any) -> None:
 
 def _handle_error(context: ExceptionContext) -> None:
     connection = context.connection
-    watched = None if connection is None else _watched.get(connection)
+    watched = None if connection is None else _of(connection)
     if connection is None or watched is None:
         return
     outcome, original = watched.outcome, context.original_exception
@@ -161,7 +173,7 @@ def _handle_error(context: ExceptionContext) -> None:
                 "failure that you expect, write: with session.begin_nested(): ..."
             )
     if context.execution_context is not None and not context.is_disconnect:
-        watched.note_error(ends=ends_transaction(original, told=watched.tells))
+        watched.note_error(ends=ends_transaction(original, told=connection.dialect.driver in DRIVERS))
 
 
 def _note_failed_end(watched: Watched, outcome: Outcome, context: ExceptionContext) -> None:

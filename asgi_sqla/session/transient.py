@@ -34,9 +34,12 @@ def sqlstate_of(error: BaseException) -> str | None:
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
-def ends_transaction(error: BaseException) -> bool:
-    """Whether the database has rolled back all of the transaction, and would commit what comes after it."""
-    return _mysql_error(error) in MYSQL_UNDONE
+def ends_transaction(error: BaseException, *, told: bool) -> bool:
+    """Whether the database has rolled back all of the transaction, and would commit what comes after it.
+
+    Where the driver has not ``told`` whether one is open, a lock timeout may have: MariaDB and MySQL have a setting.
+    """
+    return _mysql_error(error) in (MYSQL_UNDONE if told else MYSQL_ERRORS)
 
 
 def pause(attempt: int) -> float:
