@@ -133,7 +133,7 @@ class Database:
 
         Raises NoUnitOfWorkError outside any unit, UnitOfWorkEndedError after its end.
         """
-        unit = cast("UnitOfWork | None", lookup())
+        unit: Any = lookup()
         return self._session_of(unit if unit is not None and unit._stage is OPEN else current(), {})
 
     @property
@@ -143,7 +143,7 @@ class Database:
         Raises NoUnitOfWorkError outside any unit, UnitOfWorkEndedError after its end, and
         WrongEventLoopError in a worker thread, a sync scope, or another event loop.
         """
-        unit = cast("UnitOfWork | None", lookup())
+        unit: Any = lookup()
         return self._async_session_of(unit if unit is not None and unit._stage is OPEN else current(), {})
 
     @property
@@ -227,8 +227,8 @@ class Database:
                 engine = engine.execution_options(isolation_level=unit.isolation_level)
             cls = self._guarded.get((role, unit.isolation_level)) or self._guard(role, unit)
             made = self._async_class(bind=engine, sync_session_class=cls, **{**self._classes.options, **options})
-            held = sessions.add(UnitSession(self, cast("GuardedSession", made.sync_session), made))
-        return cast("AsyncSession", held.async_session)
+            held = sessions.add(UnitSession(self, made.sync_session, made))  # type: ignore[arg-type]  # of that class
+        return held.async_session  # type: ignore[return-value]  # it was added with one
 
     def _guard(self, role: Role, unit: UnitOfWork) -> type[GuardedSession]:
         guard = GuardedSession if role == "write" else ReadOnlySession

@@ -14,17 +14,12 @@ import functools
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import util
 
 from asgi_sqla.engine.drivers import FAILED, OPEN
-from asgi_sqla.errors import (
-    SessionInUseError,
-    UnitOfWorkDoomedError,
-    UnitOfWorkEndedError,
-    still_in_use,
-)
+from asgi_sqla.errors import SessionInUseError, UnitOfWorkDoomedError, UnitOfWorkEndedError, still_in_use
 from asgi_sqla.session.guard import GuardedSession, running_loop
 from asgi_sqla.session.outcome import DISCARDED, Committed
 from asgi_sqla.unit.cancellation import CANCELLED_LIMIT
@@ -58,7 +53,7 @@ class End:
         loop = running_loop()
         if loop is None or {one.loop for one in self._sessions} - {loop}:
             return start_off_the_loop(end, self._sessions, inline, functools.partial(self._fail, end))
-        return cast("Coroutine[Any, Any, None]", util.greenlet_spawn(end, inline))
+        return util.greenlet_spawn(end, inline)
 
     def _fail(self, end: Callable[[Step], None], failure: Exception) -> None:
         """Roll back, and raise ``failure`` in place of a commit that cannot be run."""
@@ -83,7 +78,8 @@ class End:
                 done += 1
         for one in () if self._commit else self._sessions:
             one.session.guard_outcome.forgive()
-        failure = self._roll_back(active[done:], step) or failure
+        if done < len(active):
+            failure = self._roll_back(active[done:], step) or failure
         if failure is not None:
             if done:
                 failure.add_note(self._partial(active[:done], active))
