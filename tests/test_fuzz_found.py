@@ -16,7 +16,7 @@ from support.databases import Backend, Item
 from support.marks import KINDS, on_postgresql
 from support.rivals import perform, rows, trouble
 
-from asgi_sqla import Database, SQLAlchemyMiddleware, session_scope
+from asgi_sqla import Database, DiscardedWorkError, SQLAlchemyMiddleware, session_scope
 
 
 def write(session: Session, name: str) -> None:
@@ -144,3 +144,26 @@ async def test_a_nested_scope_whose_flush_failed_does_not_end_silently(
         with session_scope(database), pytest.raises(PendingRollbackError), nested as sync_session:
             work(sync_session)
     assert backend.names() == ["outside"]
+
+
+@pytest.mark.parametrize("call", ["close", "reset", "invalidate"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_failed_flush_is_not_made_good_by_closing(
+    backend: Backend, database: Database, kind: str, call: str
+) -> None:
+    """SQLAlchemy has rolled back what was written before, and only ``rollback()`` says that the application knows."""
+
+    def work(session: Session) -> None:
+        write(session, "before")
+        session.add(Item(name=None))
+        with suppress(DBAPIError):
+            session.flush()
+        getattr(session, call)()
+        write(session, "after")
+
+    async def app(_scope: object, _receive: object, send: object) -> None:
+        await perform(database, kind, work)
+        await respond(send, 201)
+
+    request = await Call(SQLAlchemyMiddleware(app, database))()
+    assert (request.starts, type(request.raised), backend.names()) == ([500], DiscardedWorkError, [])

@@ -174,6 +174,8 @@ class GuardedSession(Session):
         lost = self._guard_unflushed()
         if lost is None and self.guard_outcome.wrote and self.in_transaction():
             lost = "statements sent"
+        if lost is None and not self.is_active:  # SQLAlchemy has undone it all, and waits for rollback() to be told
+            lost = "what a failed flush has rolled back"
         transaction = self.get_transaction()
         try:
             discard()
