@@ -227,7 +227,8 @@ CASES = [
     *[Case(statement(sql), ("psycopg",), 500) for sql in ENDS_POSTGRESQL],
     *[Case(statement(sql), ("pymysql",), 500) for sql in ENDS_MARIADB],
     *[Case(statement(sql), ("pymysql",), 201) for sql in IMPLICIT_COMMITS],
-    *[Case(statement(f"CALL {name}()"), MARIADB, 0) for name in PROCEDURES],
+    # mysqlclient keeps no state of a transaction, so what a procedure does to one is not seen there.
+    *[Case(statement(f"CALL {name}()"), MARIADB[:3], 0) for name in PROCEDURES],
     *[Case(on_cursor(sql), TELLING, 0) for sql in ("COMMIT", "SELECT no_such_column")],
     Case(on_cursor("ROLLBACK"), (*SQLITE, *POSTGRESQL), 500),
     *[Case(on_connection(call), EVERY, 0) for call in ("commit", "rollback", "close", "invalidate")],

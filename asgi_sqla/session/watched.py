@@ -35,7 +35,7 @@ _WORDS = re.compile(r"\w+")
 _HEAD = 500
 """How many characters of a statement are looked at: more comments than that come before no statement."""
 _READS = frozenset(
-    ("BEGIN", "DESC", "DESCRIBE", "EXPLAIN", "FETCH", "LOCK", "PRAGMA", "RELEASE", "SAVEPOINT", "SELECT", "SET")
+    ("BEGIN", "DESC", "DESCRIBE", "DO", "EXPLAIN", "FETCH", "LOCK", "PRAGMA", "RELEASE", "SAVEPOINT", "SELECT", "SET")
     + ("SHOW", "START", "TABLE", "USE", "VALUES")
 )
 """The first words of statements that leave nothing to commit."""
@@ -215,7 +215,7 @@ class Watched:
             self._refuse_commit_by(first)
             self.outcome.wrote = self.outcome.wrote or first not in _READS
         elif first not in _READS and first not in _ROLLS_BACK:
-            self._called = mysql and first == "CALL"
+            self._called = self._called or (mysql and first == "CALL")
             self._risked = self.outcome.wrote
             self.outcome.wrote = True
 
