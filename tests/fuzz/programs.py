@@ -25,6 +25,12 @@ SAVEPOINTS = (
     "text kept",
     "text undone",
 )
+UNGUARDED = frozenset(
+    ("on the connection", "on the driver's connection", "commit on the connection", "rollback on the connection")
+    + ("COMMIT on the driver's connection", "ROLLBACK on the driver's connection", "nested")
+    + ("begin", "release", "roll back", "core kept", "core undone")
+)
+"""What is done past the session."""
 CAUGHT = ("", "", "caught", "caught", "rolled back")
 """What the application does about an exception of a step: nothing, go on, or roll back and go on."""
 
@@ -88,11 +94,14 @@ class Program:
 class Drawer:
     """Draws steps, and numbers them."""
 
-    def __init__(self, random: Random, *, postgresql: bool, sync_scope: bool, abandons: bool) -> None:
+    def __init__(self, random: Random, *, postgresql: bool, sync_scope: bool, cancelled: bool, threads: int) -> None:
         self.random = random
         self.postgresql = postgresql
         self.sync_scope = sync_scope
-        self.abandons = abandons
+        self.cancelled = cancelled
+        """Whether anything of the program may be cancelled."""
+        self.threads = threads
+        """How many worker threads are around what is drawn now."""
         self.number = 0
 
     def steps(self, most: int, depth: int = 0) -> tuple[Step, ...]:
@@ -114,7 +123,9 @@ class Drawer:
         if depth < 2:
             kinds |= {self._block: 4, self._scope: 9}
             if not self.sync_scope:
-                kinds |= {self._thread: 5, self._timeout: 6}
+                kinds[self._thread] = 5
+            if self.cancelled:
+                kinds[self._timeout] = 9
         (chosen,) = draw.choices(list(kinds), list(kinds.values()))
         return chosen(number, depth)
 
@@ -124,13 +135,17 @@ class Drawer:
         return Step(self.number, kind, value=value, caught=caught)
 
     def _how(self, hows: tuple[str, ...]) -> str:
-        """Choose one; nothing on the session's connection where a thread may be left with it.
+        """Choose one; only calls on the session where a cancellation may leave a thread behind.
 
-        Only calls on a session say that it is in use. Who leaves a thread behind with the connection of a session
-        shares that connection with whoever gets it next, and no promise is made for that.
+        Those alone say that the session is in use. Who leaves a thread behind that works with the connection of a
+        session, or with the object of a savepoint, has it race the end of the unit; what comes of that is not checked.
         """
-        allowed = [how for how in hows if not self.abandons or not ("connection" in how or how.startswith("core "))]
-        return self.random.choice(allowed)
+        return self.random.choice([how for how in hows if not self._may_be_left or how not in UNGUARDED])
+
+    @property
+    def _may_be_left(self) -> bool:
+        """Whether what is drawn now may run in a thread whose task was cancelled."""
+        return self.cancelled and self.threads > 0
 
     def _caught(self) -> str:
         return self.random.choice(CAUGHT)
@@ -141,7 +156,10 @@ class Drawer:
 
     def _failure(self, number: int, _depth: int) -> Step:
         hows = (*FAILURES, "division" if self.postgresql else "OR ROLLBACK")
-        return Step(number, "fail", self._how(hows), self._caught(), flag=self.random.random() < 0.3)
+        flag = self.random.random() < 0.3 and not self._may_be_left
+        return Step(
+            number, "fail", self._how(hows), self._caught(), flag=self.random.random() < 0.3 and not self._may_be_left
+        )
 
     def _savepoint(self, number: int, _depth: int) -> Step:
         return Step(number, "savepoint", self._how(SAVEPOINTS), self._caught())
@@ -168,13 +186,18 @@ class Drawer:
         )
 
     def _scope(self, number: int, depth: int) -> Step:
-        how = self.random.choice(("new", "new", "join", "nested"))
-        how += " sync" if self.sync_scope or self.random.random() < 0.4 else " async"
-        fails = self.random.random() < 0.35
-        return Step(number, "scope", how, self._caught(), flag=fails, inner=self.steps(3, depth + 1))
+        sync = self.sync_scope or self.random.random() < 0.4
+        before, self.threads = self.threads, self.threads + 1 if sync else self.threads
+        how = self._how(("new", "new", "join", "nested")) + (" sync" if sync else " async")
+        inner = self.steps(3, depth + 1)
+        self.threads = before
+        return Step(number, "scope", how, self._caught(), flag=self.random.random() < 0.35, inner=inner)
 
     def _thread(self, number: int, depth: int) -> Step:
-        return Step(number, "thread", "", self._caught(), inner=self.steps(2, depth + 1))
+        self.threads += 1
+        inner = self.steps(2, depth + 1)
+        self.threads -= 1
+        return Step(number, "thread", "", self._caught(), inner=inner)
 
     def _timeout(self, number: int, depth: int) -> Step:
         how = self.random.choice(("asyncio", "anyio fails", "anyio moves on"))
@@ -187,8 +210,9 @@ def draw(backend: str, kind: str, seed: int) -> Program:
     random = Random(f"{backend} {kind} {seed}")
     place = random.choice(("request", "request", "request", "scope", "function"))
     sync_scope = kind == "sync" and place != "request"
-    abandons = random.random() < 0.3
-    drawer = Drawer(random, postgresql=backend != "sqlite", sync_scope=sync_scope, abandons=abandons)
+    cancelled = not sync_scope and random.random() < 0.6
+    threads = 1 if kind == "sync" and place == "request" else 0
+    drawer = Drawer(random, postgresql=backend != "sqlite", sync_scope=sync_scope, cancelled=cancelled, threads=threads)
     steps = list(drawer.steps(7))
     if place == "request":
         _answer(drawer, steps)
@@ -201,9 +225,9 @@ def draw(backend: str, kind: str, seed: int) -> Program:
         tuple(steps),
         retries=random.choice((0, 1, 2)) if place != "scope" else 0,
         mapped=random.random() < 0.3,
-        abandons=abandons,
+        abandons=random.random() < 0.3,
         on_error=random.choice((0, 0, 200, 500)),
-        cancellation=None if sync_scope or random.random() > 0.3 else _cancellation(random, len(steps)),
+        cancellation=_cancellation(random, len(steps)) if cancelled and random.random() < 0.6 else None,
     )
 
 

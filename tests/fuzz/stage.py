@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -17,6 +18,9 @@ from asgi_sqla import Database
 from fuzz.ledger import Ledger, Thread, Write
 from fuzz.programs import Program
 from fuzz.witness import Called, Entry, values
+
+LONGEST_CALL = 1.0
+"""Seconds that a call in a thread that was left behind may take."""
 
 
 class Client(Call):
@@ -47,7 +51,7 @@ class Stage:
         """Whether the next COMMIT loses its answer."""
         self.scope: anyio.CancelScope | None = None
         self.task: asyncio.Task[Any] | None = None
-        self._futures: list[Future[Any]] = []
+        self._running: list[threading.Event] = []
         self._cancelling: list[asyncio.Task[None]] = []
 
     def insert(self, write: Write) -> Insert:
@@ -61,19 +65,27 @@ class Stage:
     async def in_thread(self, work: Callable[[Thread], Any]) -> Any:
         """Call ``work`` in a worker thread; when cancelled, wait for it as anyio does, or leave it as asyncio does."""
         thread = Thread()
-        if not self.program.abandons:
-            result = await to_thread.run_sync(work, thread)
-            await asyncio.sleep(0)  # where anyio tells of a cancellation that came meanwhile
-            return result
-        future = self.executor.submit(contextvars.copy_context().run, work, thread)
-        self._futures.append(future)
+        ended = threading.Event()
+
+        def run() -> Any:
+            try:
+                return work(thread)
+            finally:
+                ended.set()
+
         try:
-            return await asyncio.wrap_future(future)
+            if self.program.abandons:
+                future = self.executor.submit(contextvars.copy_context().run, run)
+                return await asyncio.wrap_future(future)
+            result = await to_thread.run_sync(run)
+            await asyncio.sleep(0)  # where anyio tells of a cancellation that came meanwhile
         except asyncio.CancelledError:
-            if not future.done():
+            if not ended.is_set():  # a task.cancel() does that to anyio, too
                 thread.left = True
                 self.left.append(thread)
+                self._running.append(ended)
             raise
+        return result
 
     def cancel_at(self, step: int) -> None:
         """Cancel the program soon, if this is the step at which it is to be."""
@@ -99,5 +111,5 @@ class Stage:
         for task in self._cancelling:
             task.cancel()
         await asyncio.gather(*self._cancelling, return_exceptions=True)
-        if self._futures:
-            await asyncio.get_running_loop().run_in_executor(None, wait, self._futures)
+        for ended in self._running:  # one that was cancelled before it began never ends
+            await asyncio.get_running_loop().run_in_executor(None, ended.wait, LONGEST_CALL)
