@@ -167,3 +167,23 @@ async def test_a_failed_flush_is_not_made_good_by_closing(
 
     request = await Call(SQLAlchemyMiddleware(app, database))()
     assert (request.starts, type(request.raised), backend.names()) == ([500], DiscardedWorkError, [])
+
+
+async def test_a_cancelled_commit_is_told_although_the_application_had_committed_before(
+    backend: Backend, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the application commits itself is its own affair; what its unit commits after that is not."""
+
+    async def app(_scope: object, _receive: object, send: object) -> None:
+        await database.async_session.execute(insert(Item).values(name="by the application"))
+        await database.async_session.commit()
+        await database.async_session.execute(insert(Item).values(name="by the unit"))
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await respond(send, 201)
+
+    with caplog.at_level(logging.WARNING, "asgi_sqla"):
+        call = await asyncio.create_task(Call(SQLAlchemyMiddleware(app, database))())
+    assert (call.starts, backend.names()) == ([], ["by the application", "by the unit"])
+    assert "work of it had been committed before, by the unit of work" in caplog.text

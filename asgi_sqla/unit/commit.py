@@ -209,7 +209,7 @@ def _commit(session: GuardedSession) -> None:
     outcome = session.guard_outcome
     if outcome.streams:
         session.guard_close_streams()
-    before = outcome.committed
+    before, outcome.committed = outcome.committed, None
     try:
         session.commit()
     except Exception:
@@ -218,8 +218,8 @@ def _commit(session: GuardedSession) -> None:
         if outcome.committing and not _is_open(session):
             outcome.in_doubt = True
         raise
-    if before is None and outcome.committed is APPLICATION:
-        outcome.committed = UNIT
+    finally:  # the unit's own is what a log line is to tell, whatever the application committed before
+        outcome.committed = UNIT if outcome.committed is APPLICATION else outcome.committed or before
 
 
 def _is_open(session: GuardedSession) -> bool:
