@@ -157,9 +157,7 @@ class Drawer:
     def _failure(self, number: int, _depth: int) -> Step:
         hows = (*FAILURES, "division" if self.postgresql else "OR ROLLBACK")
         flag = self.random.random() < 0.3 and not self._may_be_left
-        return Step(
-            number, "fail", self._how(hows), self._caught(), flag=self.random.random() < 0.3 and not self._may_be_left
-        )
+        return Step(number, "fail", self._how(hows), self._caught(), flag=flag)
 
     def _savepoint(self, number: int, _depth: int) -> Step:
         return Step(number, "savepoint", self._how(SAVEPOINTS), self._caught())
