@@ -219,7 +219,8 @@ def _commit(session: GuardedSession) -> None:
             outcome.in_doubt = True
         raise
     finally:  # the unit's own is what a log line is to tell, whatever the application committed before
-        outcome.committed = UNIT if outcome.committed is APPLICATION else outcome.committed or before
+        by = session.guard_outcome.committed
+        outcome.committed = UNIT if by is APPLICATION else by or before
 
 
 def _is_open(session: GuardedSession) -> bool:
