@@ -151,9 +151,11 @@ class Ledger:
     def kept(self, session: str, unflushed: set[int]) -> None:
         """Take note that the application has committed, but for objects that were not flushed."""
         self._doubt_unknown()
-        writes = self.transactions[session].take()
-        for write in writes:
-            if id(write.entry) in unflushed:
+        outside = self.transactions[session].savepoints[0].writes
+        for write in self.transactions[session].take():
+            if id(write.entry) in unflushed and write not in outside:
+                write.fate = Fate.UNKNOWN  # the end of its savepoint, which is not followed any more, decides
+            elif id(write.entry) in unflushed:
                 self.transactions[session].savepoints[-1].writes.append(write)
             elif write.fate is Fate.WANTED:
                 write.fate = Fate.KEPT
