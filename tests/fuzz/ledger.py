@@ -161,11 +161,9 @@ class Ledger:
                 write.fate = Fate.KEPT
 
     def tried(self, session: str) -> None:
-        """Take note that a commit by the application has failed: its savepoints are gone, its rows are wanted."""
+        """Take note that a commit by the application has failed: its rows are wanted, and it may end its savepoints."""
         self._doubt_unknown()
-        writes = self.transactions[session].take()
-        self.transactions[session].savepoints[-1].writes += writes
-        for write in writes:
+        for write in self.transactions[session].writes:
             write.tried = True
 
     def _doubt_unknown(self) -> None:
