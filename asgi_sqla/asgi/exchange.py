@@ -73,10 +73,13 @@ async def send_nothing(_message: Any) -> None:
     """Send to nobody: the application has returned, and its request is over."""
 
 
-def tell_committed(unit: UnitOfWork, what: str) -> None:
-    """Say so in the log if a client is told of an error although something of ``unit`` is in a database for good."""
+def tell_committed(unit: UnitOfWork, what: str, told: BaseException | None = None) -> None:
+    """Say so in the log if a client is told of an error although something of ``unit`` is in a database for good.
+
+    A doubt is not said again where ``told``, which is raised or logged, is what left it.
+    """
     outcomes = [one.session.guard_outcome for one in unit._sessions.all if one.session.guard_writes]
-    if any(one.in_doubt for one in outcomes):
+    if any(one.in_doubt and one.error is not told for one in outcomes):
         logger.error("%s: %s, but a COMMIT of it is in doubt: nobody can tell whether it was applied", unit, what)
     elif by := [one.committed for one in outcomes if one.committed is not None]:
         # What the application did on purpose is its own affair.

@@ -117,7 +117,7 @@ class Exchange:
     async def _answer(self, failure: Exception) -> None:
         self._failure, self._at = failure, ANSWERED
         finished = await self._unit._close(commit=False, cause=failure)
-        tell_committed(self._unit, f"answered for {type(failure).__name__}")
+        tell_committed(self._unit, f"answered for {type(failure).__name__}", failure)
         self._mapped = await self._rules.answers.give(failure, self._scope, self._receive, self._send)
         finished.check()
 
