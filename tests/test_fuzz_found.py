@@ -6,6 +6,7 @@ import asyncio
 import logging
 from contextlib import suppress
 
+import anyio
 import pytest
 from fuzz.statements import SERIALIZATION, on_driver
 from sqlalchemy import insert, text
@@ -16,7 +17,7 @@ from support.databases import Backend, Item
 from support.marks import KINDS, on_postgresql
 from support.rivals import perform, rows, trouble
 
-from asgi_sqla import Database, DiscardedWorkError, SQLAlchemyMiddleware, session_scope
+from asgi_sqla import Database, DiscardedWorkError, SQLAlchemyMiddleware, current_unit, session_scope
 
 
 def write(session: Session, name: str) -> None:
@@ -187,3 +188,17 @@ async def test_a_cancelled_commit_is_told_although_the_application_had_committed
         call = await asyncio.create_task(Call(SQLAlchemyMiddleware(app, database))())
     assert (call.starts, backend.names()) == ([], ["by the application", "by the unit"])
     assert "work of it had been committed before, by the unit of work" in caplog.text
+
+
+async def test_a_rollback_that_is_cancelled_calls_no_on_commit(backend: Backend, database: Database) -> None:
+    """SQLAlchemy tells nothing of the end of that transaction, and what the unit commits after it is another one."""
+    called: list[str] = []
+    async with session_scope(database) as session:
+        await session.execute(insert(Item).values(name="rolled back"))
+        current_unit().on_commit(called.append, "on_commit")
+        current_unit().on_rollback(called.append, "on_rollback")
+        with anyio.move_on_after(0):
+            await session.rollback()
+        await session.rollback()
+        await session.execute(insert(Item).values(name="kept"))
+    assert (called, backend.names()) == (["on_rollback"], ["kept"])

@@ -100,6 +100,9 @@ class Callbacks:
     def take(self, end: Fate) -> list[Callback]:
         """Return the callbacks that are due, once; those of what was rolled back before the ``end`` come first."""
         waiting, self._waiting = self._waiting, []
+        if end == "commit":  # what was cancelled in a rollback() of the application's ended without a word
+            for one in waiting:
+                one.fate = one.fate or ("rollback" if one.begun else None)
         due = [one for one in waiting if one.fate == one.moment == "rollback"]
         due += [one for one in waiting if one.fate != "rollback" and (one.fate or end) == one.moment]
         return due if Callbacks.watch is None else Callbacks.watch(due)

@@ -213,13 +213,14 @@ class Player:
     async def _callback(self, step: Step) -> None:
         moment, _, what = step.how.partition(" ")
         pending = {name: tuple(each.writes) for name, each in self.ledger.transactions.items()}
+        inner = [one for each in self.ledger.transactions.values() for one in each.savepoints[-1].writes]
         stage = self.stage
         own = Ledger(self.ledger.attempt)
         called = Called(
             moment,
             step.number,
             tuple(write for writes in pending.values() for write in writes),
-            alone=sum(map(bool, pending.values())) == 1,
+            innermost=tuple(inner) if sum(map(bool, pending.values())) == 1 else (),
         )
 
         def callback() -> None:

@@ -156,8 +156,8 @@ class Called:
     moment: str
     number: int
     pending: tuple[Write, ...]
-    alone: bool
-    """Whether it was registered in the transaction of a single session."""
+    innermost: tuple[Write, ...]
+    """Those of the innermost savepoint, if a single session was in a transaction."""
 
 
 def judge_rows(rows: Counter[tuple[str, int]], writes: list[Write], attempts: int, told: bool) -> Findings:
@@ -200,7 +200,7 @@ def judge_callback(rows: Counter[tuple[str, int]], called: Called, told: bool) -
         # Of two sessions one may have been committed before the other failed; and what the application, or a lost
         # connection, has committed is told elsewhere.
         own = write.tried or write.offered or write.fate in (Fate.KEPT, Fate.UNKNOWN)
-        if called.moment == "rollback" and kept and called.alone and not own and not told:
+        if called.moment == "rollback" and kept and write in called.innermost and not own and not told:
             lies.append(f"on_rollback of step {called.number} was called, but {write} is there")
     return lies
 
