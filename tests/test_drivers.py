@@ -109,6 +109,8 @@ async def test_a_cut_wakes_whoever_waits(database: Database, backend: Backend, k
             if taken:
                 cut(*taken[0])
     await task
+    if backend.witness.dialect.name != "sqlite":  # a server goes on with its statement: the next tests would count it
+        backend.terminate()
 
     assert len(raised) == 1
     assert isinstance(raised[0], Exception)

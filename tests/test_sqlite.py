@@ -11,12 +11,15 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, event, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy import create_engine, event, insert, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, PendingRollbackError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
 from support.databases import Backend, Base, Item
 
 from asgi_sqla import Database, session_scope
@@ -331,3 +334,41 @@ async def test_readers_of_a_file_do_not_wait_for_a_writer(file: Database) -> Non
         began = time.monotonic()
         assert await scalar(file, "async", "SELECT count(*) FROM item") == 0
         assert time.monotonic() - began < 4  # the busy timeout is 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first", [True, False], ids=["first", "after an insert"])
+@pytest.mark.parametrize("then", ["nothing", "insert", "driver's rollback", "error"])
+async def test_a_savepoint_of_sqlite3s_own_mode_is_known(sqlite: Backend, kind: str, first: bool, then: str) -> None:
+    """There a SAVEPOINT that comes first begins the transaction, and its RELEASE commits: that is told as it is."""
+    engine = create_engine(sqlite.url)
+    async_engine = create_async_engine(sqlite.url.replace("sqlite:", "sqlite+aiosqlite:"))
+    database = Database(engine=engine, async_engine=async_engine)
+
+    def work(session: Session) -> None:
+        if not first:
+            session.execute(insert(Item).values(name="before"))
+        with session.begin_nested():
+            session.execute(insert(Item).values(name="in the savepoint"))
+        if then == "insert":
+            session.execute(insert(Item).values(name="after"))
+        elif then == "driver's rollback":
+            session.connection().connection.dbapi_connection.rollback()  # type: ignore[union-attr]  # it is open
+        elif then == "error":
+            raise Boom
+
+    before, inside, after = [] if first else ["before"], ["in the savepoint"], ["after"] if then == "insert" else []
+    lost: type[BaseException] | None = Boom if then == "error" else None
+    if then == "driver's rollback" and not first:
+        lost = PendingRollbackError
+    with pytest.raises(lost) if lost else nullcontext():
+        if kind == "sync":
+            with session_scope(database) as session:
+                work(session)
+        else:
+            async with session_scope(database) as async_session:
+                await async_session.run_sync(work)
+    kept = inside if first else []
+    assert sorted(sqlite.names()) == sorted(kept if lost else before + inside + after)
+    await async_engine.dispose()
+    engine.dispose()

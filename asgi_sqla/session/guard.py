@@ -183,9 +183,9 @@ class GuardedSession(Session):
             self.guard_outcome.forget_transaction()
             if lost is not None:
                 self.guard_outcome.note_discarded(call, lost)
-                callbacks = None if self.guard_hooks is None else self.guard_hooks._callbacks
-                if transaction is not None and callbacks is not None:
-                    callbacks.note("rollback", transaction)
+            callbacks = None if self.guard_hooks is None else self.guard_hooks._callbacks
+            if transaction is not None and callbacks is not None:
+                callbacks.note("commit" if lost is None else "rollback", transaction)
 
     def _guard_unflushed(self) -> str | None:
         changed = [one for one in self.dirty if self.is_modified(one)]

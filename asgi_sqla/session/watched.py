@@ -53,7 +53,8 @@ _COMMITTING_NOT = frozenset(("NOT", "TEMPORARY"))
 class Watched:
     """One connection in a session's transaction."""
 
-    __slots__ = ("__weakref__", "_called", "_driver", "_ended_by", "_peek", "_raw", "_risked", "_root", "_seen") + (
+    __slots__ = ("__weakref__", "_called", "_driver", "_ended_by", "_peek", "_raw", "_risked", "_root", "_savepoint") + (
+        "_seen",
         "_suspect",
         "_words",
         "connection",
@@ -81,6 +82,8 @@ class Watched:
         """Whether a procedure was called, which may commit and then fail."""
         self._risked = False
         """Whether anything was written before the last statement of an unknown kind, a CALL say."""
+        self._savepoint: str | None = None
+        """The name of the SAVEPOINT that began the transaction: on SQLite, its RELEASE is the COMMIT."""
         self._root = connection.get_transaction()
         """What SQLAlchemy began; another one means that somebody ended this one on the connection."""
         self.sent: bool = False
@@ -209,6 +212,10 @@ class Watched:
         first, second = (*words[:2], "", "")[:2]
         if first in _COMMITS or (first in _ROLLS_BACK and "TO" not in words):
             self._ended_by = first
+        elif first == "SAVEPOINT" and not mysql and self.word() is IDLE:
+            self._savepoint = second
+        elif first == "RELEASE" and words[-1] == self._savepoint:
+            self._risked = False
         elif mysql and first == "SET" and "AUTOCOMMIT" in words:
             self._refuse_commit_by(first)
         elif mysql and first in _COMMITTING and second not in _COMMITTING_NOT:
