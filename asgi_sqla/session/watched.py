@@ -1,12 +1,11 @@
 """One connection in a session's transaction: what its driver says of it, asked before each statement and each end.
 
-Holds: the record of a connection, and what a statement does to a transaction by its first words.
+Holds: the record of a connection.
 Must not know: units, or what is decided on an outcome.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from sqlalchemy import select
@@ -16,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from asgi_sqla.engine.drivers import DRIVERS, FAILED, IDLE, OPEN, OTHER, UNKNOWN, Word, cut
 from asgi_sqla.session.outcome import UNDONE, Committed, Outcome
+from asgi_sqla.session.statements import MYSQL, ROLLBACKS, Effect, judged
 
-_MYSQL = frozenset(("mysql", "mariadb"))
 _UNDONE = (
     "the database has rolled back this session's whole transaction after an error; write session.rollback() before "
     "the next statement"
@@ -29,32 +28,13 @@ _BY_OTHERS = (
 )
 _BY_TEXT = "a textual {} has rolled back this session's transaction; write session.rollback() instead"
 _WRITES = frozenset(("INSERT", "UPDATE", "DELETE"))
-_COMMENTS = re.compile(r"--[^\n]*(?:\n|$)|/\*(?!M?!).*?\*/|/\*M?!\d*|\*/", re.DOTALL)
-"""Comments, and what is around those that MySQL and MariaDB execute."""
-_WORDS = re.compile(r"\w+")
-_HEAD = 500
-"""How many characters of a statement are looked at: more comments than that come before no statement."""
-_READS = frozenset(
-    ("BEGIN", "DESC", "DESCRIBE", "DO", "EXPLAIN", "FETCH", "LOCK", "PRAGMA", "RELEASE", "SAVEPOINT", "SELECT", "SET")
-    + ("SHOW", "START", "TABLE", "USE", "VALUES")
-)
-"""The first words of statements that leave nothing to commit."""
-_COMMITS = frozenset(("COMMIT", "END"))
-_ROLLS_BACK = frozenset(("ROLLBACK", "ABORT"))
-_COMMITTING = frozenset(
-    ("ALTER", "ANALYZE", "BEGIN", "CACHE", "CHECK", "CREATE", "DROP", "FLUSH", "GRANT", "INSTALL", "LOCK", "OPTIMIZE")
-    + ("RENAME", "REPAIR", "RESET", "REVOKE", "START", "TRUNCATE", "UNINSTALL", "UNLOCK")
-)
-"""Statements before which MySQL and MariaDB commit, unless one is about a TEMPORARY table or is BEGIN NOT ATOMIC."""
-
-_COMMITTING_NOT = frozenset(("NOT", "TEMPORARY"))
 
 
 class Watched:
     """One connection in a session's transaction."""
 
-    __slots__ = ("__weakref__", "_called", "_driver", "_ended_by", "_peek", "_raw", "_risked", "_root", "_savepoint") + (
-        "_seen",
+    __slots__ = ("__weakref__", "_called", "_driver", "_ended_by", "_peek", "_raw", "_risked", "_root", "_seen") + (
+        "_savepoint",
         "_suspect",
         "_words",
         "connection",
@@ -162,7 +142,7 @@ class Watched:
     @property
     def sent_commit(self) -> bool:
         """Whether the last statement was a textual COMMIT."""
-        return self._ended_by in _COMMITS
+        return self._ended_by is not None and self._ended_by not in ROLLBACKS
 
     def cut(self) -> bool:
         """Cut the connection, as its server does not answer; return whether there was one."""
@@ -181,7 +161,7 @@ class Watched:
             return
         self._suspect, self._raw = False, None  # this statement itself is not one to take note of
         try:
-            if connection.dialect.name in _MYSQL:
+            if connection.dialect.name in MYSQL:
                 connection.exec_driver_sql("DO 0")  # PyMySQL does not read the flags that end a result
             else:
                 connection.execute(select(1))
@@ -194,7 +174,7 @@ class Watched:
         by = self._ended_by
         if failed and self._called:
             self.outcome.note_committed(Committed.STATEMENT)
-        if failed or by in _ROLLS_BACK:
+        if failed or by in ROLLBACKS:
             self.outcome.note_undone(_UNDONE if by is None else _BY_TEXT.format(by))
             return
         self.outcome.note_committed(Committed.STATEMENT)
@@ -207,24 +187,20 @@ class Watched:
 
     def _note_kind(self, statement: str) -> None:
         """Take note of what a statement does, by its first words."""
-        mysql = self.connection.dialect.name in _MYSQL
-        words = _WORDS.findall(_COMMENTS.sub(" ", statement[:_HEAD].upper()))
-        first, second = (*words[:2], "", "")[:2]
-        if first in _COMMITS or (first in _ROLLS_BACK and "TO" not in words):
-            self._ended_by = first
-        elif first == "SAVEPOINT" and not mysql and self.word() is IDLE:
-            self._savepoint = second
-        elif first == "RELEASE" and words[-1] == self._savepoint:
+        outcome, known = self.outcome, judged(statement, self.connection.dialect.name)
+        effect = known.effect
+        if effect is Effect.COMMITS or effect is Effect.ROLLS_BACK:
+            self._ended_by = known.word
+        elif effect is Effect.SETS_SAVEPOINT and self.connection.dialect.name not in MYSQL and self.word() is IDLE:
+            self._savepoint = known.name
+        elif effect is Effect.RELEASES_SAVEPOINT and known.name == self._savepoint:
             self._risked = False
-        elif mysql and first == "SET" and "AUTOCOMMIT" in words:
-            self._refuse_commit_by(first)
-        elif mysql and first in _COMMITTING and second not in _COMMITTING_NOT:
-            self._refuse_commit_by(first)
-            self.outcome.wrote = self.outcome.wrote or first not in _READS
-        elif first not in _READS and first not in _ROLLS_BACK:
-            self._called = self._called or (mysql and first == "CALL")
-            self._risked = self.outcome.wrote
-            self.outcome.wrote = True
+        elif effect is Effect.COMMITS_FIRST:
+            self._refuse_commit_by(known.word)
+            outcome.wrote = outcome.wrote or known.writes
+        elif known.writes:
+            self._called = self._called or effect is Effect.CALLS
+            self._risked, outcome.wrote = outcome.wrote, True
 
     def _refuse_commit_by(self, first: str) -> None:
         if self.outcome.wrote and self._raw is not None:
@@ -236,7 +212,7 @@ class Watched:
     def _begins_by_itself(self) -> bool:
         """Whether what follows a commit by a statement is in a transaction again, so that the unit ends that."""
         name = self.connection.dialect.name
-        return name in _MYSQL or (name == "sqlite" and self._raw.isolation_level is not None)
+        return name in MYSQL or (name == "sqlite" and self._raw.isolation_level is not None)
 
     def _is_over(self, word: Word) -> bool:
         """Whether the transaction that SQLAlchemy believes in is not there; with AND CHAIN, another one is."""
@@ -257,6 +233,6 @@ class Watched:
         """Whether an idle driver means autocommit: on MySQL, and in sqlite3's own mode, reads open no transaction."""
         if self._driver.begins_with_statement:
             return self.connection.dialect.detect_autocommit_setting(self.connection.connection.dbapi_connection)  # type: ignore[arg-type]  # it is there, as it is not closed
-        if self.connection.dialect.name in _MYSQL:
+        if self.connection.dialect.name in MYSQL:
             return bool(self._raw.get_autocommit())
         return self._raw.isolation_level is None

@@ -1,0 +1,83 @@
+"""What a statement does to a transaction, by its first words: nothing is asked of a server.
+
+Holds: the words of each database, and the judgement of a statement.
+Must not know: sessions, connections, or what is decided on that.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from enum import Enum
+from typing import NamedTuple
+
+
+class Effect(Enum):
+    """What a statement does to the transaction that it is sent in."""
+
+    NONE = "it is done in it"
+    COMMITS = "it commits"
+    ROLLS_BACK = "it rolls everything back"
+    COMMITS_FIRST = "the database commits before it"
+    CALLS = "it calls a procedure, which may commit"
+    SETS_SAVEPOINT = "it sets a savepoint"
+    RELEASES_SAVEPOINT = "it releases one"
+
+
+class Statement(NamedTuple):
+    """What is known of a statement."""
+
+    word: str
+    """Its first word, in capitals; empty if it has none."""
+    effect: Effect
+    writes: bool
+    """Whether it may leave anything to commit."""
+    name: str = ""
+    """The name of its savepoint, in capitals."""
+
+
+MYSQL: frozenset[str] = frozenset(("mysql", "mariadb"))
+"""The names of the dialects that commit before some statements."""
+ROLLBACKS: frozenset[str] = frozenset(("ROLLBACK", "ABORT"))
+"""The first words of statements that roll back."""
+
+_COMMENTS = re.compile(r"--[^\n]*(?:\n|$)|/\*(?!M?!).*?\*/|/\*M?!\d*|\*/", re.DOTALL)
+"""Comments, and what is around those that MySQL and MariaDB execute."""
+_WORDS = re.compile(r"\w+")
+_HEAD = 500
+"""How many characters of a statement are looked at: more comments than that come before no statement."""
+_READS = frozenset(
+    ("BEGIN", "DESC", "DESCRIBE", "DO", "EXPLAIN", "FETCH", "LOCK", "PRAGMA", "RELEASE", "SAVEPOINT", "SELECT", "SET")
+    + ("SHOW", "START", "TABLE", "USE", "VALUES")
+)
+"""The first words of statements that leave nothing to commit."""
+_COMMITS = frozenset(("COMMIT", "END"))
+_COMMITTING = frozenset(
+    ("ALTER", "ANALYZE", "BEGIN", "CACHE", "CHECK", "CREATE", "DROP", "FLUSH", "GRANT", "INSTALL", "LOCK", "OPTIMIZE")
+    + ("RENAME", "REPAIR", "RESET", "REVOKE", "START", "TRUNCATE", "UNINSTALL", "UNLOCK")
+)
+"""Statements before which MySQL and MariaDB commit, unless one is about a TEMPORARY table or is BEGIN NOT ATOMIC."""
+_COMMITTING_NOT = frozenset(("NOT", "TEMPORARY"))
+
+
+@functools.lru_cache(1000)
+def judged(statement: str, dialect: str) -> Statement:
+    """Return what is known of ``statement`` on the database of that ``dialect``."""
+    words = _WORDS.findall(_COMMENTS.sub(" ", statement[:_HEAD].upper()))
+    first, second = (*words[:2], "", "")[:2]
+    reads = first in _READS
+    if first in _COMMITS:
+        return Statement(first, Effect.COMMITS, writes=False)
+    if first in ROLLBACKS:  # back TO a savepoint is no end
+        return Statement(first, Effect.NONE if "TO" in words else Effect.ROLLS_BACK, writes=False)
+    if first == "SAVEPOINT":
+        return Statement(first, Effect.SETS_SAVEPOINT, False, second)
+    if first == "RELEASE":
+        return Statement(first, Effect.RELEASES_SAVEPOINT, False, words[-1])
+    if dialect in MYSQL:
+        switches = first == "SET" and "AUTOCOMMIT" in words
+        if switches or (first in _COMMITTING and second not in _COMMITTING_NOT):
+            return Statement(first, Effect.COMMITS_FIRST, writes=not reads)
+        if first == "CALL":
+            return Statement(first, Effect.CALLS, writes=True)
+    return Statement(first, Effect.NONE, writes=not reads)
