@@ -422,6 +422,43 @@ async def test_the_second_commit_of_two_fails(
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("fault", ["flush", "undone"])
+async def test_what_the_second_knows_before_its_commit_stops_the_first(
+    database: Database, backend: Backend, tmp_path: Path, kind: str, fault: str
+) -> None:
+    """A flush that fails, or a transaction that is not there any more, is found before the first COMMIT is sent."""
+    second = Database(f"sqlite:///{tmp_path / 'second.db'}")
+    witness = create_engine(f"sqlite:///{tmp_path / 'second.db'}", poolclass=NullPool)
+    Base.metadata.create_all(witness)
+
+    def spoil(session: Session) -> None:
+        if fault == "flush":
+            session.add(Item(id=1, name="a"))
+            session.flush()
+            session.expunge_all()
+            session.add(Item(id=1, name="the same key"))
+        else:
+            session.execute(text("INSERT INTO item (id, name) VALUES (1, 'a')"))
+            with suppress(IntegrityError):
+                session.execute(text("INSERT OR ROLLBACK INTO item (id, name) SELECT id, name FROM item"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await insert(database, kind, name="first")
+        if kind == "sync":
+            await to_thread.run_sync(lambda: spoil(second.session))
+        else:
+            await second.async_session.run_sync(spoil)
+        await respond(send, 201)
+
+    call = await Call(SQLAlchemyMiddleware(app, (database, second)))()
+    await second.async_dispose()
+
+    assert (seen(call), backend.names()) == (FAILED, [])
+    with witness.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM item")) == 0
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_an_application_that_returns_without_a_response(database: Database, backend: Backend, kind: str) -> None:
     """Frameworks do so after they cancelled a handler: nothing is committed."""
 

@@ -389,6 +389,24 @@ async def rolled_back(database: Database, kind: str) -> None:
     await perform(database, kind, work)
 
 
+async def rolled_back_on_the_connection(database: Database, kind: str) -> None:
+    def work(session: Session) -> None:
+        session.execute(row())
+        session.connection().rollback()
+        session.rollback()
+
+    await perform(database, kind, work)
+
+
+async def rolled_back_by_text(database: Database, kind: str) -> None:
+    def work(session: Session) -> None:
+        session.execute(row())
+        session.execute(text("ROLLBACK"))
+        session.rollback()
+
+    await perform(database, kind, work)
+
+
 async def scope_rolled_back(database: Database, kind: str) -> None:
     with suppress(LookupError):
         async with session_scope(database):
@@ -400,7 +418,12 @@ async def read_past_the_session(database: Database, kind: str) -> None:
     await on_engine(database, kind, text("SELECT 1"))
 
 
-@pytest.mark.parametrize("harmless", [released_savepoint, rolled_back, scope_rolled_back, read_past_the_session])
+@pytest.mark.filterwarnings("ignore:transaction already deassociated from connection")
+@pytest.mark.parametrize(
+    "harmless",
+    [released_savepoint, rolled_back, rolled_back_on_the_connection, rolled_back_by_text, scope_rolled_back]
+    + [read_past_the_session],
+)
 @pytest.mark.parametrize("form", ["request", "function"])
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql

@@ -84,7 +84,7 @@ def tell_committed(unit: UnitOfWork, what: str, told: BaseException | None = Non
     elif by := [one.committed for one in outcomes if one.committed is not None]:
         # What the application did on purpose is its own affair.
         level = logging.INFO if set(by) == {Committed.APPLICATION} else logging.WARNING
-        logger.log(level, "%s: %s, but work of it had been committed before, by %s", unit, what, by[0].value)
+        logger.log(level, "%s: %s, but work of it %s", unit, what, by[0].value)
 
 
 def tell_given_up(unit: UnitOfWork) -> None:

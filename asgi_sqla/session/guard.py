@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 from greenlet import getcurrent  # type: ignore[import-untyped]
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from asgi_sqla.errors import OWN_SCOPE, ConfigurationError, SessionInUseError, WrongEventLoopError, ended
 from asgi_sqla.session.outcome import Hooks, Outcome
+from asgi_sqla.session.transactions import GuardedTransaction
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -88,6 +88,12 @@ class GuardedSession(Session):
         """Leave the session to its unit, which ends it; roll back after an exception."""
         if exc is not None and not self._guard_over:
             self.rollback()
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        """Begin; what is returned guards its own ends."""
+        transaction = super().begin(nested)
+        transaction.__class__ = GuardedTransaction  # SQLAlchemy names the class that it makes
+        return transaction
 
     def close(self) -> None:
         """Reset: only its unit closes it for good. Work that is lost by that is an error at a verdict to commit."""
@@ -276,17 +282,3 @@ def refusing(name: str, base: type[Session]) -> Callable[..., Any]:
         return method(self, *args, **kwargs)
 
     return call
-
-
-def failure_in(savepoint: SessionTransaction | None) -> Exception | None:
-    """Return why ``savepoint`` is lost, if a flush failed in it and the application caught the error.
-
-    SQLAlchemy leaves the block of such a savepoint without an exception, and what else was written in it is gone.
-    """
-    if savepoint is None or savepoint.is_active or savepoint.session.get_nested_transaction() is not savepoint:
-        return None
-    try:
-        savepoint.commit()
-    except PendingRollbackError as exc:
-        return exc
-    return None

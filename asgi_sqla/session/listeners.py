@@ -26,7 +26,7 @@ from asgi_sqla.engine import read_only
 from asgi_sqla.engine.drivers import DRIVERS
 from asgi_sqla.errors import BlockingSessionWarning
 from asgi_sqla.session.guard import GuardedSession, loop_is_running
-from asgi_sqla.session.outcome import DISCARDED, UNDONE, Committed, Outcome
+from asgi_sqla.session.outcome import Committed, Outcome
 from asgi_sqla.session.read_only import ReadOnlySession, refuse_flush
 from asgi_sqla.session.transient import ends_transaction, sqlstate_of
 from asgi_sqla.session.watched import Watched
@@ -60,11 +60,12 @@ def is_committed_by_session(connection: Connection) -> bool:
     return watched is not None and watched.outcome.committing
 
 
-def look_at(connection: Connection) -> None:
-    """Find out what became of a session's transaction on ``connection``, before a ROLLBACK hides that it is over."""
+def note_rollback(connection: Connection) -> None:
+    """Take note of a ROLLBACK that is about to be sent, which would hide that something has committed before."""
     watched = _of(connection)
     if watched is not None:
         watched.look(asking=False)
+        watched.note_rollback()
 
 
 def _after_begin(session: Any, transaction: SessionTransaction, connection: Connection) -> None:
@@ -93,9 +94,7 @@ def _after_begin(session: Any, transaction: SessionTransaction, connection: Conn
 def _before_commit(session: Any) -> None:
     outcome: Outcome = session.guard_outcome
     if outcome.connections:
-        outcome.look(asking=True)
-        if outcome.state is UNDONE or outcome.state is DISCARDED:
-            raise outcome.objection()
+        outcome.check()
     outcome.committing = True
 
 

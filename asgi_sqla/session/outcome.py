@@ -39,11 +39,15 @@ SOUND, FAILED, UNDONE, DISCARDED = State.SOUND, State.FAILED, State.UNDONE, Stat
 
 
 class Committed(Enum):
-    """Who committed."""
+    """Who committed; the values are said of "work of it"."""
 
-    UNIT = "the unit of work, at its end"
-    APPLICATION = "the application, by commit() or because its engine commits each statement"
-    STATEMENT = "a statement that ends transactions: a textual COMMIT, or on some databases DDL or a procedure"
+    UNIT = "had been committed before, by the unit of work, at its end"
+    APPLICATION = "had been committed before, by the application, or because its engine commits each statement"
+    STATEMENT = (
+        "had been committed before, by a statement that ends transactions: a textual COMMIT, or on some databases DDL "
+        "or a procedure"
+    )
+    PERHAPS = "may have been committed before: something has ended its transaction past the session"
 
 
 Fate: TypeAlias = Literal["commit", "rollback", "in doubt"]
@@ -181,6 +185,12 @@ class Outcome:
         if whole:
             self.rolled_back = True
             self.forget_transaction()
+
+    def check(self) -> None:
+        """Raise why the open transaction must not be committed, if every driver and this record do not let it."""
+        self.look(asking=True)
+        if self.state is UNDONE or self.state is DISCARDED:
+            raise self.objection()
 
     def look(self, *, asking: bool = False) -> None:
         """Find out from every driver whether its transaction is still there; ``asking`` may send a statement."""

@@ -26,7 +26,7 @@ _BY_OTHERS = (
     "this session's transaction has ended by a statement, or by commit() or rollback() on its connection; write "
     "session.commit() or session.rollback() instead"
 )
-_BY_TEXT = "a textual {} has rolled back this session's transaction; write session.rollback() instead"
+_ROLLED_BACK = "a {} past the session has rolled back its transaction; write session.rollback() instead"
 _WRITES = frozenset(("INSERT", "UPDATE", "DELETE"))
 
 
@@ -118,6 +118,10 @@ class Watched:
         elif over and self.word() is IDLE:
             self._note_end(failed=True)
 
+    def note_rollback(self) -> None:
+        """Take note of a ROLLBACK: unless it is the session's own, which ends this record, it undoes the work."""
+        self._ended_by = self._ended_by or "ROLLBACK"
+
     def note_refused(self) -> None:
         """Take note that the database has refused the COMMIT: the transaction is over, and nothing of it was kept."""
         self._raw = None
@@ -175,15 +179,17 @@ class Watched:
         if failed and self._called:
             self.outcome.note_committed(Committed.STATEMENT)
         if failed or by in ROLLBACKS:
-            self.outcome.note_undone(_UNDONE if by is None else _BY_TEXT.format(by))
+            self.outcome.note_undone(_UNDONE if by is None else _ROLLED_BACK.format(by))
             return
-        self.outcome.note_committed(Committed.STATEMENT)
-        if by is None and self._begins_by_itself() and not self._risked:
-            self._seen = self.outcome.wrote = False
-        elif by is None:
-            self.outcome.note_undone(_BY_OTHERS)
-        else:
+        if by is not None:
+            self.outcome.note_committed(Committed.STATEMENT)
             self.outcome.note_undone(_COMMITTED_BY_TEXT.format(by))
+        elif self._begins_by_itself() and not self._risked:
+            self.outcome.note_committed(Committed.STATEMENT)
+            self._seen = self.outcome.wrote = False
+        else:
+            self.outcome.note_committed(Committed.PERHAPS)
+            self.outcome.note_undone(_BY_OTHERS)
 
     def _note_kind(self, statement: str) -> None:
         """Take note of what a statement does, by its first words."""

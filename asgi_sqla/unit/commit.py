@@ -66,23 +66,19 @@ class End:
         """Commit every open transaction in the order of first use, or roll every one back, each as a ``step``."""
         active = [one for one in self._sessions if one.session.in_transaction()]
         failure: BaseException | None = None
-        done = 0
-        if self._commit:
-            failure = self._objection(active)
-            for one in active if failure is None else ():
-                try:
-                    step(_commit, one)
-                except BaseException as exc:
-                    failure = exc
-                    break
-                done += 1
+        done: list[UnitSession] = []
+        try:
+            if self._commit:
+                self._commit_all(active, step, done)
+        except BaseException as exc:
+            failure = exc
         for one in () if self._commit else self._sessions:
             one.session.guard_outcome.forgive()
-        if done < len(active):
-            failure = self._roll_back(active[done:], step) or failure
+        if len(done) < len(active):
+            failure = self._roll_back(active[len(done) :], step) or failure
         if failure is not None:
             if done:
-                failure.add_note(self._partial(active[:done], active))
+                failure.add_note(self._partial(done, active))
             raise failure
 
     def close(self, cause: BaseException | None, step: Step) -> None:
@@ -127,6 +123,15 @@ class End:
             )
         return any(cut)
 
+    def _commit_all(self, active: list[UnitSession], step: Step, done: list[UnitSession]) -> None:
+        """Commit each, and note which are ``done``; nothing takes the first back, so all of them are asked before."""
+        self._check(active)
+        for one in active if len(active) > 1 else ():
+            step(_prepare, one)
+        for one in active:
+            step(_commit, one)
+            done.append(one)
+
     def _roll_back(self, sessions: list[UnitSession], step: Step) -> BaseException | None:
         """Roll back each; return the first failure that is no error of the database's, which is logged."""
         fatal: BaseException | None = None
@@ -158,20 +163,17 @@ class End:
         if raised is not None:
             raise raised
 
-    def _objection(self, active: list[UnitSession]) -> Exception | None:
-        """Return why the unit must not commit, if it must not."""
+    def _check(self, active: list[UnitSession]) -> None:
+        """Raise why the unit must not commit, if it must not."""
         if self._doom is not None:
-            doomed = UnitOfWorkDoomedError(
+            raise UnitOfWorkDoomedError(
                 f"{self._unit} was to commit, but a scope that had joined it ended with an exception: {self._doom!r}"
-            )
-            doomed.__cause__ = self._doom
-            return doomed
+            ) from self._doom
         if _in_use(active):
-            return SessionInUseError(still_in_use(self._unit))
+            raise SessionInUseError(still_in_use(self._unit))
         for one in self._sessions:
             if one.session.guard_outcome.state is DISCARDED:
-                return one.session.guard_outcome.objection()
-        return None
+                raise one.session.guard_outcome.objection()
 
     def _partial(self, committed: list[UnitSession], active: list[UnitSession]) -> str:
         done = ", ".join(repr(one.database) for one in committed)
@@ -221,6 +223,11 @@ def _commit(session: GuardedSession) -> None:
     finally:  # the unit's own is what a log line is to tell, whatever the application committed before
         by = session.guard_outcome.committed
         outcome.committed = UNIT if by is APPLICATION else by or before
+
+
+def _prepare(session: GuardedSession) -> None:
+    session.flush()
+    session.guard_outcome.check()
 
 
 def _is_open(session: GuardedSession) -> bool:

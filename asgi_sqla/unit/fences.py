@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from sqlalchemy.engine import Connection
 
-from asgi_sqla.session.listeners import is_committed_by_session, look_at
+from asgi_sqla.session.listeners import is_committed_by_session, note_rollback
 from asgi_sqla.session.transient import is_transient
 from asgi_sqla.unit.context import inherited
 from asgi_sqla.unit.unit import UnitOfWork
@@ -37,7 +37,7 @@ def watch_commits(watch: Callable[[str, Callable[[Connection], None]], object]) 
     """Hear, by ``watch(event, function)``, of what is committed past a session, on its own connection or another."""
     watch("commit", _note_commit)
     watch("begin", _note_autocommit)
-    watch("rollback", look_at)  # a textual COMMIT may have come before
+    watch("rollback", note_rollback)  # a textual COMMIT may have come before
 
 
 def _note_commit(connection: Connection) -> None:

@@ -23,7 +23,8 @@ from asgi_sqla.engine.callables import is_async
 from asgi_sqla.engine.isolation import checked_isolation_level
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.session.guard import failure_in, running_loop
+from asgi_sqla.session.guard import running_loop
+from asgi_sqla.session.transactions import failure_in, leave_lost
 from asgi_sqla.session.transient import pause
 from asgi_sqla.unit.context import Unit, enter, inherited, leave_anywhere, outside
 from asgi_sqla.unit.fences import may_retry, tell_cancelled
@@ -97,10 +98,9 @@ class SessionScope:
                 unit._close_now(exc is None, exc)
             elif self._savepoint is not None:
                 savepoint = cast("SessionTransaction", self._savepoint)
-                failure = None if exc is not None else failure_in(savepoint)
+                failure = failure_in(savepoint)
                 savepoint.__exit__(kind, exc, traceback)
-                if failure is not None:
-                    raise failure
+                leave_lost(savepoint, failure, exc)
             elif exc is not None:
                 unit._doomed_by(exc)
         finally:
@@ -130,10 +130,10 @@ class SessionScope:
                 finished.check()
             elif self._savepoint is not None:
                 async_savepoint = cast("AsyncSessionTransaction", self._savepoint)
-                failure = None if exc is not None else failure_in(async_savepoint.sync_transaction)
+                inner = async_savepoint.sync_transaction
+                failure = failure_in(inner)
                 await async_savepoint.__aexit__(kind, exc, traceback)
-                if failure is not None:
-                    raise failure
+                leave_lost(inner, failure, exc)
             elif exc is not None:
                 unit._doomed_by(exc)
         finally:

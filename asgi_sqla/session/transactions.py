@@ -1,0 +1,78 @@
+"""What ``begin()`` and ``begin_nested()`` of a session of ours return: its ends are calls on the session too.
+
+A thread that outlives its cancelled request may leave its ``with session.begin():`` while the unit ends; SQLAlchemy
+would let both at the connection at once, and it would stay out, or return to the pool in a transaction.
+
+Holds: the guard of a transaction's ends, and what is done about a savepoint that is lost.
+Must not know: units, engines, or how a session is guarded.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from greenlet import getcurrent  # type: ignore[import-untyped]
+from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.orm import SessionTransaction
+
+
+def _guarding(name: str) -> Callable[..., Any]:
+    method: Callable[..., Any] = getattr(SessionTransaction, name)
+
+    @functools.wraps(method)
+    def call(self: SessionTransaction, *args: Any, **kwargs: Any) -> Any:
+        session: Any = self.session
+        greenlet = getcurrent()
+        outermost = greenlet is not session._guard_inside and session._guard_enter(greenlet)
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            if outermost:
+                session._guard_leave()
+
+    return call
+
+
+class GuardedTransaction(SessionTransaction):
+    """A transaction or savepoint that one task or thread ends at a time, and nobody after the unit's end."""
+
+    commit = _guarding("commit")
+    rollback = _guarding("rollback")
+    close = _guarding("close")
+    prepare = _guarding("prepare")
+    __exit__ = _guarding("__exit__")
+
+
+def failure_in(savepoint: SessionTransaction | None) -> Exception | None:
+    """Return why ``savepoint`` is lost, if a flush failed in it and the application caught the error.
+
+    SQLAlchemy leaves the block of such a savepoint without an exception, and what else was written in it is gone.
+    """
+    if savepoint is None or savepoint.is_active or savepoint.session.get_nested_transaction() is not savepoint:
+        return None
+    try:
+        savepoint.commit()
+    except PendingRollbackError as exc:
+        return exc
+    return None
+
+
+def leave_lost(savepoint: SessionTransaction | None, failure: Exception | None, exc: BaseException | None) -> None:
+    """Leave nothing of a savepoint that ``failure`` has lost, and raise that unless ``exc`` is raised anyway.
+
+    SQLAlchemy rolls objects back when the flush fails, and not again when the savepoint ends: what was added, changed
+    or marked as deleted between the two would be written with the transaction around.
+    """
+    if savepoint is None or failure is None:
+        return
+    session = savepoint.session
+    for added in session.new:
+        session.expunge(added)
+    for changed in session.dirty:
+        session.expire(changed)
+    for deleted in session.deleted:
+        session.add(deleted)
+    if exc is None:
+        raise failure
