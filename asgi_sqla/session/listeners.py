@@ -17,9 +17,10 @@ from typing import Any, cast
 from weakref import WeakSet, ref
 
 import sqlalchemy
+from greenlet import getcurrent  # type: ignore[import-untyped]
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Dialect, ExceptionContext
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, ResourceClosedError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from asgi_sqla.engine import read_only
@@ -131,23 +132,43 @@ def _after_soft_rollback(session: Any, rolled_back: SessionTransaction) -> None:
 def _hear(dialect: Dialect) -> None:
     """Hear of every statement and error on connections of ``dialect``; of its other connections nothing is kept."""
     event.listen(dialect, "do_execute", _do_execute)
-    event.listen(dialect, "do_executemany", _do_execute)
+    event.listen(dialect, "do_executemany", _do_executemany)
     event.listen(dialect, "do_execute_no_params", _do_execute_no_params)
     event.listen(dialect, "handle_error", _handle_error)
 
 
-def _do_execute(_cursor: Any, statement: str, _parameters: Any, context: Any) -> None:
-    found = _watched.get(ref(context.root_connection))
+def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any, send: str = "do_execute") -> bool | None:
+    root = context.root_connection
+    found = _watched.get(ref(root))
     watched = None if found is None else found()
-    if watched is not None:
+    if watched is None:
+        if root.closed:  # by the end of its unit, while a thread that outlived its request was on its way here
+            raise ResourceClosedError("this connection was closed by the end of its session")
+        return None
+    session: Any = watched.session
+    outermost = session._guard_inside is not getcurrent() and session._guard_enter(getcurrent())
+    try:
         watched.before(statement)
         # Said in an argument, in the statement, in a Query or in the session's options: it ends up in these.
         if context.execution_options.get("stream_results"):
             watched.outcome.note_stream(context)
+        if not outermost:
+            return None
+        # On session.connection() itself, past every guard of the session's methods.
+        sent = (statement,) if send == "do_execute_no_params" else (statement, parameters)
+        getattr(context.dialect, send)(cursor, *sent, context)
+        return True
+    finally:
+        if outermost:
+            session._guard_leave()
 
 
-def _do_execute_no_params(_cursor: Any, statement: str, context: Any) -> None:
-    _do_execute(_cursor, statement, None, context)
+def _do_executemany(cursor: Any, statement: str, parameters: Any, context: Any) -> bool | None:
+    return _do_execute(cursor, statement, parameters, context, "do_executemany")
+
+
+def _do_execute_no_params(cursor: Any, statement: str, context: Any) -> bool | None:
+    return _do_execute(cursor, statement, None, context, "do_execute_no_params")
 
 
 def _handle_error(context: ExceptionContext) -> None:
