@@ -57,7 +57,7 @@ class Table:
 
 def main(total: int = 600, first: int = 1_000_000) -> int:
     """Play ``total`` programs, those of each backend and kind from the seed ``first`` on."""
-    for name in ("asgi_sqla", "sqlalchemy.pool"):
+    for name in ("asgi_sqla", "asyncio", "psycopg", "sqlalchemy.pool"):
         logging.getLogger(name).addHandler(logging.NullHandler())
     warnings.simplefilter("ignore")  # a sync session on the event loop is meant, and so is a connection that is dropped
     table = Table(total)

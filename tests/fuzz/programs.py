@@ -26,11 +26,10 @@ SAVEPOINTS = (
     "text undone",
 )
 UNGUARDED = frozenset(
-    ("on the connection", "on the driver's connection", "commit on the connection", "rollback on the connection")
-    + ("COMMIT on the driver's connection", "ROLLBACK on the driver's connection", "nested")
-    + ("begin", "release", "roll back", "core kept", "core undone")
+    ("on the driver's connection", "commit on the connection", "rollback on the connection")
+    + ("COMMIT on the driver's connection", "ROLLBACK on the driver's connection")
 )
-"""What is done past the session."""
+"""What is done past the session and its guard."""
 CAUGHT = ("", "", "caught", "caught", "rolled back")
 """What the application does about an exception of a step: nothing, go on, or roll back and go on."""
 
@@ -135,10 +134,10 @@ class Drawer:
         return Step(self.number, kind, value=value, caught=caught)
 
     def _how(self, hows: tuple[str, ...]) -> str:
-        """Choose one; only calls on the session where a cancellation may leave a thread behind.
+        """Choose one; only what our guard sees where a cancellation may leave a thread behind.
 
-        Those alone say that the session is in use. Who leaves a thread behind that works with the connection of a
-        session, or with the object of a savepoint, has it race the end of the unit; what comes of that is not checked.
+        Who leaves a thread behind that works with the driver's connection, or ends SQLAlchemy's, has it race the end
+        of the unit; what comes of that is not checked.
         """
         return self.random.choice([how for how in hows if not self._may_be_left or how not in UNGUARDED])
 
