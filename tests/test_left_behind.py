@@ -1,4 +1,4 @@
-"""A worker thread that outlives its cancelled request: whatever it is at with its session, nothing stays out or open."""
+"""A worker thread that outlives its cancelled request: at whatever step it is, nothing stays out or open."""
 
 from __future__ import annotations
 
