@@ -113,9 +113,14 @@ async def test_a_rollback_calls_the_other_ones(database: Database, backend: Back
     assert called == [("later", []), 2]
 
 
+def rolled_back(backend: Backend) -> list[object]:
+    """Return what on_rollback callbacks leave of a failed COMMIT: on MariaDB its connection is lost, so it is in doubt."""
+    return [] if backend.is_mariadb else ["rolled back"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_failed_commit_is_a_rollback(database: Database, backend: Backend, kind: str) -> None:
-    """The database had the last word, so on_commit callbacks do not run, and on_rollback ones do."""
+    """The database had the last word, so on_commit callbacks do not run, and on_rollback ones do, unless in doubt."""
     called: list[object] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -126,7 +131,7 @@ async def test_a_failed_commit_is_a_rollback(database: Database, backend: Backen
 
     call = await Call(SQLAlchemyMiddleware(app, database))()
 
-    assert (call.starts, called, backend.names()) == ([500], ["rolled back"], [])
+    assert (call.starts, called, backend.names()) == ([500], rolled_back(backend), [])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -308,7 +313,7 @@ async def test_callbacks_wait_for_every_database(
         connection.execute(Item.__table__.delete())  # type: ignore[attr-defined]  # it is a table
     with pytest.raises(backend.commit_error):
         await work(NO_OWNER)
-    assert called == [(["a"], ["bNone"]), "rolled back"]
+    assert called == [(["a"], ["bNone"]), *rolled_back(backend)]
     await second.async_dispose()
     witness.witness.dispose()
 

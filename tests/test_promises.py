@@ -143,7 +143,9 @@ def check_failed_commit(
         out = server.out(database)
 
     assert [statuses(each) for each in wire] == [[500], [mapped_status]]
-    assert [about(record) for record in caplog.records] == ["a failure, with its traceback"] * 2
+    # The server logs its own affairs at INFO, if a test before this one has let it.
+    told = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [about(record) for record in told] == ["a failure, with its traceback"] * 2
     assert (done, out, backend.names()) == ([], 0, ["taken"])
 
 
