@@ -114,7 +114,7 @@ async def test_a_rollback_calls_the_other_ones(database: Database, backend: Back
 
 
 def rolled_back(backend: Backend) -> list[object]:
-    """Return what on_rollback callbacks leave of a failed COMMIT: on MariaDB its connection is lost, so it is in doubt."""
+    """Return what on_rollback callbacks leave of a failed COMMIT, which on MariaDB loses its connection: in doubt."""
     return [] if backend.is_mariadb else ["rolled back"]
 
 
