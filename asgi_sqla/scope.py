@@ -50,6 +50,9 @@ def session_scope(
             "decorator @session_scope() with its parentheses"
         )
     of = database or db
+    alone = propagation == "new" and session_options is None and isolation_level is None
+    if alone and read_only is False and type(retries) is int and not retries:  # as in most scopes: nothing to check
+        return SessionScope(of, _DEFAULTS)
     arguments = Arguments(
         propagation,
         check_session_options(session_options, of._classes if of.configured else None),
@@ -61,6 +64,9 @@ def session_scope(
     if retries:
         of._watch_commits()
     return SessionScope(of, arguments)
+
+
+_DEFAULTS = Arguments("new", {}, read_only=False, isolation_level=None, retries=0)
 
 
 def _check(arguments: Arguments, engine_level: str) -> None:

@@ -68,7 +68,8 @@ class Exchange:
 
     async def _settle_and_send(self, message: Any) -> None:
         """End the transaction, and only then start the response: the application's, or ours."""
-        self._check_start(message)
+        if self._at is not WAITING:
+            self._check_start(message)
         self._at = SETTLING
         try:
             try:
@@ -100,8 +101,8 @@ class Exchange:
         if self._at is not WAITING:  # a task of an application that has raised or returned: its work is rolled back
             raise ended(self._unit)
 
-    async def _settle_for(self, commit: bool) -> Finished:
-        return await self._unit._settle(commit)
+    def _settle_for(self, commit: bool) -> Awaitable[Finished]:
+        return self._unit._settle(commit)
 
     async def _heed(self, finished: Finished) -> None:
         """Answer for a failure of the end, and let a cancellation through."""
@@ -232,8 +233,7 @@ class Request(Exchange, UnitOfWork):
             if KEY in scope:
                 del scope[KEY]
             if self._used:
-                outer = token.old_value
-                if outer is not None and outer is not Token.MISSING:
+                if (outer := token.old_value) is not None and outer is not Token.MISSING:
                     self._tell(outer)
                 self._called = scope.get("method"), scope.get("path")
                 self._empty()

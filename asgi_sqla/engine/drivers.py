@@ -126,7 +126,7 @@ DRIVERS: dict[str, Driver] = {
     "psycopg": Driver(attrgetter("pgconn.transaction_status"), _LIBPQ, _cut_socket, begins_with_statement=True),
     "psycopg2": Driver(methodcaller("get_transaction_status"), _LIBPQ, _cut_socket, begins_with_statement=True),
     "pysqlite": Driver(attrgetter("in_transaction"), _BOOL, _interrupt),
-    "aiosqlite": Driver(attrgetter("in_transaction"), _BOOL, _interrupt_aiosqlite),
+    "aiosqlite": Driver(attrgetter("_connection.in_transaction"), _BOOL, _interrupt_aiosqlite),
     "pymysql": Driver(attrgetter("server_status"), _FLAGS, _cut_pymysql, hidden_by_errors=True),
     "aiomysql": Driver(attrgetter("server_status"), _FLAGS, _close, hidden_by_errors=True),
     "asyncmy": Driver(_asyncmy_flags, _FLAGS, _close, hidden_by_errors=True),

@@ -116,7 +116,8 @@ class GuardedSession(Session):
     def expunge_all(self) -> None:
         """Let go of every object. Changes that are lost by that are an error at a verdict to commit."""
         if self._guard_end is not None:  # the end itself, or whoever comes after it
-            self._guard_refuse_if_ended()
+            if self._guard_inside is not getcurrent():
+                raise ended(self.guard_unit)
         elif (lost := self._guard_unflushed()) is not None:
             self.guard_outcome.note_discarded("expunge_all", lost)
         super().expunge_all()

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from asgi_sqla.engine import read_only
 from asgi_sqla.engine.drivers import DRIVERS
 from asgi_sqla.errors import BlockingSessionWarning
-from asgi_sqla.session.guard import GuardedSession, loop_is_running
+from asgi_sqla.session.guard import GuardedSession, running_loop
 from asgi_sqla.session.outcome import Committed, Outcome
 from asgi_sqla.session.read_only import ReadOnlySession, refuse_flush
 from asgi_sqla.session.transient import ends_transaction, sqlstate_of
@@ -44,10 +44,6 @@ _watched: dict[ref[Connection], ref[Watched]] = {}
 """Weak in both, so that what a session that was dropped had open is freed with it; asked for each statement, and so by
 nothing slower than C."""
 _heard: WeakSet[Dialect] = WeakSet()
-
-
-def _forget(gone: ref[Connection]) -> None:
-    _watched.pop(gone, None)
 
 
 def _of(connection: Connection) -> Watched | None:
@@ -74,14 +70,14 @@ def _after_begin(session: Any, transaction: SessionTransaction, connection: Conn
     outcome = guarded.guard_outcome
     if ref(connection) in _watched and _of(connection) in outcome.connections:
         return  # a savepoint
-    if guarded.guard_loop is None and blocking_warnings[-1] and loop_is_running():
+    if guarded.guard_loop is None and blocking_warnings[-1] and running_loop() is not None:
         _warn_of_blocking(session)
     reading = isinstance(session, ReadOnlySession)
     watched = Watched(
         session, connection, outcome, autocommit=guarded.guard_autocommit and read_only.is_kept(connection)
     )
     outcome.connections = (*outcome.connections, watched)
-    _watched[ref(connection, _forget)] = ref(watched)
+    _watched[ref(connection, _watched.pop)] = ref(watched)  # which forgets it with the connection
     if connection.dialect not in _heard:
         _heard.add(connection.dialect)
         _hear(connection.dialect)
@@ -103,7 +99,7 @@ def _after_commit(session: Any) -> None:
     guarded: GuardedSession = session
     outcome, transaction = guarded.guard_outcome, session.get_transaction()
     outcome.committing = False
-    if transaction is None or session.in_nested_transaction():  # the release of a savepoint is announced as well
+    if transaction is None or session.get_nested_transaction() is not None:  # a savepoint's release is announced, too
         return
     for one in outcome.connections:
         if one.sent:

@@ -188,7 +188,8 @@ class Outcome:
 
     def check(self) -> None:
         """Raise why the open transaction must not be committed, if every driver and this record do not let it."""
-        self.look(asking=True)
+        for one in self.connections:
+            one.look(asking=True)
         if self.state is UNDONE or self.state is DISCARDED:
             raise self.objection()
 

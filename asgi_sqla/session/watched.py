@@ -90,7 +90,7 @@ class Watched:
                 word = UNKNOWN
             if word is OPEN:
                 self._seen = True
-            elif word is IDLE and self.outcome.state is not UNDONE and self._is_over(word):
+            elif word is IDLE and self.sent and self.outcome.state is not UNDONE and self._is_over(word):
                 self._note_end()
             if self._ended_by is not None and self.outcome.state is not UNDONE:
                 self._note_end()
@@ -128,7 +128,7 @@ class Watched:
 
     def look(self, *, asking: bool) -> None:
         """Find out whether the transaction that SQLAlchemy believes in is still there."""
-        if self.outcome.state is UNDONE:
+        if self.outcome.state is UNDONE or self._is_as_believed():
             return
         if self._suspect and (asking or self._called):
             self._ask_by_statement()
@@ -142,6 +142,16 @@ class Watched:
                 self.outcome.note_committed(Committed.APPLICATION)
             elif self.outcome.wrote:  # a procedure that commits
                 self.outcome.note_committed(Committed.STATEMENT)
+
+    def _is_as_believed(self) -> bool:
+        """Whether the driver says that the transaction is open, and nothing hides that it is another one."""
+        if self._raw is None or self._suspect or self._ended_by is not None:
+            return False
+        try:
+            word = self._words[self._peek(self._raw)]
+        except Exception:  # the driver has closed the connection
+            return False
+        return word is OPEN and self.connection.get_transaction() is self._root
 
     @property
     def sent_commit(self) -> bool:

@@ -128,15 +128,6 @@ async def finish(work: Any) -> Finished:
     return FINE
 
 
-def finished_now(function: Callable[[], object]) -> Finished:
-    """Call ``function``, and return how it ended."""
-    try:
-        function()
-    except BaseException as exc:
-        return Finished(exc)
-    return FINE
-
-
 async def _shielded(work: Coroutine[Any, Any, Any]) -> Any:
     with anyio.CancelScope(shield=True):
         return await work

@@ -51,8 +51,9 @@ class End:
         """
         end: Callable[[Step], None] = functools.partial(self.close, cause) if closing else self.settle
         loop = running_loop()
-        if loop is None or {one.loop for one in self._sessions} - {loop}:
-            return start_off_the_loop(end, self._sessions, inline, functools.partial(self._fail, end))
+        for one in self._sessions:
+            if loop is None or one.loop is not loop:
+                return start_off_the_loop(end, self._sessions, inline, functools.partial(self._fail, end))
         return util.greenlet_spawn(end, inline)
 
     def _fail(self, end: Callable[[Step], None], failure: Exception) -> None:
@@ -124,8 +125,17 @@ class End:
         return any(cut)
 
     def _commit_all(self, active: list[UnitSession], step: Step, done: list[UnitSession]) -> None:
-        """Commit each, and note which are ``done``; nothing takes the first back, so all of them are asked before."""
-        self._check(active)
+        """Raise what speaks against it, or commit each, and note which are ``done``."""
+        if self._doom is not None:
+            raise UnitOfWorkDoomedError(
+                f"{self._unit} was to commit, but a scope that had joined it ended with an exception: {self._doom!r}"
+            ) from self._doom
+        if _in_use(active):
+            raise SessionInUseError(still_in_use(self._unit))
+        for one in self._sessions:
+            if one.session.guard_outcome.state is DISCARDED:
+                raise one.session.guard_outcome.objection()
+        # Nothing takes the first COMMIT back, so all of them are asked before.
         for one in active if len(active) > 1 else ():
             step(_prepare, one)
         for one in active:
@@ -162,18 +172,6 @@ class End:
                 cause.add_note(still_in_use(self._unit))
         if raised is not None:
             raise raised
-
-    def _check(self, active: list[UnitSession]) -> None:
-        """Raise why the unit must not commit, if it must not."""
-        if self._doom is not None:
-            raise UnitOfWorkDoomedError(
-                f"{self._unit} was to commit, but a scope that had joined it ended with an exception: {self._doom!r}"
-            ) from self._doom
-        if _in_use(active):
-            raise SessionInUseError(still_in_use(self._unit))
-        for one in self._sessions:
-            if one.session.guard_outcome.state is DISCARDED:
-                raise one.session.guard_outcome.objection()
 
     def _partial(self, committed: list[UnitSession], active: list[UnitSession]) -> str:
         done = ", ".join(repr(one.database) for one in committed)

@@ -196,8 +196,7 @@ class SessionScope:
             attempt += 1
 
     def _of(self, function: Callable[..., Any], attempt: int) -> SessionScope:
-        name = getattr(function, "__qualname__", repr(function))
-        return SessionScope(self._database, self._arguments, name, attempt)
+        return SessionScope(self._database, self._arguments, getattr(function, "__qualname__", repr(function)), attempt)
 
     def _pause_after(self, failure: Exception) -> float:
         """Return the seconds to wait before the next attempt, or raise ``failure`` if it was the last."""
@@ -240,7 +239,8 @@ class SessionScope:
         self._token = self._savepoint = None
         if token is not None:
             unit = cast("UnitOfWork", self._unit)
-            unit._tell(outside(token))
+            if (outer := token.old_value) is not None and outer is not Token.MISSING:
+                unit._tell(outside(token))
             leave_anywhere(token)
             if not self._attempt:
                 unit._empty()

@@ -26,7 +26,7 @@ from asgi_sqla.unit.callbacks import (
     run,
     run_async,
 )
-from asgi_sqla.unit.cancellation import FINE, Finished, finish, finished_now, to_completion
+from asgi_sqla.unit.cancellation import FINE, Finished, finish, to_completion
 from asgi_sqla.unit.commit import End, end_idle, inline, renew
 from asgi_sqla.unit.context import current, inherited
 from asgi_sqla.unit.sessions import NONE, Sessions
@@ -204,16 +204,16 @@ class UnitOfWork:
         self._stage = ENDING
         with self._sessions.lock:
             self._sessions.closed = self._sessions is not NONE
-        finished = FINE
-        fatal: BaseException | None = None
-        end = self._end(commit)
+        failure: BaseException | None = None
         try:
-            finished = finished_now(lambda: end.close(cause, inline))
-        finally:
-            self._stage = ENDED
-            for callback in self._due(commit, finished.failure):
-                fatal = run(callback, Job(f"{callback} of {self.name}", awaits=False)) or fatal
-        if (failure := finished.failure or fatal) is not None:
+            self._end(commit).close(cause, inline)
+        except BaseException as exc:
+            failure = exc
+        self._stage = ENDED
+        fatal: BaseException | None = None
+        for callback in () if self._callbacks is None else self._due(commit, failure):
+            fatal = run(callback, Job(f"{callback} of {self.name}", awaits=False)) or fatal
+        if (failure := failure or fatal) is not None:
             raise failure
 
     def _abandon(self) -> None:
