@@ -121,8 +121,11 @@ def _set_expire_on_commit(sync_class: type[Session], options: dict[str, Any]) ->
 
 def _refuse_if_failed(failure: Exception | None, sync_class: type[Session], options: Mapping[str, Any]) -> None:
     if failure is not None:
-        unknown = [name for name in options if isinstance(failure, TypeError) and repr(name) in str(failure)]
-        what = f"{hidden(unknown[0])} is not taken" if unknown else str(failure)
+        said = str(failure)
+        unknown = [name for name in options if isinstance(failure, TypeError) and repr(name) in said]
+        # Python 3.13 also says which name it thinks was meant, after the one that was written.
+        unknown.sort(key=lambda name: said.index(repr(name)))
+        what = f"{hidden(unknown[0])} is not taken" if unknown else said
         raise ConfigurationError(f"session_options: {what}; write what {sync_class.__name__} takes") from None
 
 
