@@ -242,9 +242,10 @@ class SlowSession(Session):
 @pytest.mark.parametrize("end", ["raises", "answers"])
 async def test_a_thread_s_first_session_while_its_unit_ends(database: Database, backend: Backend, end: str) -> None:
     """The thread gets an error, and no live session that nobody would end."""
+    SlowSession.go_on.set()
+    database.configure(backend.url, session_options={"class_": SlowSession})  # which makes one, to check its options
     SlowSession.making.clear()
     SlowSession.go_on.clear()
-    database.configure(backend.url, session_options={"class_": SlowSession})
     left: list[asyncio.Task[str]] = []
 
     def work() -> str:

@@ -153,18 +153,18 @@ def test_an_idle_thread_keeps_nothing_alive(own: Threads) -> None:
     assert wait_until(collected, PATIENCE)
 
 
-def test_nothing_is_queued_where_no_thread_can_be_started(own: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_queued_where_no_thread_can_be_started(own: Threads) -> None:
     """The caller is told at once, and no thread does it later."""
     busy, ran = Call_(), []
     future = own.submit(busy)
     assert busy.running.wait(PATIENCE)
-    refuse_threads(monkeypatch)
+    with pytest.MonkeyPatch.context() as refusing:
+        refuse_threads(refusing)
 
-    with pytest.raises(RuntimeError, match=NO_THREAD):
-        own.submit(lambda: ran.append(1))
-    busy.go_on.set()
-    future.result(PATIENCE)
-    monkeypatch.undo()
+        with pytest.raises(RuntimeError, match=NO_THREAD):
+            own.submit(lambda: ran.append(1))
+        busy.go_on.set()
+        future.result(PATIENCE)
     own.submit(lambda: None).result(PATIENCE)
 
     assert (ran, own._busy) == ([], set())

@@ -1,4 +1,4 @@
-"""The blocks of the README's "With your framework": each as a file of its own, served, and asked for an order."""
+"""The blocks of the README's "Frameworks": each as a file of its own, served, and asked for an order."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 
 from matrix.sites import PATIENCE, free_port, wait_until
 
-README = Path(__file__).parents[2] / "README.rst"
-SECTION = re.compile(r"^With your framework\n-+\n(.*?)(?=^\S[^\n]*\n---+\n|\Z)", re.MULTILINE | re.DOTALL)
+README = Path(__file__).parent / "README.rst"
+SECTION = re.compile(r"^Frameworks\n-+\n(.*?)(?=^\S[^\n]*\n---+\n|\Z)", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^(\w[^\n]*)\n~+\n+\.\. code-block:: python\n\n((?:    [^\n]*\n|\n)+)", re.MULTILINE)
 BEFORE = """
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column

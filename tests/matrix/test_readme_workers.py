@@ -1,4 +1,4 @@
-"""The blocks of the README's "In your worker", in order, as they stand: nothing in them needs a broker to be up."""
+"""The blocks of the README's "Workers", in order, as they stand: nothing in them needs a broker to be up."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[2] / "README.rst"
-SECTION = re.compile(r"^In your worker\n-+\n.*?(?=^\S[^\n]*\n---+\n)", re.MULTILINE | re.DOTALL)
+README = Path(__file__).parent / "README.rst"
+SECTION = re.compile(r"^Workers\n-+\n.*?(?=^\S[^\n]*\n---+\n|\Z)", re.MULTILINE | re.DOTALL)
 
 BLOCK = re.compile(r"^\.\. code-block:: python\n\n((?:    [^\n]*\n|\n)+)", re.MULTILINE)
 
