@@ -1,4 +1,26 @@
-"""SQLAlchemy sessions for any ASGI application: nobody is told "done" before the database is."""
+"""SQLAlchemy sessions for any ASGI application: nobody is told "done" before the database is.
+
+A middleware gives every request one unit of work. Its transaction ends before the response starts: a client that sees a
+status below 400 finds its data committed, and a COMMIT that fails becomes an error response. No connection is held
+while a client reads slowly, while a websocket is idle, or by a request that does not use the database.
+
+    from asgi_sqla import Database, SQLAlchemyMiddleware
+
+    db = Database("postgresql://localhost/shop")
+    app.add_middleware(SQLAlchemyMiddleware, database=db)
+
+    db.async_session   # the AsyncSession of the current request, for async def
+    db.session         # the Session of the current request, for def
+
+- ``Database``: one database: its engines, its sessions and their defaults.
+- ``db``: a ready-made ``Database``, for an application with a single one.
+- ``SQLAlchemyMiddleware``: gives every request of an ASGI application a unit of work.
+- ``session_scope``: opens a unit of work outside a request: in a worker, a script or a test.
+- ``current_unit``: returns the running unit: its callbacks, its dry run, its settings for each transaction.
+- ``on_commit``: calls a function after the commit, or at once outside any unit.
+- ``ERROR_RESPONSES``: a ready mapping of database errors to responses.
+- ``AsgiSqlaError``: the base class of every error of this package.
+"""
 
 from asgi_sqla.asgi.answers import ERROR_RESPONSES
 from asgi_sqla.database import Database, db

@@ -32,7 +32,7 @@ from asgi_sqla.unit.unit import OPEN, UnitOfWork
 
 
 class DatabaseOptions(TypedDict, total=False):
-    """What ``Database`` takes beside its URL."""
+    """The arguments of ``Database`` besides its URL."""
 
     engine: Engine | None
     async_engine: AsyncEngine | None
@@ -44,22 +44,25 @@ class DatabaseOptions(TypedDict, total=False):
 
 
 class Database:
-    """One database: its engines, session factories and defaults.
+    """One database: its engines, its sessions and their defaults.
 
-    Engines made from ``url`` are disposed by the middleware at shutdown, async ones also when their event loop ends.
+    Both engines are made from the URL, each on first use, an async one for each event loop. The middleware disposes
+    them at shutdown; an async engine also ends with its event loop. An engine that you pass in stays yours.
 
-    ``url``: where it is, a string or SQLAlchemy's ``URL``. Both engines are made from it, each on first use: the driver
-    named in it is kept where it fits, and the other kind takes one that is installed.
-    ``engine``, ``async_engine``: engines of your own, in place of those; they stay their owner's.
-    ``engine_options``: a mapping, for ``create_engine()`` and ``create_async_engine()``.
-    ``async_engine_options``: a mapping for ``create_async_engine()`` alone; a key in it replaces that of
-    ``engine_options``.
-    ``session_options``: a mapping for the session classes; ``class_`` and ``sync_session_class`` may name your own, and
-    ``expire_on_commit`` is False unless given.
-    ``read_only_url``: where read-only units go: a replica, or a sequence of them, asked in turn.
-    ``transaction_mode``: how SQLite transactions begin, "deferred" (the default) or "immediate".
+    - ``url``: a database URL, as a string or as SQLAlchemy's ``URL``. The driver in it is used where it fits; the other
+      kind of engine uses a driver that is installed.
+    - ``engine``: a sync engine of your own, instead of one made from the URL; default: none.
+    - ``async_engine``: an async engine of your own, instead of those made from the URL; default: none.
+    - ``engine_options``: a mapping for ``create_engine()`` and ``create_async_engine()``, such as ``pool_size``;
+      default: none.
+    - ``async_engine_options``: a mapping for ``create_async_engine()`` alone; a key in it replaces the one in
+      ``engine_options``; default: none.
+    - ``session_options``: a mapping for the session classes. ``class_`` and ``sync_session_class`` choose your own
+      classes; default: ``expire_on_commit`` is False.
+    - ``read_only_url``: the URL of a replica for read-only units, or a sequence of URLs, used in turn; default: none.
+    - ``transaction_mode``: how SQLite transactions begin: "deferred" or "immediate"; default: "deferred".
 
-    Raises ConfigurationError, or MissingDriverError, at once when an argument is wrong.
+    Raises ConfigurationError for a wrong argument, and MissingDriverError if no driver is installed; both at once.
     """
 
     _substituted = False
@@ -76,10 +79,13 @@ class Database:
         self._listeners: list[tuple[str, Callable[..., object]]] = []
 
     def configure(self, url: str | URL | None = None, **options: Unpack[DatabaseOptions]) -> None:
-        """Configure, with the arguments of ``Database``; the same ones again change nothing.
+        """Configure this object, with the arguments of ``Database``; the same arguments again change nothing.
 
-        Raises ConfigurationError for wrong arguments, and for other ones while engines of the
-        first are in use: ``dispose()`` those first.
+        - ``url``: a database URL, as a string or as SQLAlchemy's ``URL``.
+        - ``**options``: the other arguments of ``Database``, by name.
+
+        Raises ConfigurationError for a wrong argument, and for different arguments while an engine is in use: call
+        ``dispose()`` first.
         """
         check_names(options, DatabaseOptions.__annotations__)
         configuration = checked({"url": url, **options})
@@ -109,29 +115,39 @@ class Database:
         return self
 
     def __call__(self, *_args: object, **_kwargs: object) -> NoReturn:
-        """Refuse what fastapi-sqlalchemy writes: a ``Database`` is no context manager."""
-        raise ConfigurationError("db() is no call; open a unit of work: with session_scope(db) as session: ...")
+        """Refuse what fastapi-sqlalchemy writes: a ``Database`` is not a context manager."""
+        raise ConfigurationError("a Database is not callable; write: with session_scope(db) as session: ...")
 
     @property
     def configured(self) -> bool:
-        """Whether it was told which database it is."""
+        """Whether ``configure()`` or the constructor has been given a database."""
         return self._configuration is not None
 
     @property
     def engine(self) -> Engine:
-        """The sync engine, made on first use."""
+        """The sync engine, made on first use.
+
+        Raises ConfigurationError if there is no sync driver for the URL, or if this object is not configured.
+        """
         return self._ready().sync()
 
     @property
     def async_engine(self) -> AsyncEngine:
-        """The async engine of the running event loop, made on first use; WrongEventLoopError without a loop."""
+        """The async engine of the running event loop, made on first use.
+
+        Raises WrongEventLoopError where no asyncio event loop is running, and ConfigurationError if there is no async
+        driver for the URL, or if this object is not configured.
+        """
         return self._ready().asynchronous()
 
     @property
     def session(self) -> Session:
         """The ``Session`` of the current unit of work, made on first use.
 
-        Raises NoUnitOfWorkError outside any unit, UnitOfWorkEndedError after its end.
+        The unit commits or rolls back and closes it. On an event loop each statement blocks every request, which is a
+        BlockingSessionWarning; use ``async_session`` there.
+
+        Raises NoUnitOfWorkError outside any unit, and UnitOfWorkEndedError after the unit has ended.
         """
         unit: Any = lookup()
         return self._session_of(unit if unit is not None and unit._stage is OPEN else current(), {})
@@ -140,59 +156,81 @@ class Database:
     def async_session(self) -> AsyncSession:
         """The ``AsyncSession`` of the current unit of work, made on first use.
 
-        Raises NoUnitOfWorkError outside any unit, UnitOfWorkEndedError after its end, and
-        WrongEventLoopError in a worker thread, a sync scope, or another event loop.
+        The unit commits or rolls back and closes it.
+
+        Raises NoUnitOfWorkError outside any unit, UnitOfWorkEndedError after the unit has ended, and
+        WrongEventLoopError in a worker thread, in a sync scope, or on another event loop.
         """
         unit: Any = lookup()
         return self._async_session_of(unit if unit is not None and unit._stage is OPEN else current(), {})
 
     @property
     def sessionmaker(self) -> orm.sessionmaker[Session]:
-        """A factory of sessions that no unit of work ends, bound when called to ``engine``, or to ``bind=``."""
+        """A factory of sessions that you commit and close yourself; each is bound to ``engine``, or to ``bind=``.
+
+        Raises ConfigurationError if this object is not configured.
+        """
         self._ready()
         return SessionFactory(self._classes, lambda: self.engine)
 
     @property
     def async_sessionmaker(self) -> orm_asyncio.async_sessionmaker[AsyncSession]:
-        """A factory of sessions that no unit of work ends, bound when called to ``async_engine``, or to ``bind=``."""
+        """A factory of sessions that you commit and close yourself; each is bound to ``async_engine``, or to ``bind=``.
+
+        Raises ConfigurationError if this object is not configured.
+        """
         self._ready()
         return AsyncSessionFactory(self._classes, lambda: self.async_engine)
 
     def get_session(self) -> Session:
-        """Return ``session``, for the dependency injection of a framework: it takes no arguments."""
+        """Return ``session``, for dependency injection: ``Depends(db.get_session)``. It takes no arguments.
+
+        Raises what ``session`` raises.
+        """
         return self.session
 
     async def get_async_session(self) -> AsyncSession:
-        """Return ``async_session``, for the dependency injection of a framework: it takes no arguments."""
+        """Return ``async_session``, for dependency injection: ``Depends(db.get_async_session)``. It takes no arguments.
+
+        Raises what ``async_session`` raises.
+        """
         return self.async_session
 
     def listen(self, identifier: str, function: Callable[..., object]) -> None:
-        """Call ``function`` at an event of every engine: of each event loop, of reading ones, and after ``dispose()``.
+        """Call ``function`` at an event of every engine: of each event loop, for reading, and made after ``dispose()``.
 
-        ``identifier`` is the event's name, such as "connect"; ``function`` takes what SQLAlchemy's documentation of
-        its engine and pool events says.
+        - ``identifier``: the name of one of SQLAlchemy's engine, pool or dialect events, such as "connect".
+        - ``function``: a plain function, which takes what SQLAlchemy's documentation of the event says.
 
-        Raises ConfigurationError for what is no such event or cannot be called.
+        Raises ConfigurationError for an unknown event, and for a function that is async or takes other arguments.
         """
         self._listeners.append(checked_listener(identifier, function))
         for engines in (self._engines, *self._reading.values()) if self.configured else ():
             engines.listen(identifier, function)
 
     def dispose(self) -> None:
-        """Close the idle connections of the sync engine, if it was made by this object. It may be used again."""
+        """Close the idle connections of the sync engines made by this object; the next use makes new ones.
+
+        Raises ConfigurationError if this object is not configured.
+        """
         for engines in (self._ready(), *self._reading.values()):
             engines.dispose()
 
     async def async_dispose(self) -> None:
-        """Close the idle connections of both engines made by this object, async ones of the running event loop.
+        """Close the idle connections of the engines made by this object: sync, and async of the running event loop.
 
-        It takes two seconds for each at most: what does not answer is cut.
+        It takes at most two seconds per engine; connections that do not answer are cut.
+
+        Raises ConfigurationError if this object is not configured.
         """
         for engines in (self._ready(), *self._reading.values()):
             await engines.dispose_async()
 
     async def check(self) -> None:
-        """Connect, ask for one row, and raise what the driver raises if that fails."""
+        """Connect to the database and run ``SELECT 1``, on the async engine if there is a driver for it.
+
+        Raises what the driver raises if that fails, and ConfigurationError if this object is not configured.
+        """
         engines = self._ready()
         if engines.has_async():
             async with engines.asynchronous().connect() as connection:
@@ -200,7 +238,7 @@ class Database:
         else:
             await anyio.to_thread.run_sync(_select_one, engines.sync())
 
-    # What follows is for the rooms beside this one and for asgi_sqla.testing.
+    # The other rooms and asgi_sqla.testing use what follows.
 
     def _session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> Session:
         """Return the ``Session`` of ``unit``, made on first use with ``options``."""
@@ -221,7 +259,7 @@ class Database:
         held = sessions.asynchronous(self)
         if held is None:
             engines, role = self._engines_for(unit)
-            of_loop = engines.of_loops.get(running_loop())  # what asynchronous() does, for each request
+            of_loop = engines.of_loops.get(running_loop())  # asynchronous() does the same, but slower
             engine = engines.asynchronous() if of_loop is None else of_loop.engine
             if unit.isolation_level is not None:
                 engine = engine.execution_options(isolation_level=unit.isolation_level)
@@ -236,7 +274,7 @@ class Database:
         return self._guarded.setdefault((role, unit.isolation_level), made)
 
     def _engines_for(self, unit: UnitOfWork) -> tuple[Engines, Role]:
-        """Return the engines for what ``unit`` does, and what that is."""
+        """Return the engines for the work of ``unit``, and their role."""
         if not unit.read_only and self._configuration is not None:
             return self._engines, "write"
         engines = self._ready()
@@ -267,14 +305,14 @@ class Database:
         )
 
     def _watch_commits(self) -> None:
-        """Have a unit know of commits on connections that are no session's, which forbid a retry of it."""
+        """Let units notice commits on connections outside their sessions, which forbid a retry."""
         if not self._watching:
             self._watching = True
             if self.configured:
                 watch_commits(self._engines.watch)
 
     def _substitute(self, make: Callable[[Engines], Engines]) -> Callable[[], None]:
-        """Have ``make(engines)`` serve in place of the engines, as ``asgi_sqla.testing`` does; return the undo."""
+        """Use ``make(engines)`` instead of the engines, for ``asgi_sqla.testing``; return what undoes it."""
         before = self._ready(), self._substituted
 
         def undo() -> None:
@@ -284,14 +322,14 @@ class Database:
         return undo
 
     def _dialect(self) -> Any:
-        """Return the dialect, or its class; None if there is none yet."""
+        """Return the dialect or its class; None before this object is configured."""
         if self._configuration is None:
             return None
         given = self._configuration.engine or self._configuration.async_engine
         return given.dialect if given is not None else cast("URL", self._configuration.url).get_dialect()
 
     def _isolation_level(self) -> str:
-        """Return the isolation level that the options of its engines name."""
+        """Return the isolation level in the engine options; an empty string if there is none."""
         options = {} if self._configuration is None else self._configuration.engine_options
         return str(options.get("isolation_level", "")).upper()
 
@@ -310,5 +348,5 @@ def _select_one(engine: Engine) -> None:
 
 
 db: Database = Database.__new__(Database)
-"""The ready-made global database: ``db.configure(url)`` tells it which one it is."""
+"""The ready-made global database: ``db.configure(url)`` says which one it is."""
 db._prepare()

@@ -28,7 +28,7 @@ from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.unit.context import note_middleware
 
 Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
-"""Any ASGI 3 application. asgiref's own type would refuse Starlette's, which has other mappings in it."""
+"""Any ASGI 3 application. asgiref's own type does not accept Starlette's, whose scope is another mapping type."""
 
 _INSTEAD = {
     "db": "database=",
@@ -42,24 +42,31 @@ logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
 class SQLAlchemyMiddleware:
-    """Gives every request of an ASGI 3 application one unit of work, ended before its response starts.
+    """Give every request of an ASGI 3 application one unit of work, which ends before its response starts.
 
-    ``app``: the application.
-    ``database``: a ``Database`` or a sequence of them: those it checks at startup and disposes at shutdown, for a unit
-    serves any. Left out, it is the global ``db``.
-    ``url``: configures the global ``db``.
-    ``commit_on``: which responses commit: a container of statuses, or a function of the ASGI scope and the start
-    message that returns a bool; below 400 if left out.
-    ``error_responses``: maps exception classes to a status from 400 to 599, or to an ASGI application, for the answer
-    to a failed COMMIT and to an exception that reaches this middleware; otherwise a failed COMMIT is answered 500 and
-    raised to the server.
-    ``read_only``: which requests only read: a set of HTTP methods, or a function of the ASGI scope.
-    ``retries``: how many times a request is retried after a transient error, before anything was sent.
-    ``replay_limit``: up to how many bytes of its body are kept for that.
-    ``check_on_startup``: True connects to every database first; a failure fails the startup.
-    ``on_startup``: an async function that is awaited next, such as ``migrations.async_sync``.
+    The response status decides: below 400 the unit commits, otherwise it rolls back. A COMMIT that fails is answered
+    with an error instead of the response. Each websocket message is a unit of work of its own.
 
-    Raises ConfigurationError when an argument is wrong, at once.
+    - ``app``: the application to wrap.
+    - ``database``: a ``Database``, or a sequence of them, to check at startup and to dispose at shutdown; default: the
+      global ``db``. A unit can use any other ``Database`` too.
+    - ``url``: a database URL that configures the global ``db``; default: none.
+    - ``commit_on``: which responses commit: a container of statuses, or a plain function of the ASGI scope and the
+      ``http.response.start`` message that returns a bool; default: statuses below 400.
+    - ``error_responses``: a mapping of exception classes to a status from 400 to 599 or to an ASGI application. It
+      answers a failed COMMIT, and an exception that reaches this middleware; default: none, so a failed COMMIT is
+      answered 500 and raised to the server.
+    - ``read_only``: which requests only read: a container of HTTP methods in capitals, or a plain function of the ASGI
+      scope that returns a bool; default: none.
+    - ``retries``: how many times a request is retried after a transient error, before anything was sent; default: 0.
+    - ``replay_limit``: how many bytes of a request's body are kept for a retry; a larger body is not retried; default:
+      1048576 (1 MiB).
+    - ``check_on_startup``: True connects to every database first, and a failure fails the startup; default: False.
+    - ``on_startup``: an async function without arguments that is awaited next, such as ``migrations.async_sync``;
+      default: none.
+
+    Raises ConfigurationError for a wrong argument, at once, and MissingDriverError if ``url`` needs a driver that is
+    not installed. Scopes and messages are those of the ASGI specification, version 3.
     """
 
     @known_arguments(_INSTEAD)
@@ -102,7 +109,12 @@ class SQLAlchemyMiddleware:
         return f"SQLAlchemyMiddleware({hidden(self._app)}, {self._databases!r})"
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve one ASGI connection."""
+        """Serve one ASGI connection: a request, a websocket or a lifespan; anything else passes through untouched.
+
+        - ``scope``: the ASGI scope.
+        - ``receive``: the ASGI ``receive`` callable.
+        - ``send``: the ASGI ``send`` callable.
+        """
         kind = scope["type"]
         if kind == "http" and KEY not in scope:
             if self._rules.retries:
@@ -120,18 +132,18 @@ class SQLAlchemyMiddleware:
             await self._app(scope, receive, send)
 
     def _say_if_ignored(self, unit: Any) -> None:
-        """Say once that another layer's rules hold, if they are others."""
+        """Log once that the settings of an outer layer apply, if they differ from these."""
         self._said = True
         outer = getattr(unit, "_rules", None)
         if isinstance(outer, Rules) and outer.given != self._rules.given:
-            logger.warning("%r is inside another SQLAlchemyMiddleware, whose rules hold: its own are ignored", self)
+            logger.warning("%r is inside another SQLAlchemyMiddleware, whose settings apply: its own are ignored", self)
 
 
 def _check_application(app: Any) -> None:
     unfit = isinstance(app, Database) or (isinstance(app, type) and not hasattr(app, "__await__"))
     if unfit or not takes(app, "scope", "receive", "send"):
         raise ConfigurationError(
-            f"app={hidden(app)} is no ASGI 3 application, a callable of (scope, receive, send); "
+            f"app={hidden(app)} is not an ASGI 3 application, a callable of (scope, receive, send); "
             "write SQLAlchemyMiddleware(app, database), the application first"
         )
 
@@ -144,7 +156,7 @@ def _checked_startup(on_startup: Any) -> OnStartup | None:
     plain = inspect.isroutine(on_startup) or (isinstance(on_startup, type) and not hasattr(on_startup, "__await__"))
     if plain and not is_async(on_startup):
         raise ConfigurationError(
-            f"on_startup={hidden(on_startup)} is a plain function, and it is awaited; write async def, or "
+            f"on_startup={hidden(on_startup)} is a plain function, but it is awaited; write async def, or "
             "migrations.async_sync instead of migrations.sync"
         )
     if on_startup is not None and not takes(on_startup):

@@ -28,27 +28,25 @@ def session_scope(
     isolation_level: str | None = None,
     retries: int = 0,
 ) -> SessionScope:
-    """Open a unit of work outside a request; it commits on leaving, or rolls back if an exception leaves.
+    """Open a unit of work outside a request: it commits when the block ends, and rolls back on an exception.
 
-    ``with`` gives a ``Session``, ``async with`` an ``AsyncSession``; on ``def`` and ``async def``
-    functions it is a decorator, and each call is a scope. A COMMIT that fails raises what the driver raised.
+    ``with`` gives a ``Session``, ``async with`` an ``AsyncSession``. It also decorates ``def`` and ``async def``
+    functions: each call is a scope of its own.
 
-    ``database``: the global ``db`` if left out.
-    ``propagation``: "new" (a unit of its own: its connection, its transaction), "join" (the current unit, which alone
-    commits; an exception that leaves the scope makes committing that unit an error) or "nested" (a SAVEPOINT in the
-    current unit). Without a current unit all three are "new".
-    ``session_options``: a mapping that is added to the database's, for this scope's session.
-    ``read_only``: True refuses writes, and reads in autocommit.
-    ``isolation_level``: SQLAlchemy's name of it, in any case; with ``read_only`` it makes the scope one transaction.
-    ``retries``: how many times a decorated function is called again after a transient error before its COMMIT.
+    - ``database``: the ``Database`` to use; default: the global ``db``.
+    - ``propagation``: "new" is a unit with its own transaction. "join" uses the current unit, which alone commits.
+      "nested" is a SAVEPOINT in the current unit. Without a current unit all three are "new", the default.
+    - ``session_options``: a mapping of options for this session, added to those of the database; default: none.
+    - ``read_only``: True refuses writes, and reads in autocommit; default: False.
+    - ``isolation_level``: SQLAlchemy's name of a level, in any case. With ``read_only`` the scope is then one
+      transaction; default: the engine's own.
+    - ``retries``: how many times a decorated function is retried after a transient error before its COMMIT; default: 0.
 
-    Raises ConfigurationError for wrong arguments, at once.
+    Raises ConfigurationError for a wrong argument, at once. A COMMIT that fails raises what the driver raised. After an
+    exception in a joined scope, the unit that it joined raises UnitOfWorkDoomedError instead of committing.
     """
     if not isinstance(database, Database | None):
-        raise ConfigurationError(
-            f"database={hidden(database)} is no Database; write session_scope(Database(...)), and as a "
-            "decorator @session_scope() with its parentheses"
-        )
+        raise _wrong_database(database)
     of = database or db
     alone = propagation == "new" and session_options is None and isolation_level is None
     if alone and read_only is False and type(retries) is int and not retries:  # as in most scopes: nothing to check
@@ -69,10 +67,19 @@ def session_scope(
 _DEFAULTS = Arguments("new", {}, read_only=False, isolation_level=None, retries=0)
 
 
+def _wrong_database(database: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"database={hidden(database)} is not a Database; write session_scope(Database(...)), or with parentheses as a "
+        "decorator: @session_scope()"
+    )
+
+
 def _check(arguments: Arguments, engine_level: str) -> None:
-    """Raise ConfigurationError for what cannot be, or not together with the isolation level of the engine."""
+    """Raise ConfigurationError for wrong values, and for values that exclude each other."""
     if arguments.propagation not in ("new", "join", "nested"):
-        raise ConfigurationError(f'propagation={hidden(arguments.propagation)} is none of "new", "join" and "nested"')
+        raise ConfigurationError(
+            f'propagation={hidden(arguments.propagation)} is not one of "new", "join" and "nested"'
+        )
     if not isinstance(arguments.read_only, bool):
         raise ConfigurationError(f"read_only={hidden(arguments.read_only)} is neither True nor False")
     if arguments.retries and not arguments.read_only and "AUTOCOMMIT" in (arguments.isolation_level or engine_level):
@@ -82,6 +89,4 @@ def _check(arguments: Arguments, engine_level: str) -> None:
     if arguments.propagation != "new":
         for name in ("session_options", "read_only", "isolation_level", "retries"):
             if value := getattr(arguments, name):
-                raise ConfigurationError(
-                    f'{name}={hidden(value)} needs a unit of the scope\'s own; write propagation="new"'
-                )
+                raise ConfigurationError(f'{name}={hidden(value)} needs a new unit of work; write propagation="new"')

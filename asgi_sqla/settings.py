@@ -1,7 +1,11 @@
 """A ``Database`` and its ``Migrations`` from settings: pydantic's, a mapping, or environment variables.
 
-Lives here: which names settings have, and what of ours they become.
-Must not know: what is done with what it makes.
+- ``DatabaseSettings``: the settings of one database, for pydantic-settings.
+- ``database_from``: returns the ``Database`` of settings.
+- ``migrations_from``: returns the ``Migrations`` of settings.
+
+Holds: the names of the settings, and the arguments that they become.
+Must not know: what is done with the result.
 """
 
 from __future__ import annotations
@@ -23,17 +27,29 @@ if TYPE_CHECKING:
     from asgi_sqla.migrations import Migrations
 
 LOCATION = "migrations"
-"""Where the migrations are if the settings do not say."""
+"""The directory of the migrations if the settings do not name one."""
 
 _OF_DATABASE = frozenset(("url", *DatabaseOptions.__annotations__)) - {"engine", "async_engine"}
 
 
 class DatabaseSettings(BaseSettings):
-    """The settings of one database, from ``DATABASE_URL`` and other variables beginning with ``DATABASE_``.
+    """The settings of one database, from ``DATABASE_URL`` and other variables that begin with ``DATABASE_``.
 
-    A field of this class in settings of your own is named there as pydantic names nested settings.
-    Fields left out leave SQLAlchemy its default; ``DATABASE_ENGINE_OPTIONS`` is JSON, for all the
-    other options of the engines.
+    As a field of your own settings class it is read as pydantic reads nested settings. A field left out leaves
+    SQLAlchemy's default.
+
+    - ``url``: the database URL; required.
+    - ``echo``: True logs every statement, "debug" its rows too.
+    - ``isolation_level``: SQLAlchemy's name of a level, in any case.
+    - ``max_overflow``: how many connections a pool may open beyond ``pool_size``.
+    - ``pool_pre_ping``: True tests a pooled connection before each use.
+    - ``pool_recycle``: seconds after which a pooled connection is replaced.
+    - ``pool_size``: how many connections a pool keeps.
+    - ``pool_timeout``: seconds to wait for a connection of the pool.
+    - ``read_only_url``: the URL of a replica for read-only units.
+    - ``engine_options``: all other options of the engines, in the environment as JSON.
+    - ``transaction_mode``: how SQLite transactions begin: "deferred" or "immediate".
+    - ``migrations_path``: the directory of the migrations.
     """
 
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
@@ -55,12 +71,13 @@ class DatabaseSettings(BaseSettings):
 
 
 def database_from(settings: Mapping[str, Any] | BaseModel | None = None) -> Database:
-    """Return the ``Database`` that ``settings`` describe: pydantic's, a mapping, or the environment if None.
+    """Return the ``Database`` that ``settings`` describe.
 
-    ``url`` and the other arguments of ``Database`` are taken by their names, and every other name is an
-    option of the engines. They may lie in a part called ``sqlalchemy``, or be written "sqlalchemy.url".
+    - ``settings``: pydantic settings, a mapping, or None for the environment. ``url`` and the other arguments of
+      ``Database`` are taken by name, and every other name is an option of the engines. They may be in a part called
+      ``sqlalchemy``, or be written "sqlalchemy.url"; default: None.
 
-    Raises ConfigurationError where there is no ``url``, or a value is of the wrong kind.
+    Raises ConfigurationError if there is no ``url``, or a value is wrong.
     """
     arguments = dict(_part(_plain(settings), "sqlalchemy"))
     arguments.pop("migrations_path", None)
@@ -84,11 +101,16 @@ def migrations_from(
     database: Database | None = None,
     metadata: MetaData | type[Any] | None = None,
 ) -> Migrations:
-    """Return the ``Migrations`` that ``settings`` describe, of ``database`` if that is made already.
+    """Return the ``Migrations`` that ``settings`` describe.
 
-    ``migrations_path``, or ``alembic.migrations_path``, is where the scripts are: "migrations" if left out.
+    - ``settings``: as for ``database_from``; ``migrations_path`` or ``alembic.migrations_path`` is the directory of the
+      scripts, "migrations" if it is left out; default: None.
+    - ``database``: the ``Database`` to migrate; default: the one that ``settings`` describe.
+    - ``metadata``: the ``MetaData`` of the models, or their base class; default: none.
+
+    Raises what ``database_from`` and ``Migrations`` raise.
     """
-    from asgi_sqla.migrations import Migrations  # another extra's, for who asks for migrations
+    from asgi_sqla.migrations import Migrations  # of another extra, which only this function needs
 
     plain = _plain(settings)
     location = _part(plain, "alembic").get("migrations_path") or plain.get("migrations_path") or LOCATION
@@ -96,7 +118,7 @@ def migrations_from(
 
 
 def _plain(settings: Mapping[str, Any] | BaseModel | None) -> dict[str, Any]:
-    """Return the settings as nested mappings of plain values, without those that are None."""
+    """Return the settings as nested mappings of plain values, without None values."""
     if settings is None:
         settings = _from_environment()
     if isinstance(settings, BaseModel):
@@ -109,7 +131,7 @@ def _plain(settings: Mapping[str, Any] | BaseModel | None) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for key, value in settings.items():
         if not isinstance(key, str):
-            raise ConfigurationError(f"settings: the name {hidden(key)} is not text; write it in quotes")
+            raise ConfigurationError(f"settings: the name {hidden(key)} is not a string; write it in quotes")
         part, dot, name = key.partition(".")
         if dot:
             plain.setdefault(part, {})[name] = _value(name, value)
@@ -123,11 +145,11 @@ def _value(name: str, value: Any) -> Any:
         return _plain(value)
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    return str(value) if hasattr(value, "unicode_string") else value  # a URL of pydantic's
+    return str(value) if hasattr(value, "unicode_string") else value  # a URL of pydantic
 
 
 def _part(plain: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the part of that name; or all of it, where it is not in parts."""
+    """Return the part of this name, or everything if the settings have no parts."""
     if name in plain:
         part = plain[name]
         if not isinstance(part, Mapping):
@@ -140,7 +162,7 @@ def _part(plain: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _from_environment() -> DatabaseSettings:
     try:
-        return DatabaseSettings()  # type: ignore[call-arg]  # its url comes from the environment
+        return DatabaseSettings()  # type: ignore[call-arg]  # the url comes from the environment
     except ValidationError as exc:
         wrong = "; ".join(f"DATABASE_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in exc.errors())
         raise ConfigurationError(f"the environment does not describe a database: {wrong}") from None

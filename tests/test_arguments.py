@@ -101,9 +101,9 @@ CASES = [
         for name, value, hint in [
             ("close_resets_only", True, "leave it out"),
             ("bind", ENGINE, "leave it out, and pass engine="),
-            ("class_", Other, "no subclass of Session or AsyncSession"),
-            ("class_", "Session", "no subclass of Session or AsyncSession"),
-            ("sync_session_class", Other, "no subclass of sqlalchemy.orm.Session"),
+            ("class_", Other, "not a subclass of Session or AsyncSession"),
+            ("class_", "Session", "not a subclass of Session or AsyncSession"),
+            ("sync_session_class", Other, "not a subclass of sqlalchemy.orm.Session"),
         ]
     ),
     # SQLAlchemyMiddleware
@@ -139,7 +139,12 @@ CASES = [
     ),
     # session_scope
     named("database", "sqlite://", session_scope, hint="write session_scope(Database(...))"),
-    case("no parentheses", lambda: session_scope(app), "database=<function app", "@session_scope() with its"),  # type: ignore[arg-type]
+    case(
+        "no parentheses",
+        lambda: session_scope(app),
+        "database=<function app",
+        "parentheses as a decorator: @session_scope()",
+    ),  # type: ignore[arg-type]
     named("propagation", "joined", session_scope, hint='"new", "join" and "nested"'),
     case(
         "options for another's session",
@@ -194,7 +199,7 @@ def test_one_kind_of_driver_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_the_other_kind_of_engine_must_be_handed_in_too() -> None:
     """From an engine no other one can be made."""
-    with pytest.raises(ConfigurationError, match="was given no URL and no async_engine=; pass it to Database"):
+    with pytest.raises(ConfigurationError, match="has neither a URL nor async_engine=; pass one of them to Database"):
         _ = Database(engine=ENGINE).async_engine
-    with pytest.raises(ConfigurationError, match="was given no URL and no engine=; pass it to Database"):
+    with pytest.raises(ConfigurationError, match="has neither a URL nor engine=; pass one of them to Database"):
         _ = Database(async_engine=ASYNC_ENGINE).engine

@@ -41,7 +41,7 @@ from asgi_sqla.testing import rolled_back
 from asgi_sqla.unit import context
 
 TEXT = (
-    "a sync session ran SQL on a thread with a running event loop, which waits for it, and every request with it; "
+    "a sync session ran SQL on a thread with a running event loop, so the loop and every request wait for it; "
     "write await db.async_session..., or make the handler a plain def"
 )
 
@@ -329,7 +329,7 @@ async def test_a_middleware_that_is_not_around_is_told_of(database: Database, na
     call = await Call(outside(database)[name])()
     said = call.body.decode()
     assert said.startswith("no unit of work: there is a SQLAlchemyMiddleware, but not around this code: ")
-    for part in ("inside this middleware or error handler", "served without it", "add it outermost", SCOPE):
+    for part in ("inside this middleware or error handler", "served without it", "as the outermost", SCOPE):
         assert part in said
 
 
@@ -360,7 +360,7 @@ async def test_a_thread_without_a_copy_of_the_context_is_told_of(database: Datab
     without = [found.pop(name) for name in ("default executor", "executor", "thread")]
     assert found == {"copied by hand": "GuardedSession", "to_thread": "GuardedSession"}
     for message in without:
-        assert message.startswith("no unit of work: this thread got no copy of the request's context")
+        assert message.startswith("no unit of work: this thread has no copy of the request's context")
         assert "loop.run_in_executor()" in message
         assert "await asyncio.to_thread(...)" in message
 
@@ -418,8 +418,8 @@ async def test_the_aborted_transaction_of_postgresql_names_begin_nested(backend:
     assert notes(seen[0]) == []
     (note,) = notes(seen[1])
     assert note == (
-        "PostgreSQL refuses every statement after one that failed, up to a rollback; to go on after a failure that "
-        "you expect, write: with session.begin_nested(): ..."
+        "after a statement has failed, PostgreSQL refuses every other one until a rollback; to continue after a "
+        "failure that you expect, write: with session.begin_nested(): ..."
     )
 
 

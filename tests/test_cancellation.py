@@ -395,7 +395,7 @@ async def test_a_time_limit_inside_that_fires_during_commit(
 
     assert (call.raised, call.starts, backend.names()) == (None, [504], ["a"])
     (said,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert "answered 504, but work of it had been committed before" in said
+    assert "answered 504, but some of its work had already been committed" in said
 
 
 @pytest.mark.parametrize("answer", [None, "raises"])
@@ -425,7 +425,7 @@ async def test_a_cancelled_request_whose_commit_was_done(
 
     assert (call.starts, backend.names()) == ([], ["a"])
     assert isinstance(call.raised, BrokenError if answer else type(None))
-    assert [one for one in caplog.messages if "work of it had been committed before" in one] != []
+    assert [one for one in caplog.messages if "some of its work had already been committed" in one] != []
 
 
 @pytest.mark.parametrize("way", ["task", "scope"])

@@ -113,7 +113,7 @@ def test_a_lock_that_is_not_given_up_has_an_exit_code(project: Project) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--db", "shop", "sync"], USAGE, "'shop' names nothing that can be imported"),
+        (["--db", "shop", "sync"], USAGE, "'shop' cannot be imported"),
         (["--db", "nowhere:db", "sync"], USAGE, "No module named 'nowhere'"),
         (["--db", "pathlib:Path", "sync"], USAGE, "neither a Database nor Migrations"),
         (["--db", "pathlib:nothing", "sync"], USAGE, "has no attribute 'nothing'"),
@@ -254,7 +254,7 @@ def test_the_script_is_installed() -> None:
     script = Path(sys.executable).with_name("asgi-sqla")
     done = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
 
-    assert "4 somebody has to decide" in " ".join(done.stdout.split())
+    assert "4 a person has to decide" in " ".join(done.stdout.split())
 
 
 def test_the_package_knows_none_of_it() -> None:

@@ -177,7 +177,7 @@ def test_a_step_that_fails_is_a_broken_promise(environment: dict[str, str]) -> N
     tour = other_tour(REFUSES_SOCKETS, environment)
 
     assert tour.returncode == 1
-    assert broken(tour) == ["step 6: the step comes to its end, without InvalidStatus"]
+    assert broken(tour) == ["step 6: the step completes without InvalidStatus"]
     assert "Traceback" in tour.stderr
     assert "9. A job that raises" in tour.stdout
 
@@ -202,7 +202,7 @@ def test_a_taken_port_is_named() -> None:
         tour = subprocess.run([*TOUR, "--port", str(port)], capture_output=True, text=True, timeout=50)
 
     assert (tour.returncode, tour.stdout) == (2, "")
-    assert tour.stderr.startswith(f"port {port} cannot be had: ")
+    assert tour.stderr.startswith(f"port {port} is not available: ")
     assert tour.stderr.count("\n") == 1
 
 
@@ -211,7 +211,7 @@ def test_what_is_no_port_is_refused() -> None:
     tour = subprocess.run([*TOUR, "--port", "65536"], capture_output=True, text=True, timeout=50)
 
     assert tour.returncode == 2
-    assert "65536 is no port; write a number from 0 to 65535" in tour.stderr
+    assert "65536 is not a port; write a number from 0 to 65535" in tour.stderr
 
 
 @pytest.fixture

@@ -124,8 +124,8 @@ async def test_work_that_a_handler_throws_away_is_no_success(
     assert (answer.starts, old.names(), called) == ([500], ["old"], [])
     assert isinstance(answer.raised, DiscardedWorkError)
     assert str(answer.raised) == (
-        f"session.{call}() threw away work that was neither committed nor rolled back ({LOST[work]}); leave the "
-        "session to its unit of work, which ends it, or write session.rollback() before if that was meant"
+        f"session.{call}() discarded work that was neither committed nor rolled back ({LOST[work]}); leave the session "
+        "open, as its unit of work ends it, or write session.rollback() first if you meant to discard the work"
     )
 
 
@@ -133,7 +133,7 @@ async def test_work_that_a_handler_throws_away_is_no_success(
 @pytest.mark.parametrize("call", CLOSING)
 async def test_a_scope_whose_work_is_thrown_away_raises(database: Database, old: Backend, kind: str, call: str) -> None:
     """Nobody goes on as if the scope had committed."""
-    with pytest.raises(DiscardedWorkError, match=rf"session\.{call}\(\) threw away"):
+    with pytest.raises(DiscardedWorkError, match=rf"session\.{call}\(\) discarded"):
         if kind == "sync":
             with session_scope(database) as session:
                 flush(session)

@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import URL, create_engine, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from support.asgi import Call, respond
 from support.databases import Backend, Item
+from support.failing import BrokenError
 from support.services import missing
 
 from asgi_sqla import ConfigurationError, Database, SQLAlchemyMiddleware, WrongEventLoopError, session_scope
@@ -169,7 +170,7 @@ async def engine_of(database: Database) -> object:
 
 def test_without_a_loop_there_is_no_async_engine(sqlite: Backend) -> None:
     """The error says what to use there."""
-    with pytest.raises(WrongEventLoopError, match=r"no asyncio event loop is running; .* use the sync session and"):
+    with pytest.raises(WrongEventLoopError, match="no asyncio event loop is running; use the sync session and"):
         _ = Database(sqlite.url).async_engine
 
 
@@ -368,3 +369,56 @@ async def test_an_event_loop_that_ends_takes_its_connections_along(backend: Back
     assert (call.starts, backend.names()) == ([500], [])
     if backend.is_postgresql:
         assert left(backend) == 0
+
+
+async def test_a_connection_in_use_outlives_a_dispose(backend: Backend) -> None:
+    """Its unit goes on and commits; then the connection is closed."""
+    database = Database(backend.url)
+    async with session_scope(database) as session:
+        session.add(Item(name="a"))
+        await session.flush()
+        await database.async_dispose()
+        assert await session.scalar(text("SELECT count(*) FROM item")) == 1
+    gc.collect()
+    assert backend.names() == ["a"]
+    assert left(backend) == 0
+
+
+def test_a_database_may_outlive_its_loop_and_be_dropped(sqlite: Backend) -> None:
+    """Of engines whose loop was closed carelessly nothing can be closed, and no error says so."""
+    database = Database(sqlite.url)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(insert_async(database, "a"))
+    loop.close()
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore", ResourceWarning)
+        patch.setattr(sys, "unraisablehook", lambda _unraisable: None)
+        del database
+        gc.collect()
+    assert sqlite.names() == ["a"]
+
+
+def test_a_connection_that_cannot_be_closed_with_its_loop_is_logged(
+    sqlite: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A listener that fails keeps neither the loop nor the engine from their end."""
+    database = Database(sqlite.url)
+
+    def fail(*_arguments: Any) -> None:
+        raise BrokenError
+
+    database.listen("invalidate", fail)
+
+    async def job() -> AsyncConnection:
+        connection = await database.async_engine.connect()
+        await connection.execute(text("SELECT 1"))
+        return connection
+
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")
+        patch.setattr(sys, "unraisablehook", lambda _unraisable: None)
+        kept = asyncio.run(job())
+        del kept
+        gc.collect()
+    failed = [record.exc_info for record in caplog.records if record.name == "asgi_sqla"]
+    assert [one and one[0] for one in failed] == [BrokenError]

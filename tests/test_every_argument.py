@@ -305,7 +305,7 @@ WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 HINT = re.compile(
-    r"\b(write|pass|leave it out|none of|neither True nor False|such as|give it to|is for the global db)\b"
+    r"\b(write|pass|leave it out|not one of|neither True nor False|such as|give it to|is for the global db)\b"
 )
 
 
@@ -410,7 +410,7 @@ UNKNOWN = [
 @pytest.mark.parametrize(("name", "keyword", "write"), UNKNOWN)
 def test_an_unknown_keyword_is_refused_with_the_one_to_write(name: str, keyword: str, write: str) -> None:
     """Those that other libraries take are known by name; for a misspelt one the arguments are listed."""
-    with pytest.raises(ConfigurationError, match=f"^{keyword}= is no argument of") as caught:
+    with pytest.raises(ConfigurationError, match=f"^{keyword}= is not an argument of") as caught:
         CALLEES[name].call(**{keyword: URL})
     assert write in str(caught.value)
     assert "s3cret" not in str(caught.value)
@@ -449,7 +449,7 @@ def test_what_a_scope_knows_only_once_the_global_db_is_configured_is_refused_the
     """A decorator at import has nothing to compare a level with; the first call has."""
     scope = session_scope(isolation_level="READ COMMITTED")
     global_db.configure("sqlite://")
-    with pytest.raises(ConfigurationError, match="isolation_level='READ COMMITTED' is none of 'AUTOCOMMIT'"), scope:
+    with pytest.raises(ConfigurationError, match="isolation_level='READ COMMITTED' is not one of 'AUTOCOMMIT'"), scope:
         pass
 
 
@@ -497,11 +497,11 @@ async def test_a_session_is_not_called() -> None:
     """``db.session`` and ``db.async_session`` are the sessions, where elsewhere they are factories or registries."""
     with session_scope(DATABASE):
         session: Any = DATABASE.session
-        with pytest.raises(ConfigurationError, match=r"^session\(\) is no call: db\.session and db\.async_session are"):
+        with pytest.raises(ConfigurationError, match=r"^a session is not callable: db\.session and"):
             session()
     async with session_scope(DATABASE):
         async_session: Any = DATABASE.async_session
-        with pytest.raises(ConfigurationError, match=r"^session\(\) is no call: db\.session and db\.async_session are"):
+        with pytest.raises(ConfigurationError, match=r"^a session is not callable: db\.session and"):
             async_session(expire_on_commit=False)
     await DATABASE.async_dispose()
 
@@ -517,5 +517,5 @@ def test_a_session_class_of_ones_own_may_take_options_in_a_scope() -> None:
     database = Database("sqlite://", session_options={"class_": Tenant})
     with session_scope(database, session_options={"tenant": "acme"}) as session:
         assert cast("Tenant", session).tenant == "acme"
-    with pytest.raises(ConfigurationError, match=r"session_options: 'tennant' is not taken; write what Tenant takes"):
+    with pytest.raises(ConfigurationError, match="'tennant' is not accepted; write what Tenant accepts"):
         session_scope(database, session_options={"tennant": "acme"})

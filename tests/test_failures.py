@@ -570,7 +570,7 @@ async def test_gather_with_a_failing_sibling(database: Database, backend: Backen
     await all_returned(database)
 
     assert call.raised is failure
-    assert "a task or thread was still using a session of it at its end" in failure.__notes__[0]
+    assert "a task or thread was still using one of its sessions when it ended" in failure.__notes__[0]
     assert (call.starts, statuses) == ([], [201] * 16)
     assert idle_in_transaction(backend) == 0
     assert backend.names() == sorted(f"/next/{number}" for number in range(16))

@@ -529,7 +529,7 @@ def test_two_tasks_on_one_session_are_told_which_unit_and_what_to_write(database
 
     assert slept == "slept"
     assert error.startswith("a session of <UnitOfWork GET /both open> is in use by <Task ")
-    assert error.endswith("so each opens its own: async with session_scope() as session: ...")
+    assert error.endswith("so let each open its own: async with session_scope() as session: ...")
     assert (as_told, out) == ([1] * 5, 0)
 
 

@@ -97,7 +97,7 @@ async def test_a_scope_that_is_cancelled_in_its_commit_says_what_was_kept(
     with caplog.at_level(logging.WARNING, "asgi_sqla"), pytest.raises(asyncio.CancelledError):
         await task
     assert backend.names() == ["kept"]
-    assert "cancelled at its end, but work of it was committed" in caplog.text
+    assert "cancelled while it ended, but some of its work was committed" in caplog.text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,7 +187,7 @@ async def test_a_cancelled_commit_is_told_although_the_application_had_committed
     with caplog.at_level(logging.WARNING, "asgi_sqla"):
         call = await asyncio.create_task(Call(SQLAlchemyMiddleware(app, database))())
     assert (call.starts, backend.names()) == ([], ["by the application", "by the unit"])
-    assert "work of it had been committed before, by the unit of work" in caplog.text
+    assert "some of its work had already been committed by the unit of work" in caplog.text
 
 
 async def test_a_rollback_that_is_cancelled_calls_no_on_commit(backend: Backend, database: Database) -> None:

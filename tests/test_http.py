@@ -177,4 +177,4 @@ async def test_work_behind_a_response_that_was_given_up_is_rolled_back_aloud(
 
     assert (call.raised, call.starts, backend.names()) == (None, [200], [])
     (record,) = [record for record in caplog.records if record.name == "asgi_sqla"]
-    assert "its response was given up" in record.getMessage()
+    assert "its response is incomplete" in record.getMessage()

@@ -280,7 +280,7 @@ def test_a_revision_that_leaves_rows_without_what_they_refer_to_is_undone(on_sql
     fill(on_sqlite)
     on_sqlite.script("second", "first", 'op.execute("DELETE FROM customer"); op.execute("CREATE TABLE x (id INTEGER)")')
 
-    with pytest.raises(MigrationError, match="a row of purchase refers to a row of customer that is not there"):
+    with pytest.raises(MigrationError, match="a row of purchase refers to a row of customer that does not exist"):
         on_sqlite.migrations.sync()
     assert (on_sqlite.migrations.current(), "x" in on_sqlite.tables()) == (("first",), False)
 

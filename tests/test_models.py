@@ -188,7 +188,7 @@ async def test_what_is_missing_is_none_or_an_error_that_names_it(both: Both) -> 
         await both(lambda session: User.get_or_404(session, 7))
     with pytest.raises(NotFoundError, match=r"^there is no Line with order_id=1, number=2$"):
         await both(lambda session: Line.get_or_404(session, (1, 2)))
-    with pytest.raises(NotFoundError, match=r"^there is no User at all$"):
+    with pytest.raises(NotFoundError, match=r"^there is no User$"):
         await both(lambda session: User.first_or_404(session))
 
 
@@ -245,8 +245,8 @@ def test_defaults_may_be_all_that_can_be_set(session: Session) -> None:
         (lambda session: User.get_one(session, cast("Any", "foo")), "write filters as keyword arguments"),
         (lambda session: User.get_by_pk(session), "pass one value"),
         (lambda session: cast("Any", User).get_by_pk(session, 1, 2), "pass one value"),
-        (lambda session: get_one(session, dict, name="foo"), "is no mapped class"),
-        (lambda session: get_by_pk(session, session.get_bind(), 1), "is no mapped class"),
+        (lambda session: get_one(session, dict, name="foo"), "is not a mapped class"),
+        (lambda session: get_by_pk(session, session.get_bind(), 1), "is not a mapped class"),
     ],
 )
 def test_a_wrong_use_is_an_error_that_says_what_to_write(session: Session, use: Any, message: str) -> None:
@@ -422,7 +422,7 @@ def test_without_a_database_the_global_one_is_meant() -> None:
     class Wrong(User):
         __database__ = "sqlite://"
 
-    with pytest.raises(ConfigurationError, match="__database__='sqlite://' is no Database"):
+    with pytest.raises(ConfigurationError, match="__database__='sqlite://' is not a Database"):
         Wrong.get_one(name="foo")
 
 

@@ -298,7 +298,7 @@ async def ask(database: Database, kind: str, work: Callable[[Session], object], 
 def told_of_commit(call: Call, caplog: pytest.LogCaptureFixture) -> bool:
     """Whether the log, or the exception that the server logs, says that something was kept, or may have been."""
     told = "\n".join([*caplog.messages, str(call.raised)])
-    return re.search("had been committed|has committed|has ended|in doubt", told) is not None
+    return re.search("already been committed|has committed|has ended|in doubt", told) is not None
 
 
 def handler(backend: Backend, spoil: Spoil, written: list[str], *, reads: bool, goes_on: bool) -> Callable[..., object]:

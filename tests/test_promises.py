@@ -428,7 +428,7 @@ def test_a_handler_cancelled_on_disconnect_keeps_nothing(
 
 TOLD = (
     "<UnitOfWork POST /orders ended> has ended, and its sessions with it; a task, thread or callback that outlives "
-    "its request opens its own unit of work: async with session_scope() as session: ..."
+    "its request must open its own unit of work: async with session_scope() as session: ..."
 )
 
 
@@ -493,7 +493,7 @@ def test_sync_sessions_work_under_trio(backend: Backend, status: int) -> None:
 
     assert (call.raised, call.starts) == (None, [status])
     assert backend.names() == (["a"] if status == 201 else [])
-    assert "asked for where no asyncio event loop runs; use the sync session" in told[0]
+    assert "requested where no asyncio event loop runs; use the sync session" in told[0]
     assert database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]  # a queue pool
     database.dispose()
 

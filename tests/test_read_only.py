@@ -304,7 +304,7 @@ async def test_the_middleware_is_told_which_requests_read(
     post = await Call(middleware, http_scope("/items", method="POST"))()
 
     assert isinstance(get.raised, ReadOnlyError)
-    assert str(get.raised).startswith("INSERT by a flush of Item in <UnitOfWork GET /items open>, which only reads")
+    assert str(get.raised).startswith("INSERT by a flush of Item in <UnitOfWork GET /items open>, which is read-only")
     assert before == []
     assert (post.raised, post.status, backend.names()) == (None, 201, ["a"])
 
@@ -438,9 +438,9 @@ def test_an_async_rule_is_refused(sqlite: Backend) -> None:
 @pytest.mark.parametrize("propagation", ["join", "nested"])
 def test_a_unit_that_exists_is_not_made_read_only(sqlite: Backend, propagation: Any) -> None:
     """read_only= and isolation_level= are about a unit of one's own."""
-    with pytest.raises(ConfigurationError, match="read_only=True needs a unit"):
+    with pytest.raises(ConfigurationError, match="read_only=True needs a new unit"):
         session_scope(Database(sqlite.url), propagation=propagation, read_only=True)
-    with pytest.raises(ConfigurationError, match="isolation_level='SERIALIZABLE' needs a unit"):
+    with pytest.raises(ConfigurationError, match="isolation_level='SERIALIZABLE' needs a new unit"):
         session_scope(Database(sqlite.url), propagation=propagation, isolation_level="SERIALIZABLE")
 
 

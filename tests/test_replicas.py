@@ -124,7 +124,7 @@ async def test_a_dead_replica_is_skipped(backend: Backend, caplog: pytest.LogCap
 
     assert seen == ["a"] * 3
     assert len(warnings(caplog)) == 1
-    assert "refused a connection, and is left alone" in caplog.text
+    assert "refused a connection, and is skipped for a while" in caplog.text
     assert "secret" not in caplog.text
 
 
@@ -195,6 +195,6 @@ async def test_a_replica_refuses_writes(sqlite: Backend, tmp_path: Path) -> None
 
 def test_another_kind_of_database_is_refused(sqlite: Backend) -> None:
     """SQL for one is not SQL for the other; the error shows no password."""
-    with pytest.raises(ConfigurationError, match="is another kind of database than") as info:
+    with pytest.raises(ConfigurationError, match="is a different kind of database than") as info:
         Database(sqlite.url, read_only_url="postgresql://me:secret@localhost/db")
     assert "secret" not in str(info.value)

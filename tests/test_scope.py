@@ -601,7 +601,7 @@ async def test_when_the_second_of_two_commits_fails_the_error_says_so(
 async def test_an_async_session_needs_its_units_loop(database: Database) -> None:
     """Asked for in a sync scope, in a thread or on another loop, it is an error that says what to do."""
     with session_scope(database):
-        with pytest.raises(WrongEventLoopError, match=r"asked for in a sync scope; use the sync session there"):
+        with pytest.raises(WrongEventLoopError, match=r"requested in a sync scope; use the sync session there"):
             _ = database.async_session
         with pytest.raises(WrongEventLoopError, match="open a unit of work in async code"):
             await session_scope(database, propagation="join").__aenter__()
@@ -612,7 +612,7 @@ async def test_an_async_session_needs_its_units_loop(database: Database) -> None
     async with session_scope(database):
         with pytest.raises(WrongEventLoopError, match="where no asyncio event loop runs; use the sync session there"):
             await asyncio.to_thread(lambda: database.async_session)
-        with pytest.raises(WrongEventLoopError, match=r"asked for on another event loop; .* open a unit of work"):
+        with pytest.raises(WrongEventLoopError, match=r"requested on another event loop; .* open a unit of work"):
             await asyncio.to_thread(asyncio.run, ask())
 
 
@@ -655,7 +655,7 @@ async def test_a_second_task_cannot_reset_a_session_in_use(database: Database) -
         await session.scalar(select(1))
         running = asyncio.create_task(session.execute(slow))
         await asyncio.sleep(0)
-        with pytest.raises(SessionInUseError, match="each opens its own: async with session_scope"):
+        with pytest.raises(SessionInUseError, match="let each open its own: async with session_scope"):
             await session.reset()
         await running
         assert await session.scalar(select(1)) == 1

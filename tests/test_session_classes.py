@@ -154,7 +154,7 @@ def test_an_async_session_that_overrides_its_end_is_refused(name: str) -> None:
         Database("sqlite://", session_options={"class_": cls})
     message = str(caught.value)
     assert f"session_options: Auditing overrides {name}(), which its unit of work does not call" in message
-    assert "override it in the Session class that both kinds have, and give that as sync_session_class" in message
+    assert "override it in a Session class instead, and pass that as sync_session_class" in message
 
 
 def test_what_the_refusal_says_to_write_is_taken(sqlite: Backend) -> None:
@@ -341,3 +341,20 @@ def test_the_isolation_level_of_a_unit_holds_on_every_engine(sqlite: Backend, se
             seen.append(bind.exec_driver_sql(query).scalar())
     database.dispose()
     assert seen == [wanted, usual]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_second_engine_has_one_connection_for_a_unit_with_a_level_of_its_own(
+    sqlite: Backend, second: Engine, route: str
+) -> None:
+    """Every statement on it is in the same transaction."""
+    database = databases(sqlite, second)[route]
+    level = "SERIALIZABLE" if second.dialect.name == "postgresql" else "READ UNCOMMITTED"
+    with session_scope(database, isolation_level=level) as session:
+        session.add(Entry(id=1, name="a"))
+        session.flush()
+        assert session.scalar(select(Entry.name)) == "a"
+        mine = session.connection(bind_arguments={"mapper": Entry.__mapper__})
+        assert session.connection(bind_arguments={"mapper": Entry.__mapper__}) is mine
+    database.dispose()
+    assert entries(second) == ["a"]

@@ -305,7 +305,7 @@ def test_too_many_statements_fail_with_their_sql(sqlite: Backend) -> None:
     with assert_statements(database, exactly=1):
         send(1)
     with (
-        pytest.raises(AssertionError, match=r"at most 1 statement\(s\), 2 sent:\n1. SELECT 0\n2. SELECT 1"),
+        pytest.raises(AssertionError, match=r"at most 1 statement\(s\), but 2 were sent:\n1. SELECT 0\n2. SELECT 1"),
         assert_statements(database, max=1),
     ):
         send(2)

@@ -160,12 +160,12 @@ def test_what_asyncpg_understands_is_told_to_libpq(query: str, left: Any) -> Non
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("keepalives=1", "asyncpg takes no 'keepalives'; leave it out, or install psycopg"),
-        ("sslrootcert=/ca.pem", "asyncpg takes no 'sslrootcert'"),
-        ("options=-d%205", "options='-d 5' cannot be told to asyncpg; write only '-c name=value' in it"),
-        ("options=a&options=b", "cannot be told to asyncpg"),
-        ("connect_timeout=soon", "timeout='soon' is no number"),
-        ("statement_cache_size=1.5", "statement_cache_size='1.5' is no number"),
+        ("keepalives=1", "asyncpg does not accept 'keepalives'; leave it out, or install psycopg"),
+        ("sslrootcert=/ca.pem", "asyncpg does not accept 'sslrootcert'"),
+        ("options=-d%205", "options='-d 5' cannot be translated for asyncpg; write only '-c name=value' in it"),
+        ("options=a&options=b", "cannot be translated for asyncpg"),
+        ("connect_timeout=soon", "timeout='soon' is not a number"),
+        ("statement_cache_size=1.5", "statement_cache_size='1.5' is not a number"),
     ],
 )
 def test_what_asyncpg_cannot_be_told_is_an_error(query: str, message: str) -> None:
@@ -204,7 +204,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_third_party_dialect_keeps_its_url(toy: str) -> None:
     """Many are registered without the name of a driver, so none is added."""
     assert text(to("toy://h/d?a=b", "sync")) == "toy://h/d?a=b"
-    with pytest.raises(ConfigurationError, match="no async driver is known beside 'toy'; pass async_engine="):
+    with pytest.raises(ConfigurationError, match="no async driver is known for 'toy'; pass async_engine="):
         to("toy://h/d", "async")
 
 
@@ -214,7 +214,7 @@ def test_an_unknown_dialect_is_named(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         parse(url)
     message = str(caught.value)
-    assert f"SQLAlchemy knows no dialect {make_url(url).drivername!r}" in message
+    assert f"SQLAlchemy has no dialect {make_url(url).drivername!r}" in message
     assert "postgresql, sqlite" in message
     assert "s3cret" not in message
 

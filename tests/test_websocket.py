@@ -364,7 +364,7 @@ def test_a_task_that_outlives_its_message_is_told_to_open_its_own_scope(
 
     assert told == (
         "<UnitOfWork WEBSOCKET / ended> has ended, and its sessions with it; a task, thread or callback that outlives "
-        "its request opens its own unit of work: async with session_scope() as session: ..."
+        "its request must open its own unit of work: async with session_scope() as session: ..."
     )
     assert (out, backend.names()) == (0, ["a"])
 

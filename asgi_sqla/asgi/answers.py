@@ -1,7 +1,7 @@
-"""What a client is answered when the database, or the application, failed before a response started.
+"""What the client is answered when the database or the application failed before a response started.
 
 Holds: the plain answer, the ready mapping of exceptions to answers, and the reading of ``error_responses=``.
-Must not know: units, sessions, when an answer is due.
+Must not know: units, sessions, or when an answer is due.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Answer:
         return f"Answer({self.status}, {self.headers})"
 
     async def __call__(self, scope: Scope, _receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Send the whole response. To a websocket that is a denial, before it is accepted."""
-        from http import HTTPStatus  # only where a request has failed
+        """Send the whole response; to a websocket it is a denial response, before the handshake is accepted."""
+        from http import HTTPStatus  # imported only after a failure
 
         kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
         try:
@@ -65,13 +65,15 @@ ERROR_RESPONSES: ErrorResponses = MappingProxyType(
         ConnectionError: UNAVAILABLE,
     }
 )
-"""Ready for ``error_responses=``: 409 for a violated constraint; 503 with ``Retry-After`` when the pool is exhausted,
-or the database refuses or loses a connection. (A lost connection counts as an OperationalError, whatever its driver
-raised.)"""
+"""Ready for ``error_responses=``: 409 for a violated constraint; 503 with ``Retry-After: 1`` if the database fails us.
+
+That is when the pool is exhausted, or the database refuses or loses a connection. A lost connection counts as an
+OperationalError, whatever its driver raised.
+"""
 
 
 def _checked(given: Any) -> dict[type[BaseException], ASGI3Application]:
-    """Return ``error_responses`` with every status made an application."""
+    """Return ``error_responses`` with every status replaced by an application."""
     if not isinstance(given, Mapping):
         raise ConfigurationError(f"error_responses={hidden(given)} is not a mapping; write {{IntegrityError: 409}}")
     return {_checked_class(cls): _checked_answer(answer) for cls, answer in given.items()}
@@ -79,7 +81,7 @@ def _checked(given: Any) -> dict[type[BaseException], ASGI3Application]:
 
 def _checked_class(cls: Any) -> type[BaseException]:
     if isinstance(cls, type) and (issubclass(cls, Exception) or cls is BaseException):
-        return cls  # nothing else is answered: KeyboardInterrupt and a cancellation go on
+        return cls  # nothing else is answered: KeyboardInterrupt and a cancellation are raised
     raise ConfigurationError(
         f"error_responses has the key {hidden(cls)}; write an exception class, such as IntegrityError"
     )
@@ -89,7 +91,7 @@ def _checked_answer(answer: Any) -> ASGI3Application:
     if isinstance(answer, int) and not isinstance(answer, bool) and 400 <= answer <= 599:
         return Answer(answer)
     if callable(answer) and not isinstance(answer, type) and takes(answer, "scope", "receive", "send"):
-        return answer  # type: ignore[no-any-return]  # whether it is an ASGI application shows when it runs
+        return answer  # type: ignore[no-any-return]  # whether it is an ASGI application is seen only when it runs
     raise ConfigurationError(
         f"error_responses has the value {hidden(answer)}; write a status from 400 to 599, or an ASGI application, "
         "a callable of (scope, receive, send)"
@@ -97,7 +99,7 @@ def _checked_answer(answer: Any) -> ASGI3Application:
 
 
 class Answers:
-    """What ``error_responses`` says, ready to be given."""
+    """The checked ``error_responses``."""
 
     __slots__ = ("_mapping",)
 
@@ -105,20 +107,20 @@ class Answers:
         self._mapping = {} if error_responses is None else _checked(error_responses)
 
     def knows(self, failure: BaseException) -> bool:
-        """Whether the class of ``failure``, or one it derives from, is mapped."""
+        """Return whether the class of ``failure``, or a base class, is mapped."""
         return self._find(failure) is not None
 
     async def give(self, failure: Exception, scope: Any, receive: Any, send: Any) -> bool:
-        """Answer for ``failure``, once; return whether it is mapped, in which case it was logged."""
+        """Answer ``failure``, once; return whether it is mapped, in which case it was logged too."""
         mapped = self._find(failure)
         if mapped is None:
-            # It goes on to the server, which then drops the connection. A client, or a proxy, must know,
-            # or its next request is lost with it. (HTTP/2 knows no such header.)
+            # The failure is raised to the server, which then drops the connection. The client or proxy must be told,
+            # or its next request on the connection is lost. (HTTP/2 has no such header.)
             plain = LAST if str(scope.get("http_version")).startswith("1") and scope["type"] == "http" else FAILED
             await plain(scope, receive, send)
             return False
         name = printable(f"{scope.get('method', 'WEBSOCKET')} {scope.get('path')}")
-        logger.warning("%s: answered for it", name, exc_info=failure)
+        logger.warning("%s: answered from error_responses", name, exc_info=failure)
         sender = _ErrorsOnly(send)
         try:
             await mapped(scope, receive, sender)
@@ -131,13 +133,13 @@ class Answers:
     def _find(self, failure: BaseException) -> ASGI3Application | None:
         classes = type(failure).__mro__
         if isinstance(failure, exc.DBAPIError) and failure.connection_invalidated:
-            # A lost connection is an InterfaceError to one driver and an OperationalError to the next.
+            # A lost connection is an InterfaceError in one driver and an OperationalError in another.
             classes = (*classes[: classes.index(exc.DBAPIError)], *exc.OperationalError.__mro__)
         return next((self._mapping[cls] for cls in classes if cls in self._mapping), None)
 
 
 class _ErrorsOnly:
-    """A ``send`` that lets no answer start that says it went well."""
+    """A ``send`` that refuses to start a response below 400."""
 
     __slots__ = ("_send", "started")
 

@@ -1,6 +1,6 @@
-"""How far an exchange with a client is, and the rules that it goes by.
+"""The stage of an exchange with a client, and the settings that apply to it.
 
-Holds: the stages of a request or a websocket, what a middleware was configured with, and what the log is told.
+Holds: the stages of a request or a websocket, the settings of a middleware, and the log lines about an exchange.
 Must not know: what is done at a stage.
 """
 
@@ -20,34 +20,34 @@ from asgi_sqla.unit.unit import UnitOfWork
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 KEY = "asgi_sqla"
-"""Where the ASGI scope holds its unit, for a second layer of the middleware to see."""
+"""The key of the unit in the ASGI scope, where a second layer of the middleware finds it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a middleware was configured with, as far as a request needs it."""
+    """The settings of a middleware, as far as a request needs them."""
 
     app: Any
     verdict: Verdict
     answers: Answers
     read_only: Callable[[Any], bool] | None
-    """None if no request does."""
+    """None if no request is read-only."""
     retries: int
     replay_limit: int
     given: tuple[Any, ...]
-    """The same as the user wrote it, to be compared."""
+    """The settings as the user wrote them, for comparison."""
 
 
 class Stage(Enum):
-    """How far an exchange is."""
+    """The stage of an exchange."""
 
-    WAITING = "no response was started"
-    SETTLING = "the application has started one, and its transaction is being ended"
+    WAITING = "no response has started"
+    SETTLING = "the application has started a response, and its transaction is ending"
     STARTED = "its start was forwarded"
     COMPLETE = "its body was forwarded to the end"
-    FAILED = "the application's response is not to be sent, and nothing was sent in its place"
-    ANSWERED = "we answered in the application's place, or left that to the next attempt"
-    OVER = "the application has returned without starting one"
+    FAILED = "the application's response must not be sent, and nothing was sent instead"
+    ANSWERED = "we answered instead of the application, or leave that to the next attempt"
+    OVER = "the application has returned without starting a response"
 
 
 WAITING, SETTLING, STARTED, COMPLETE = Stage.WAITING, Stage.SETTLING, Stage.STARTED, Stage.COMPLETE
@@ -57,37 +57,37 @@ FAILED, ANSWERED, OVER = Stage.FAILED, Stage.ANSWERED, Stage.OVER
 class Answered(BaseException):
     """Unwinds an application whose response was replaced by ours; it never leaves the middleware.
 
-    Not an ``Exception``: no error handler has anything to say in it, and whatever the framework does
-    after a response, a background task say, must not be done.
+    It is not an ``Exception``: no error handler must handle it, and work after a response, such as a background task,
+    must not run.
     """
 
 
 def is_of_ours(raised: BaseException) -> bool:
-    """Whether the application raised ``Answered``, or whatever it made of it."""
+    """Return whether the application raised ``Answered``, or an exception that it made from it."""
     if isinstance(raised, BaseExceptionGroup):
         return all(is_of_ours(one) for one in raised.exceptions)
     return isinstance(raised, Exception | Answered)
 
 
 async def send_nothing(_message: Any) -> None:
-    """Send to nobody: the application has returned, and its request is over."""
+    """Send nothing: the application has returned, and its request has ended."""
 
 
 def tell_committed(unit: UnitOfWork, what: str, told: BaseException | None = None) -> None:
-    """Say so in the log if a client is told of an error although something of ``unit`` is in a database for good.
+    """Log it if a client gets an error although some work of ``unit`` was committed.
 
-    A doubt is not said again where ``told``, which is raised or logged, is what left it.
+    A doubt is not logged again if ``told``, which is raised or logged, is its cause.
     """
     outcomes = [one.session.guard_outcome for one in unit._sessions.all if one.session.guard_writes]
     if any(one.in_doubt and one.error is not told for one in outcomes):
-        logger.error("%s: %s, but a COMMIT of it is in doubt: nobody can tell whether it was applied", unit, what)
+        logger.error("%s: %s, but its COMMIT is in doubt: nobody can tell whether it was applied", unit, what)
     elif by := [one.committed for one in outcomes if one.committed is not None]:
-        # What the application did on purpose is its own affair.
+        # A commit by the application itself was intended.
         level = logging.INFO if set(by) == {Committed.APPLICATION} else logging.WARNING
-        logger.log(level, "%s: %s, but work of it %s", unit, what, by[0].value)
+        logger.log(level, "%s: %s, but some of its work %s", unit, what, by[0].value)
 
 
 def tell_given_up(unit: UnitOfWork) -> None:
-    """Say so in the log if the application gave its response up with work of ``unit`` open."""
+    """Log it if the application returned in the middle of its response, with work of ``unit`` open."""
     if unit._sessions.in_transaction:
-        logger.error("%s: its response was given up, so what was begun after its start is rolled back", unit)
+        logger.error("%s: its response is incomplete, so the work after its start is rolled back", unit)

@@ -1,7 +1,7 @@
-"""The lifespan: databases checked before the application starts, engines disposed after it has stopped.
+"""The lifespan: databases are checked before the application starts, engines are disposed after it has stopped.
 
-Holds: what is added to the lifespan protocol, also for an application that does not speak it.
-Must not know: units of work. None is opened around a lifespan, as what its code starts would inherit it.
+Holds: what we add to the lifespan protocol, also for an application that does not support it.
+Must not know: units of work. None is open during a lifespan, because the tasks that it starts would inherit it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Database(Protocol):
-    """A database, as far as a lifespan needs it; the class itself lives above."""
+    """A database, as far as a lifespan needs it; the class itself is in a room above."""
 
     @property
     def configured(self) -> bool:
-        """Whether it was told which database it is."""
+        """Whether it has been given a database."""
         ...
 
     async def check(self) -> None:
@@ -32,7 +32,7 @@ class Database(Protocol):
 OnStartup: TypeAlias = Callable[[], Awaitable[object]]
 
 _LAST = ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed")
-"""The messages after which an application has nothing more to say."""
+"""The messages after which an application sends nothing more."""
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
@@ -54,7 +54,7 @@ class Lifespan:
         self._asked = False
 
     async def run(self, app: ASGI3Application, check: bool, on_startup: OnStartup | None = None) -> None:
-        """Pass the lifespan to ``app``, or live it in the place of one that does not speak it."""
+        """Pass the lifespan to ``app``; answer it ourselves if ``app`` does not support it."""
         try:
             await self._run(app, check, on_startup)
         finally:
@@ -74,17 +74,17 @@ class Lifespan:
         except Exception as exc:
             if self._asked:
                 raise
-            logger.debug("the application does not speak lifespan: %r", exc)
+            logger.debug("the application does not support lifespan: %r", exc)
         if not self._asked:
             await self._live()
 
     async def receive(self) -> Any:
-        """Hand the event on, and remember that the application listens."""
+        """Hand the event on, and record that the application listens."""
         self._asked = True
         return await self._receive()
 
     async def send(self, message: Any) -> None:
-        """Dispose the engines once the application has shut down, and only then say so."""
+        """Dispose the engines after the application has shut down, and then forward its message."""
         if message["type"] in _LAST:
             await self._dispose()
         await self._send(message)
@@ -101,7 +101,7 @@ class Lifespan:
             try:
                 await database.check()
             except Exception as exc:
-                logger.error("%r cannot be used at start-up", database, exc_info=exc)
+                logger.error("%r cannot be used at startup", database, exc_info=exc)
                 return f"{database!r} cannot be used: {type(exc).__name__}: {exc}"
         return None
 

@@ -1,9 +1,9 @@
 """One HTTP request as a unit of work: its transaction ends before its response starts.
 
-On the path of a request that uses no database, nothing is made or awaited that it does not need.
+A request that does not use the database makes no object and awaits nothing that it does not need.
 
-Holds: that path, and what becomes of a failure before, at and after the start, which a websocket has in common.
-Must not know: how sessions are ended, or what any framework or server is called.
+Holds: the path of a request, and the handling of a failure before, at and after the start, also for websockets.
+Must not know: how sessions are ended, or the name of any framework or server.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from asgiref.typing import ASGIReceiveCallable, ASGISendCallable
 
 _WHOLE = frozenset(("http.response.body", "http.response.pathsend", "http.response.zerocopysend"))
-"""The messages that carry a body; the last one says ``more_body: False``, or nothing of it."""
+"""The messages that carry a body; ``more_body`` is False or missing in the last one."""
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
@@ -56,18 +56,18 @@ class Exchange:
     _send: Any
     _at: Stage = WAITING
     _failure: Exception | None = None
-    """Why we answer in the application's place."""
+    """Why we answer instead of the application."""
     _mapped = False
-    """Whether ``error_responses`` had an answer for it, so that it need not be raised to the server."""
+    """Whether ``error_responses`` had an answer for it; then it is not raised to the server."""
     _settled: anyio.Event | None = None
-    """Set when what is being settled is, for an application that has ended meanwhile."""
+    """Set when the transaction has ended, for an application that returned meanwhile."""
 
     @property
     def _unit(self) -> UnitOfWork:
         raise NotImplementedError
 
     async def _settle_and_send(self, message: Any) -> None:
-        """End the transaction, and only then start the response: the application's, or ours."""
+        """End the transaction, and then start the application's response, or ours."""
         if self._at is not WAITING:
             self._check_start(message)
         self._at = SETTLING
@@ -93,21 +93,21 @@ class Exchange:
     def _check_start(self, message: Any) -> None:
         """Raise if this start must not be sent."""
         if self._at is FAILED and not self._rules.verdict(self._scope, message):
-            # It took the cancellation, of a time limit say, and answers an error itself, which is true as well.
+            # The application handled the cancellation, of a time limit for example, and answers an error: also true.
             logger.error("%s: answered %s, as COMMIT failed", self._unit, message.get("status"), exc_info=self._failure)
             self._failure, self._at = None, WAITING
         if self._at is FAILED or self._at is ANSWERED:
             raise Answered
-        if self._at is not WAITING:  # a task of an application that has raised or returned: its work is rolled back
+        if self._at is not WAITING:  # a task of an application that has returned or raised: its work is rolled back
             raise ended(self._unit)
 
     def _settle_for(self, commit: bool) -> Awaitable[Finished]:
         return self._unit._settle(commit)
 
     async def _heed(self, finished: Finished) -> None:
-        """Answer for a failure of the end, and let a cancellation through."""
+        """Answer a failure of the end, and raise a cancellation."""
         if isinstance(finished.failure, Exception):
-            # The application may swallow a cancellation; a COMMIT that failed meanwhile stays failed all the same.
+            # The application may suppress the cancellation; the COMMIT that failed meanwhile stays failed.
             if finished.cancelled is not None:
                 self._failure, self._at = finished.failure, FAILED
                 raise finished.cancelled
@@ -123,8 +123,8 @@ class Exchange:
         finished.check()
 
     async def _finish(self, raised: BaseException | None) -> None:
-        """End the unit, now that the application has returned or ``raised``."""
-        if self._at is SETTLING:  # by a task that the application has left behind
+        """End the unit after the application has returned or ``raised``."""
+        if self._at is SETTLING:  # a task that outlives the application has started the response
             self._settled = anyio.Event()
             await self._settled.wait()
         unit, at = self._unit, self._at
@@ -134,7 +134,7 @@ class Exchange:
             tell_given_up(unit)
         finished = await unit._close(raised is None and at is COMPLETE, raised)
         if at is WAITING:
-            tell_committed(self._unit, f"{type(raised).__name__} left it" if raised else "returned without an answer")
+            tell_committed(self._unit, f"{type(raised).__name__} raised" if raised else "returned without a response")
         if finished is not FINE and finished.failure is not None:
             self._surface(finished.failure)
         await self._finish_with(raised)
@@ -142,7 +142,7 @@ class Exchange:
             raise finished.cancelled
 
     async def _finish_with(self, raised: BaseException | None) -> None:
-        """Raise what the application raised, unless we have answered for a failure, or can for this one."""
+        """Raise what the application raised, unless we have answered a failure, or can answer this one."""
         failure = self._failure
         if failure is None:
             if raised is not None:
@@ -167,11 +167,11 @@ class Exchange:
             raise raised
 
     def _surface(self, failure: BaseException) -> None:
-        """Raise ``failure`` to the server, or log it where that would harm later requests.
+        """Raise ``failure`` to the server, or log it if that would harm later requests.
 
-        Every server that takes an exception after the response well states the ``spec_version`` it
-        follows; daphne states none, and an exception then ends the loop that notices failures. (Those of
-        websockets it closes.)
+        Every server that handles an exception after the response states the ``spec_version`` of ASGI that it follows.
+        daphne states none, and an exception ends its loop that notices failures. (After those of websockets it closes
+        the socket.)
         """
         asgi = self._scope.get("asgi")
         told = self._scope["type"] == "websocket" or asgi is None or "spec_version" in asgi
@@ -181,10 +181,10 @@ class Exchange:
 
 
 class Request(Exchange, UnitOfWork):
-    """The unit of work of one HTTP request, and its exchange: one object, for it is made each time."""
+    """The unit of work and the exchange of one HTTP request: one object, because it is made for each request."""
 
     _called: tuple[Any, Any] = ("a request", "that is over")
-    """Its method and path, once its scope is let go of."""
+    """Its method and path, after it has released its scope."""
 
     def __init__(self, rules: Rules, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         self._rules = rules
@@ -200,7 +200,7 @@ class Request(Exchange, UnitOfWork):
 
     @property
     def read_only(self) -> bool:
-        """Whether the middleware was told that such a request only reads."""
+        """Whether the middleware's ``read_only`` says that this request only reads."""
         reads = None if self._rules is None else self._rules.read_only
         return reads is not None and reads(self._scope)
 
@@ -208,7 +208,7 @@ class Request(Exchange, UnitOfWork):
     def _unit(self) -> UnitOfWork:
         return self
 
-    async def run(self) -> None:  # noqa: C901  # the path of every request, on which each helper would cost a call
+    async def run(self) -> None:  # noqa: C901  # the path of every request, where a helper would cost a call
         """Run the application in this unit."""
         raised: BaseException | None = None
         scope = self._scope
@@ -217,7 +217,7 @@ class Request(Exchange, UnitOfWork):
         try:
             try:
                 await self._rules.app(scope, self._receive, self.send)
-            except GeneratorExit:  # the event loop is gone: nothing can be awaited any more
+            except GeneratorExit:  # the event loop is gone: nothing can be awaited
                 self._abandon()
                 raise
             except BaseException as exc:
@@ -229,7 +229,7 @@ class Request(Exchange, UnitOfWork):
             try:
                 leave(token)
             except ValueError:
-                logger.debug("a request was left in another context, as its own is gone with its event loop")
+                logger.debug("a request ended in another context, because its own was lost with its event loop")
             if KEY in scope:
                 del scope[KEY]
             if self._used:
@@ -239,18 +239,18 @@ class Request(Exchange, UnitOfWork):
                 self._empty()
             if self._at is WAITING:
                 self._at = OVER
-            # Contexts that a pooled connection or a long-lived task captured have this object for as long as they live.
+            # Contexts captured by a pooled connection or a long-lived task keep this object alive.
             self._scope = self._receive = self._rules = None
             self._send = send_nothing
 
     def send(self, message: Any) -> Awaitable[None]:
-        """Settle before the response starts; forward everything else as it is."""
+        """End the transaction before the response starts; forward everything else unchanged."""
         at = self._at
         kind = message["type"]
         if kind == "http.response.start":
             if at is WAITING and not self._used:
                 self._at = STARTED
-            elif at is not STARTED and at is not COMPLETE:  # a second start is for the server to judge
+            elif at is not STARTED and at is not COMPLETE:  # the server judges a second start
                 return self._settle_and_send(message)
         elif at is STARTED:
             if kind in _WHOLE and ("more_body" not in message or not message["more_body"]):

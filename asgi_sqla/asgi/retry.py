@@ -1,6 +1,6 @@
-"""The retrying half of the middleware: a request that met a transient error is run again.
+"""Retries of requests: a request that met a transient error is run again.
 
-Holds: what is kept of a request to replay it, and the fences around that.
+Holds: what is kept of a request for a retry, and what forbids one.
 Must not know: which errors are transient, or how a unit ends.
 """
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from asgiref.typing import ASGIReceiveCallable, ASGISendCallable
 
 MOST_MESSAGES = 1000
-"""How many messages of a body are kept: a client may send any number of empty ones."""
+"""How many messages of a body are kept, because a client can send any number of empty ones."""
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
 class Body:
-    """The messages of one request's body, kept up to ``limit`` bytes to be received again."""
+    """The messages of one request's body, kept up to ``limit`` bytes for the next attempt."""
 
     def __init__(self, receive: ASGIReceiveCallable, limit: int) -> None:
         self._receive = receive
@@ -37,13 +37,13 @@ class Body:
         self._size = 0
         self._lock = anyio.Lock()
         self.reader: Reader | None = None
-        """The attempt that runs now."""
+        """The current attempt."""
         self.replayable: bool = True
 
     async def message(self, reader: Reader) -> Any:
-        """Give ``reader`` the next message that it has not had, a copy of one that is kept or a new one.
+        """Give ``reader`` the next message that it has not had: a copy of a kept one, or a new one.
 
-        What a reader that an earlier attempt left behind takes from the server is kept for the others all the same.
+        A message that the reader of an earlier attempt takes from the server is kept for the current attempt.
         """
         async with self._lock:
             if reader.position >= len(self._kept):
@@ -52,17 +52,17 @@ class Body:
                 return {"type": "http.disconnect"}
             message = self._kept[reader.position]
             reader.position += 1
-            if not self.replayable:  # nobody will ask for it again
+            if not self.replayable:  # no attempt will need it again
                 del self._kept[: reader.position]
                 reader.position = 0
         return dict(message)
 
     def _keep(self, message: Any) -> None:
-        if message["type"] != "http.request":  # the client has left
+        if message["type"] != "http.request":  # the client has disconnected
             self.replayable = False
         elif isinstance(message.get("body", b""), bytes):
             self._size += len(message.get("body", b""))
-        else:  # a bytearray, which its sender may use again
+        else:  # a bytearray, which its sender may reuse
             message = {**message, "body": bytes(message["body"])}
             self._size += len(message["body"])
         self._kept.append(dict(message))
@@ -72,7 +72,7 @@ class Body:
 
 
 class Reader:
-    """The position of one attempt in the body; nothing more is read for an attempt that was given up."""
+    """The position of one attempt in the body; after the attempt has ended it reads nothing more."""
 
     def __init__(self, body: Body) -> None:
         self._body: Body | None = body
@@ -85,7 +85,7 @@ class Reader:
         return {"type": "http.disconnect"} if body is None else await body.message(self)
 
     def end(self) -> None:
-        """Let go of the body."""
+        """Release the body."""
         self._body = None
 
 
@@ -93,7 +93,7 @@ class Attempt(Request):
     """One attempt at a request; the last one is like any request."""
 
     retry: BaseException | None = None
-    """Why to run it again, if so."""
+    """The error to retry after, if there is a next attempt."""
 
     def __init__(self, rules: Rules, scope: Any, body: Body, send: ASGISendCallable, attempt: int) -> None:
         self._reader = Reader(body)
@@ -110,8 +110,8 @@ class Attempt(Request):
             del self._body
 
     async def _settle_for(self, commit: bool) -> Finished:
-        # The application has made an answer of it: nothing of that is sent if the request may be run again. What it
-        # commits in spite of an error that it rolled back (with a savepoint, or all) went well for it.
+        # The application has answered in spite of an error: its response is not sent if the request can be retried. If
+        # it rolled the failed work back itself (to a savepoint, or all of it), its commit is intended.
         for failure in self._sessions.failures(unhandled=commit):
             if self._may_retry(failure):
                 return Finished(failure)
@@ -136,10 +136,10 @@ class Attempt(Request):
 
 
 async def replay(rules: Rules, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-    """Serve a request, and run it again while it meets transient errors, ``rules.retries`` times at most.
+    """Serve a request, and retry it after transient errors, ``rules.retries`` times at most.
 
-    Each attempt has a unit of work, a copy of the ASGI scope and a position in the body of its own; what the last one
-    put into its scope is put into the server's, for layers around this one to see.
+    Each attempt has its own unit of work, its own copy of the ASGI scope and its own position in the body. Changes that
+    the last attempt made to its scope are copied to the server's, where layers around this one see them.
     """
     body = Body(receive, rules.replay_limit)
     number = 1

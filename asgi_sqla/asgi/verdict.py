@@ -1,7 +1,7 @@
 """The verdict: commit or roll back, as a pure function of what is known when the response starts.
 
 Holds: the default rule, and the reading of ``commit_on=`` and of ``read_only=``, which is such a rule too.
-Must not know: sessions, units, the network, or whether anybody awaits.
+Must not know: sessions, units, the network, or whether anything is awaited.
 """
 
 from __future__ import annotations
@@ -23,24 +23,22 @@ Verdict: TypeAlias = Callable[[Any, Any], bool]
 CommitOn: TypeAlias = Container[int] | Verdict
 
 ReadOnly: TypeAlias = Container[str] | Callable[[Any], bool]
-"""The HTTP methods that only read, or a function of the ASGI scope that tells."""
+"""The HTTP methods that only read, or a function of the ASGI scope that returns whether a request only reads."""
 
 STATUSES = range(100, 600)
 
 
 def below_400(_scope: Scope, message: Any) -> bool:
-    """Commit informational answers, successes and redirects; roll back errors."""
+    """Commit informational responses, successes and redirects; roll back errors."""
     status: int = message["status"]
     return status < 400
 
 
 def verdict_of(commit_on: CommitOn) -> Verdict:
-    """Return the verdict that ``commit_on`` describes.
+    """Return the verdict that ``commit_on`` describes; raise ConfigurationError for anything else.
 
-    ``commit_on`` is a container of HTTP statuses, each from 100 to 599, or a plain callable of
-    the ASGI scope and the ``http.response.start`` message that returns a bool.
-
-    Raises ConfigurationError for anything else, at once.
+    ``commit_on`` is a container of HTTP statuses, each from 100 to 599, or a plain callable of the ASGI scope and the
+    ``http.response.start`` message that returns a bool.
     """
     if commit_on is below_400:
         return below_400
@@ -50,24 +48,22 @@ def verdict_of(commit_on: CommitOn) -> Verdict:
     for status in commit_on if isinstance(commit_on, Iterable) else ():
         if not isinstance(status, int) or isinstance(status, bool) or status not in STATUSES:
             raise ConfigurationError(
-                f"commit_on holds {hidden(status)}, which is no HTTP status; write whole numbers from 100 to 599"
+                f"commit_on holds {hidden(status)}, not an HTTP status; write whole numbers from 100 to 599"
             )
     return _StatusAmong(commit_on)
 
 
 def read_only_of(read_only: ReadOnly) -> Callable[[Any], bool]:
-    """Return the function of the ASGI scope that ``read_only`` describes.
+    """Return the function of the ASGI scope that ``read_only`` describes; raise ConfigurationError for anything else.
 
     ``read_only`` is a container of HTTP methods, in capitals, or a plain callable of the ASGI scope.
-
-    Raises ConfigurationError for anything else, at once.
     """
     if callable(read_only):
         return _checked("read_only", read_only, "(scope)")
     _check_container("read_only", read_only, 'HTTP methods, such as {"GET", "HEAD"}, nor a plain function (scope)')
     for method in read_only if isinstance(read_only, Iterable) else ():
         if not isinstance(method, str) or method != method.upper() or not method:
-            raise ConfigurationError(f"read_only holds {hidden(method)}, which is no HTTP method; write it in capitals")
+            raise ConfigurationError(f"read_only holds {hidden(method)}, not an HTTP method; write it in capitals")
     return _MethodAmong(read_only)
 
 
@@ -77,10 +73,10 @@ def _check_container(argument: str, given: object, wanted: str) -> None:
 
 
 def _checked(argument: str, function: Callable[..., Any], parameters: str) -> Callable[..., bool]:
-    """Return ``function`` so that nothing but a plain answer comes of it; check at once what can be checked."""
+    """Return ``function`` so that it gives only a bool; check at once what can be checked."""
     if is_async(function):
         raise ConfigurationError(
-            f"{argument}={hidden(function)} is a coroutine function, and it is not awaited; "
+            f"{argument}={hidden(function)} is a coroutine function, but it is not awaited; "
             f"write a plain function {parameters} -> bool"
         )
     if not takes(function, *parameters.strip("()").split(", ")):
@@ -118,7 +114,7 @@ class _StatusAmong:
 
 
 class _MethodAmong:
-    """Whether a request's method is in a container."""
+    """The rule that a request only reads if its method is in a container."""
 
     __slots__ = ("_methods",)
 

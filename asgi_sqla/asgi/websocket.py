@@ -1,6 +1,6 @@
 """A websocket: each message is a unit of work of its own, and an idle socket holds nothing.
 
-Holds: when the unit of a message ends, whether that can be told at all, and what a close code says.
+Holds: when the unit of a message ends, whether that can be known at all, and what a close code means.
 Must not know: how sessions are ended.
 """
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from asgiref.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable
 
 WENT_WELL = (1000, 1001)
-"""The close codes of a websocket that ended as it should: normally, or because a side goes away."""
+"""The close codes of a websocket that ended normally, or because one side goes away (RFC 6455)."""
 
 
 class Message(UnitOfWork):
-    """The unit of work of one message, or of what comes before the handshake is accepted."""
+    """The unit of work of one message, or of the time before the handshake is accepted."""
 
-    _hears_begin = True  # a session may have been asked for in an earlier message
+    _hears_begin = True  # an earlier message may have got a session
 
     def __init__(self, path: str, last: Message | None) -> None:
         self._name = f"WEBSOCKET {printable(path)}"
@@ -38,7 +38,7 @@ class Message(UnitOfWork):
 
 
 class WebSocket(Exchange):
-    """One websocket: a unit after the other, with the same sessions: frameworks inject them once for all messages."""
+    """One websocket: one unit after the other, with the same sessions, because frameworks inject them only once."""
 
     _at = COMPLETE
     _decided = False
@@ -62,13 +62,13 @@ class WebSocket(Exchange):
         try:
             try:
                 await self._rules.app(self._scope, self.receive, self.send)
-            except GeneratorExit:  # the event loop is gone: nothing can be awaited any more
+            except GeneratorExit:  # the event loop is gone: nothing can be awaited
                 self._message._abandon()
                 raise
             except BaseException as exc:
                 raised = exc
             if not self._decided:
-                self._message.rollback_only()  # servers answer a handshake that nobody accepted with an error
+                self._message.rollback_only()  # servers answer a handshake that was not accepted with an error
             await self._finish(raised)
         finally:
             try:
@@ -80,14 +80,14 @@ class WebSocket(Exchange):
             self._message._empty()
 
     async def receive(self) -> ASGIReceiveEvent:
-        """End the unit of the message before, if that can be told from this call, and await the next."""
-        if self._decided and self._at is COMPLETE:  # a denial that is being sent is no message
+        """End the unit of the last message, if this call shows that its work is done; await the next message."""
+        if self._decided and self._at is COMPLETE:  # a denial response is not a message
             await self._end_message()
         event: ASGIReceiveEvent = await self._receive()
         return event
 
     async def send(self, message: Any) -> None:
-        """Forward; a denial response is judged by its status before it starts, a close by its code."""
+        """Forward; a denial response is judged by its status before it starts, and a close by its code."""
         if self._at is FAILED or self._at is ANSWERED:
             raise Answered
         kind = message["type"]
@@ -102,8 +102,8 @@ class WebSocket(Exchange):
             await self._end_message()
             self._decided = True
         elif kind == "websocket.close":
-            # Most frameworks make an exception a code, and return as if all were well. Before the
-            # handshake a close is a refusal, which servers answer 403.
+            # Most frameworks turn an exception into a close code, and return normally. A close before the handshake is
+            # a refusal, which servers answer with 403.
             if not self._decided or message.get("code", 1000) not in WENT_WELL:
                 self._message.rollback_only()
             await self._end_message()
@@ -112,9 +112,9 @@ class WebSocket(Exchange):
     async def _end_message(self) -> None:
         """End the unit of a message whose work is done, and open the next.
 
-        It is when nobody but this task has used the unit's sessions. Where another task reads ahead,
-        or closes, that says nothing about the work in hand, and the unit goes on; so it does inside a
-        ``session_scope()``, which shadows the unit until its own end.
+        The work is done if only this task has used the unit's sessions. If another task reads ahead or closes the
+        socket, this call says nothing about the running work, and the unit goes on. The same is true inside a
+        ``session_scope()``, which shadows the unit until the scope ends.
         """
         message = self._message
         user = current_user()

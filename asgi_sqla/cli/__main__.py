@@ -1,4 +1,4 @@
-"""Runs ``python -m asgi_sqla.cli``, the same as ``asgi-sqla``."""
+"""``python -m asgi_sqla.cli`` is the same as ``asgi-sqla``."""
 
 from asgi_sqla.cli.program import main
 

@@ -1,6 +1,6 @@
-"""What ``check`` prints of a database.
+"""What ``check`` prints about a database.
 
-Lives here: connecting in both kinds, versions and pool numbers.
+Holds: connecting with both kinds of engine, versions and the numbers of the pools.
 Must not know: migrations.
 """
 
@@ -15,7 +15,7 @@ from asgi_sqla.errors import ConfigurationError
 
 
 def check_sync(database: Database) -> bool:
-    """Connect with the sync engine, say what is found, and return whether there is one."""
+    """Connect with the sync engine, print what is found, and return whether there is one."""
     try:
         engine = database.engine
     except ConfigurationError as exc:
@@ -28,7 +28,7 @@ def check_sync(database: Database) -> bool:
 
 
 async def check_async(database: Database) -> bool:
-    """Connect with the async engine, say what is found, and return whether there is one."""
+    """Connect with the async engine, print what is found, and return whether there is one."""
     try:
         engine = database.async_engine
     except ConfigurationError as exc:

@@ -1,6 +1,6 @@
-"""Which database the command line is about.
+"""The database of a command.
 
-Lives here: what ``--db`` and its companions name, and the environment without them.
+Holds: what ``--db`` and its companions name, and the environment without them.
 Must not know: the commands.
 """
 
@@ -20,7 +20,7 @@ from asgi_sqla.settings import LOCATION, migrations_from
 
 
 class Named(NamedTuple):
-    """What the options of ``asgi-sqla`` say."""
+    """The options of ``asgi-sqla``."""
 
     db: str | None
     location: str | None
@@ -40,7 +40,7 @@ class Named(NamedTuple):
 
 
 class Chosen:
-    """The migrations a command is about, found when it first asks for them."""
+    """The migrations of a command, found on first use."""
 
     def __init__(self, find: Callable[[], Migrations], named: Named | None = None) -> None:
         self._find = find
@@ -60,14 +60,14 @@ class Chosen:
 
 
 def load(reference: str) -> Any:
-    """Return what "package.module:name" names, seen from the current directory."""
+    """Return the object that "package.module:name" names, seen from the current directory."""
     if "://" in reference:
         raise ConfigurationError(
-            f"{hidden(reference)} is a URL, which DATABASE_URL is for; --db and --metadata are package.module:name"
+            f"{hidden(reference)} is a URL; put it in DATABASE_URL, as --db and --metadata are package.module:name"
         )
     module, colon, name = reference.partition(":")
     if not (module and colon and name):
-        raise ConfigurationError(f'{hidden(reference)} names nothing that can be imported; write "package.module:name"')
+        raise ConfigurationError(f'{hidden(reference)} cannot be imported; write "package.module:name"')
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:

@@ -1,7 +1,7 @@
 """The commands.
 
-Lives here: their arguments, and what they print.
-Must not know: which database they are about, or how anything is migrated.
+Holds: their arguments, and what they print.
+Must not know: which database they use, or how anything is migrated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SAID = {
 
 
 @click.command()
-@click.option("--stamp", metavar="REVISION", help="What tables without a version are at, such as heads.")
+@click.option("--stamp", metavar="REVISION", help="The revision of tables without a version, such as heads.")
 @click.pass_obj
 def sync(chosen: Chosen, stamp: str | None) -> None:
     """Create or upgrade the database; safe in many processes at once."""
@@ -42,7 +42,7 @@ def sync(chosen: Chosen, stamp: str | None) -> None:
 @click.command()
 @click.pass_obj
 def status(chosen: Chosen) -> None:
-    """Print the state of the database; 0 if it is up to date, 3 if sync will help, 4 if not."""
+    """Print the state of the database. Exit codes: 0 up to date, 3 sync will help, 4 a person has to decide."""
     migrations = chosen.migrations()
     found = migrations.status()
     click.echo(f"status   {found.value}")
@@ -70,9 +70,9 @@ def downgrade(chosen: Chosen, target: str) -> None:
 
 
 @click.command()
-@click.option("--message", "-m", required=True, help="What it does.")
-@click.option("--autogenerate", is_flag=True, help="Fill it from the models.")
-@click.option("--head", default="head", help="The revision to build on, where there are several heads.")
+@click.option("--message", "-m", required=True, help="What the revision does.")
+@click.option("--autogenerate", is_flag=True, help="Generate it from the models.")
+@click.option("--head", default="head", help="The revision to build on, if there are several heads.")
 @click.pass_obj
 def revision(chosen: Chosen, message: str, autogenerate: bool, head: str) -> None:
     """Write a new revision script."""
@@ -92,7 +92,7 @@ def create(chosen: Chosen) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def drop(chosen: Chosen, yes: bool) -> None:
-    """Drop the tables with all that is in them."""
+    """Drop the tables with their rows."""
     migrations = chosen.migrations()
     if not yes:
         click.confirm(f"Drop every table of {migrations.database!r}?", abort=True)
@@ -103,12 +103,12 @@ def drop(chosen: Chosen, yes: bool) -> None:
 @click.command()
 @click.pass_obj
 def check(chosen: Chosen) -> None:
-    """Connect in both kinds, and print versions and the numbers of the pools."""
+    """Connect with both kinds of engine, and print versions and the numbers of the pools."""
     database = chosen.migrations().database
     click.echo(f"asgi-sqla {version('asgi-sqla')}, SQLAlchemy {sqlalchemy.__version__}, {database!r}")
     found = [check_sync(database), asyncio.run(check_async(database))]
     if not any(found):
-        raise ConfigurationError(f"{database!r} has no driver of either kind")
+        raise ConfigurationError(f"{database!r} has neither a sync nor an async driver")
 
 
 @click.command()
@@ -117,7 +117,7 @@ def init(chosen: Chosen) -> None:
     """Write a migrations directory for what --db names."""
     named = chosen.named
     if named is None or named.db is None:
-        raise ConfigurationError("init needs --db package.module:name, for the env.py to import")
+        raise ConfigurationError("init needs --db package.module:name, which env.py imports")
     for path in scaffold(checked_location(named.location or LOCATION), named.db, named.metadata):
         click.echo(path)
 

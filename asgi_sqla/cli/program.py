@@ -1,7 +1,7 @@
-"""``asgi-sqla`` itself, and the same commands for a command line of the user's own.
+"""``asgi-sqla`` itself, and its commands for a command line of the user's own.
 
-Lives here: what holds the commands together.
-Must not know: what they do.
+Holds: the groups of commands.
+Must not know: what the commands do.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from asgi_sqla.settings import LOCATION, migrations_from
 @click.option(
     "--db", envvar="ASGI_SQLA_DB", metavar="MODULE:NAME", help="A Database or Migrations; or set DATABASE_URL."
 )
-@click.option("--location", metavar="DIRECTORY", help=f"Where the migrations are, {LOCATION!r} unless said.")
+@click.option("--location", metavar="DIRECTORY", help=f"The directory of the migrations; default: {LOCATION}.")
 @click.option("--metadata", metavar="MODULE:NAME", help="The base class of the models, if --db is a Database.")
 @click.version_option(package_name="asgi-sqla")
 @click.pass_context
 def main(context: click.Context, db: str | None, location: str | None, metadata: str | None) -> None:
     """Look at a database and migrate it.
 
-    Exit codes: 0 done or up to date, 1 failed, 2 wrong usage, 3 not up to date (status), 4 somebody
-    has to decide, 5 another process kept the lock.
+    Exit codes: 0 done or up to date, 1 failed, 2 wrong usage, 3 not up to date (status), 4 a person has to decide, 5
+    another process holds the lock.
     """
     named = Named(db, location, metadata)
     context.obj = Chosen(named.find, named)
@@ -43,7 +43,11 @@ for _command in (*MIGRATING, init, demo):
 
 
 def commands(migrations: Migrations, name: str = "db") -> click.Group:
-    """Return a group of the commands for ``migrations``: ``your_group.add_command(commands(migrations))``."""
+    """Return a click group of the commands for ``migrations``: ``your_group.add_command(commands(migrations))``.
+
+    - ``migrations``: the ``Migrations`` that the commands use.
+    - ``name``: the name of the group; default: "db".
+    """
 
     @click.pass_context
     def choose(context: click.Context) -> None:
@@ -55,9 +59,11 @@ def commands(migrations: Migrations, name: str = "db") -> click.Group:
 
 
 def syncdb(migrations: Migrations | Mapping[str, Any] | BaseModel | None = None) -> SyncResult:
-    """Sync the database, say what was done, and return it; for a command of your own.
+    """Sync the database, print what was done, and return it; for a command of your own.
 
-    ``migrations`` may also be settings, as ``migrations_from()`` takes them.
+    - ``migrations``: the ``Migrations``, or settings as ``migrations_from()`` takes them; default: the environment.
+
+    Raises what ``Migrations.sync()`` raises.
     """
     if not isinstance(migrations, Migrations):
         migrations = migrations_from(migrations)

@@ -1,6 +1,6 @@
-"""What a command says while it works, and how it ends.
+"""What a command prints while it runs, and its exit code.
 
-Lives here: progress on stderr, and the exit code of every expected error.
+Holds: progress on stderr, and the exit code of every expected error.
 Must not know: the commands.
 """
 
@@ -19,15 +19,15 @@ from asgi_sqla.errors import AsgiSqlaError, ConfigurationError
 from asgi_sqla.migrations import MigrationError, MigrationLockError
 
 FAILED = 1
-"""Exit code: an error, such as a database that cannot be reached."""
+"""Exit code 1: an error, such as an unreachable database."""
 USAGE = 2
-"""Exit code: a wrong argument."""
+"""Exit code 2: a wrong argument."""
 BEHIND = 3
-"""Exit code of ``status``: not up to date, and ``sync`` will help."""
+"""Exit code 3, of ``status``: not up to date, and ``sync`` will help."""
 REFUSED = 4
-"""Exit code: the database is in a state about which a person has to decide."""
+"""Exit code 4: the database is in a state about which a person has to decide."""
 LOCKED = 5
-"""Exit code: another process kept the migration lock."""
+"""Exit code 5: another process holds the migration lock."""
 
 CODES: tuple[tuple[type[Exception], int], ...] = (
     (MigrationLockError, LOCKED),
@@ -38,12 +38,12 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
     (SQLAlchemyError, FAILED),
     (OSError, FAILED),
 )
-"""The exit code of each error that is one line; the first class that fits counts."""
+"""The exit code of each error that is reported in one line; the first class that fits counts."""
 EXPECTED = tuple(kind for kind, _ in CODES)
 
 
 class Group(click.Group):
-    """A group that shows progress, and makes of every expected error a line and an exit code."""
+    """A group that shows progress, and turns every expected error into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -57,7 +57,7 @@ class Group(click.Group):
 
 
 class _Progress(logging.Handler):
-    """Shows on stderr what is waited for, and each revision as it runs."""
+    """Prints on stderr what the command waits for, and each revision as it runs."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.startswith("asgi_sqla") or str(record.msg).startswith("Running"):
@@ -66,7 +66,7 @@ class _Progress(logging.Handler):
 
 @contextmanager
 def progress() -> Iterator[None]:
-    """Show what is logged about migrations."""
+    """Print what is logged about migrations."""
     handler = _Progress()
     loggers = [logging.getLogger(name) for name in ("asgi_sqla", "alembic.runtime.migration")]
     levels = [logger.level for logger in loggers]

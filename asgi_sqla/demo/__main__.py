@@ -1,4 +1,4 @@
-"""``python -m asgi_sqla.demo``: reads the arguments, and says what is missing before anything needs it."""
+"""``python -m asgi_sqla.demo``: reads the arguments, and names missing packages before anything imports them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main() -> int:
         )
         return 2
     try:
-        from asgi_sqla.demo.command import run  # not before we know that it can be imported
+        from asgi_sqla.demo.command import run  # only after the check that it can be imported
 
         return run(arguments.port, serve=arguments.serve)
     except KeyboardInterrupt:
@@ -29,7 +29,7 @@ def port(text: str) -> int:
     """Return ``text`` as the number of a port."""
     number = int(text)
     if number not in range(2**16):
-        raise argparse.ArgumentTypeError(f"{number} is no port; write a number from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{number} is not a port; write a number from 0 to 65535")
     return number
 
 
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         "The exit code is 0 when every promise was kept, and 1 when one was broken.",
     )
     parser.add_argument("--serve", action="store_true", help="keep the server up afterwards, until Ctrl-C")
-    parser.add_argument("--port", type=port, default=0, help="the port to serve on; a free one if left out")
+    parser.add_argument("--port", type=port, default=0, help="the port to serve on; default: a free one")
     return parser
 
 

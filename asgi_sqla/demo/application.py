@@ -1,6 +1,9 @@
-"""A small shop on FastAPI: what an application looks like with ``asgi_sqla``.
+"""A small shop on FastAPI: an example application with ``asgi_sqla``.
 
-Nothing here commits, rolls back or closes a session, and no handler is told which session to use.
+None of this code commits, rolls back or closes a session, and no handler is told which session to use.
+
+Holds: the tables, the handlers and a job, as a user would write them.
+Must not know: the tour.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class Product(Base):
 
 
 class Order(Base):
-    """An order. Whether its product exists is checked by COMMIT, as the constraint is deferred."""
+    """An order. COMMIT checks whether its product exists, because the constraint is deferred."""
 
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -50,7 +53,7 @@ class Mail(Base):
 
 
 class DailyReport(Base):
-    """What a day brought."""
+    """The report of one day."""
 
     __tablename__ = "report"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -58,7 +61,7 @@ class DailyReport(Base):
 
 
 class NewOrder(BaseModel):
-    """What a customer sends us."""
+    """What a customer sends."""
 
     product: int
     quantity: int = 1
@@ -67,7 +70,7 @@ class NewOrder(BaseModel):
 
 @asynccontextmanager
 async def lifespan(_api: FastAPI) -> AsyncIterator[None]:
-    """Make the tables and the first products. Outside a request, a scope is the unit of work."""
+    """Create the tables and the first products. Outside a request, a scope is the unit of work."""
     async with db.async_engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     async with session_scope() as session:
@@ -121,7 +124,7 @@ async def count_orders() -> dict[str, int]:
 
 @api.get("/catalogue")
 async def catalogue() -> StreamingResponse:
-    """Stream the catalogue. It is read before the response starts, so no connection waits for the reader."""
+    """Stream the catalogue. It is read before the response starts, so no connection waits for the client."""
     products = (await db.async_session.scalars(select(Product))).all()
     return StreamingResponse(pages(products), media_type="text/plain")
 
@@ -143,9 +146,9 @@ def pages(products: Sequence[Product]) -> Iterator[str]:
 
 @api.websocket("/till")
 async def till(socket: WebSocket) -> None:
-    """Take an order per message. Asking for the next message commits the one before.
+    """Take an order per message. Asking for the next message commits the last one.
 
-    So an answer sent here leaves before its COMMIT; where it must not, open a ``session_scope()``.
+    So an answer that is sent in between leaves before its COMMIT; to commit first, open a ``session_scope()``.
     """
     await socket.accept()
     async for message in socket.iter_json():
@@ -158,7 +161,7 @@ async def till(socket: WebSocket) -> None:
 
 @api.get("/connections")
 async def connections() -> dict[str, int]:
-    """Count the connections that are checked out. A request that needs no database touches none."""
+    """Count the connections that are checked out. A request that needs no database uses none."""
     pools = {"sync": db.engine.pool, "async": db.async_engine.pool}
     return {kind: cast("QueuePool", pool).checkedout() for kind, pool in pools.items()}
 
@@ -172,4 +175,4 @@ async def close_the_day() -> int:
 
 
 app: SQLAlchemyMiddleware = SQLAlchemyMiddleware(api, error_responses=ERROR_RESPONSES, check_on_startup=True)
-"""What a server runs, once ``db.configure(url)`` has said which database ``db`` is."""
+"""What a server runs, after ``db.configure(url)`` has configured ``db``."""

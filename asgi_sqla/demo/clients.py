@@ -1,6 +1,6 @@
 """The clients of the tour: one that asks and looks at once, and one that stops reading.
 
-Lives here: what is seen from the other end of a socket.
+Holds: what is seen from the other end of a socket.
 Must not know: what is promised.
 """
 
@@ -33,7 +33,7 @@ class Seen(NamedTuple):
 
 
 async def ask(client: httpx.AsyncClient, witness: Witness, request: str, body: Any = None) -> Seen:
-    """Send ``request``, such as "POST /orders", and look from beside when its status arrives."""
+    """Send ``request``, such as "POST /orders", and look at the database when its status arrives."""
     method, path = request.split()
     began = time.perf_counter()
     async with client.stream(method, path, json=body) as response:
@@ -43,14 +43,14 @@ async def ask(client: httpx.AsyncClient, witness: Witness, request: str, body: A
 
 
 def _shortened(text: str) -> str:
-    with suppress(ValueError):  # what is not JSON stays as it came
+    with suppress(ValueError):  # what is not JSON stays unchanged
         text = json.dumps(json.loads(text))
     return textwrap.shorten(text, 55, placeholder=" ...")
 
 
 @asynccontextmanager
 async def stalled_readers(host: str, port: int, paths: tuple[str, ...]) -> AsyncIterator[str]:
-    """Ask for each of ``paths``, take the head of each response, and read no more; give the statuses."""
+    """Ask for each of ``paths``, take the head of each response, and read no more; yield the statuses."""
     async with AsyncExitStack() as stack:
         heads = [await stack.enter_async_context(_stalled_reader(host, port, path)) for path in paths]
         yield ", ".join(head.split()[1].decode() for head in heads)
@@ -59,7 +59,7 @@ async def stalled_readers(host: str, port: int, paths: tuple[str, ...]) -> Async
 @asynccontextmanager
 async def _stalled_reader(host: str, port: int, path: str) -> AsyncIterator[bytes]:
     with socket.socket() as connection:
-        # A small window, for the kernel not to take the whole body in our place.
+        # A small window, so that the kernel does not take the whole body for us.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
         connection.setblocking(False)
         loop = asyncio.get_running_loop()

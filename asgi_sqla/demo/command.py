@@ -1,6 +1,6 @@
 """The command: a shop on a temporary file behind a real server, the tour, and an exit code.
 
-Lives here: what is set up before the tour and taken down after it.
+Holds: what is set up before the tour and removed after it.
 Must not know: the steps.
 """
 
@@ -28,12 +28,12 @@ POOL = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 1}
 
 
 def run(port: int, *, serve: bool, app: Any = shop) -> int:
-    """Take the tour of ``app``; return 0 if every promise was kept, 1 if not, 2 if ``port`` is taken."""
+    """Take the tour of ``app``; return 0 if every promise was kept, 1 if not, and 2 if ``port`` is in use."""
     report = Report(sys.stdout)
     try:
         listener = listen(port)
     except OSError as exc:
-        sys.stderr.write(f"port {port} cannot be had: {exc.strerror}; leave out --port for a free one\n")
+        sys.stderr.write(f"port {port} is not available: {exc.strerror}; leave out --port for a free one\n")
         return 2
     with listener, tempfile.TemporaryDirectory(prefix="asgi_sqla_") as folder:
         path = Path(folder, "shop.db")
@@ -79,7 +79,7 @@ def _invite(report: Report, port: int) -> None:
 
 
 async def _interrupted() -> None:
-    """Return at Ctrl-C, or when told to terminate."""
+    """Return at Ctrl-C, or at SIGTERM."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,6 +1,6 @@
 """What the tour prints: steps, what was seen in them, and which promises were kept.
 
-Lives here: words on a terminal, and the count.
+Holds: the text on a terminal, and the count.
 Must not know: what is promised.
 """
 
@@ -15,7 +15,7 @@ GREEN, RED, BOLD, DIM, PLAIN = "\033[32m", "\033[31m", "\033[1m", "\033[2m", "\0
 
 
 class Report:
-    """Writes the tour to ``out`` as it goes, in colour only on a terminal and without NO_COLOR."""
+    """Writes the tour to ``out`` as it goes, in colour only on a terminal without NO_COLOR."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -31,7 +31,7 @@ class Report:
         try:
             self._out.write(f"{''.join(styles)}{text}{PLAIN}\n" if styled else f"{text}\n")
             self._out.flush()
-        except BrokenPipeError:  # nobody reads on, as after "| head"; the exit code is still to come
+        except BrokenPipeError:  # the reader has gone, as after "| head"; the exit code still follows
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
 
     def step(self, title: str) -> None:
@@ -71,7 +71,7 @@ class Report:
 
 
 def _marks(encoding: str | None) -> tuple[str, str]:
-    """Return the marks for broken and kept, as far as ``encoding`` has them."""
+    """Return the marks for broken and kept, in characters that ``encoding`` has."""
     try:
         "✗✓".encode(encoding or "ascii")
     except (LookupError, UnicodeEncodeError):

@@ -1,6 +1,6 @@
-"""A real server on a loopback port, in the event loop of the tour, so that its pools can be looked at.
+"""A real server on a loopback port, in the event loop of the tour, so that the tour can look at its pools.
 
-Lives here: how uvicorn is started and stopped.
+Holds: how uvicorn is started and stopped.
 Must not know: what it serves.
 """
 
@@ -20,8 +20,8 @@ HOST = "127.0.0.1"
 
 
 def listen(port: int) -> socket.socket:
-    """Return a socket that listens on ``port``, on a free one if that is 0; OSError where it is taken."""
-    # asyncio turns Nagle's algorithm off (40 ms a response) only where the protocol is named.
+    """Return a socket that listens on ``port``, or on a free one for 0; raise OSError if it is in use."""
+    # asyncio turns Nagle's algorithm off (40 ms per response) only if the protocol is named.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -34,7 +34,7 @@ def listen(port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn that leaves the signals to whoever started it."""
+    """A uvicorn that leaves the signals to the code that started it."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def serving(app: Any, listener: socket.socket) -> AsyncIterator[None]:
-    """Serve ``app`` on ``listener`` until the block is left. Raises RuntimeError if it does not start."""
+    """Serve ``app`` on ``listener`` until the block ends. Raises RuntimeError if the server does not start."""
     server = Server(uvicorn.Config(app, lifespan="on", log_config=None))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -64,6 +64,6 @@ async def _started(server: Server, task: asyncio.Task[None]) -> None:
 async def _stop(server: Server, task: asyncio.Task[None]) -> None:
     server.should_exit = True
     await asyncio.wait((task,), timeout=0.5)
-    for connection in list(server.server_state.connections):  # of clients that neither read on nor leave
+    for connection in list(server.server_state.connections):  # of clients that neither read nor disconnect
         connection.transport.abort()
     await task

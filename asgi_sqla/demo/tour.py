@@ -1,6 +1,6 @@
-"""The tour: what is asked of the shop, what is promised, and whether it came so.
+"""The tour: what the shop is asked, what is promised, and whether the promise is kept.
 
-Lives here: the steps, in their order.
+Holds: the steps, in their order.
 Must not know: how it is printed, or how the shop is served.
 """
 
@@ -34,7 +34,7 @@ class Tour:
         self._client: httpx.AsyncClient
 
     async def run(self) -> None:
-        """Take every step; one that raises is a broken promise, and the next is taken all the same."""
+        """Take every step; one that raises is a broken promise, and the next is taken anyway."""
         steps = {
             "A POST, answered by an async handler": self.commits,
             "A POST, answered by a sync handler in a worker thread": self.commits_in_a_thread,
@@ -57,7 +57,7 @@ class Tour:
             async with asyncio.timeout(10):
                 await step()
         except Exception as exc:
-            self._report.promise(f"the step comes to its end, without {type(exc).__name__}", kept=False)
+            self._report.promise(f"the step completes without {type(exc).__name__}", kept=False)
             traceback.print_exc()
 
     async def commits(self) -> None:
@@ -107,7 +107,7 @@ class Tour:
         self._report.promise("others are served meanwhile, by async and sync handlers", served)
 
     async def commits_each_message(self) -> None:
-        """Hold a conversation, and look between its messages."""
+        """Exchange messages, and look at the database between them."""
         before = self._witness.look().rows
         with socket.create_connection((self._host, self._port)) as connection:
             async with connect(f"ws://{self._host}:{self._port}/till", sock=connection) as till:
@@ -138,7 +138,7 @@ class Tour:
         self._report.promise("the task gives its connection back", sight.out == NOTHING_OUT)
 
     async def runs_a_job(self) -> None:
-        """Run a job that ends well."""
+        """Run a job that succeeds."""
         before = self._witness.look().rows
         self._report.saw("called", "await close_the_day()")
         self._report.saw("returned", f"{await close_the_day()}, the number of orders")
@@ -170,7 +170,7 @@ class Tour:
         return seen
 
     def _show(self, sight: Sight, when: str = "") -> Sight:
-        """Show what the database holds, and how many connections are out."""
+        """Show the rows of the database, and how many connections are checked out."""
         self._report.saw("database", f"{sight.rows}{when}")
         self._report.saw("pools", sight.out)
         return sight

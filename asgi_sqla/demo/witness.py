@@ -1,6 +1,6 @@
-"""An independent look at the shop: into its database file, its pools and its log.
+"""An independent view of the shop: of its database file, its pools and its log.
 
-Lives here: all that the tour knows and no client of the shop could.
+Holds: everything that the tour can see and a client of the shop cannot.
 Must not know: what is expected.
 """
 
@@ -49,14 +49,14 @@ NOTHING_OUT = Out(0, 0)
 
 
 class Sight(NamedTuple):
-    """What is to be seen at one moment."""
+    """What can be seen at one moment."""
 
     rows: Rows
     out: Out
 
 
 class Witness(logging.Handler):
-    """Looks from beside the shop: at the file through a connection of its own, at the pools, at the log."""
+    """Looks at the shop from outside: at the file through another connection, at the pools, at the log."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Witness(logging.Handler):
 
     @contextmanager
     def reading_the_log(self) -> Iterator[None]:
-        """Take what is logged, instead of having it printed."""
+        """Take what is logged, instead of letting it be printed."""
         logger = logging.getLogger("asgi_sqla")
         logger.addHandler(self)
         try:
@@ -80,12 +80,12 @@ class Witness(logging.Handler):
             logger.removeHandler(self)
 
     def look(self) -> Sight:
-        """Return what is to be seen now."""
+        """Return what can be seen now."""
         pools: tuple[Any, ...] = (db.engine.pool, db.async_engine.pool)
         return Sight(self._rows(), Out(*(pool.checkedout() for pool in pools)))
 
     async def wait_for(self, rows: Rows, *, seconds: float = 2.0) -> Sight:
-        """Return what is to be seen once ``rows`` are committed and nothing is out, or after ``seconds``."""
+        """Return what can be seen when ``rows`` are committed and no connection is out, or after ``seconds``."""
         for _ in range(round(seconds / 0.01)):
             if self.look() == (rows, NOTHING_OUT):
                 break

@@ -1,8 +1,8 @@
-"""asyncpg with a COMMIT that tells the truth.
+"""asyncpg with a COMMIT that reports its true result.
 
 PostgreSQL answers the COMMIT of a failed transaction with the command tag ROLLBACK and no error, and asyncpg does not
-look at the tag. Nor can it tell a failed transaction from an open one: a statement that failed on the driver's own
-connection, past SQLAlchemy, would be told as done.
+read the tag. It cannot distinguish a failed transaction from an open one either. So a statement that failed on the
+driver's own connection, outside SQLAlchemy, would be reported as done.
 
 Holds: the connection class that our engines give to ``asyncpg.connect()``; imported only with such an engine.
 Must not know: engines, sessions.
@@ -22,7 +22,7 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no t
     __slots__ = ()
 
     def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
-        """Raise InFailedSQLTransactionError (25P02) if COMMIT was answered with ROLLBACK."""
+        """Raise InFailedSQLTransactionError (SQLSTATE 25P02) if COMMIT was answered with ROLLBACK."""
         running: Coroutine[Any, Any, str] = super().execute(query, *args, timeout=timeout)
         return _checked(running) if query[:6] == "COMMIT" else running
 
@@ -35,5 +35,5 @@ async def _checked(running: Coroutine[Any, Any, str]) -> str:
 
 
 def connection_class() -> type[Any]:
-    """Return what ``asyncpg.connect(connection_class=...)`` is given."""
+    """Return the ``connection_class`` for ``asyncpg.connect()``."""
     return _Connection

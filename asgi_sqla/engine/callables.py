@@ -1,6 +1,6 @@
-"""What can be told of a callable of the user's before it is called.
+"""What can be known of a user's callable before it is called.
 
-Holds: whether it is async, and whether it takes the arguments that it will be given.
+Holds: whether it is async, and whether it accepts the arguments that it will get.
 Must not know: who calls it, or why.
 """
 
@@ -11,16 +11,16 @@ from typing import Any
 
 
 def is_async(function: Any) -> bool:
-    """Whether calling ``function`` gives something to await."""
+    """Return whether calling ``function`` returns something to await."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def takes(function: Any, *arguments: str) -> bool:
-    """Whether ``function`` can be called with so many positional arguments, as far as it tells."""
+    """Return whether ``function`` accepts these positional arguments, as far as its signature shows."""
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError:
         return False
-    except ValueError:  # it does not tell its parameters
+    except ValueError:  # it has no signature
         return True
     return True

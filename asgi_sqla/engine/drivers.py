@@ -1,10 +1,10 @@
-"""What a driver knows of its transaction, asked of the driver itself: no round trip, nothing awaited.
+"""What a driver knows of its transaction, read from the driver itself: no round trip, nothing awaited.
 
-Every driver of the table keeps what the server last said. SQLAlchemy does not ask it, and so believes in transactions
-that the database has ended by itself.
+Every driver in the table keeps what the server last said. SQLAlchemy does not read it, and so assumes transactions that
+the database has ended by itself.
 
-Holds: the word of each driver, what hides it, and how to cut a connection that no longer answers.
-Must not know: sessions, or what is decided on the driver's word.
+Holds: the state that each driver knows, what hides it, and how to cut a connection that no longer answers.
+Must not know: sessions, or what is decided on the state.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ from typing import Any, NamedTuple
 
 
 class Word(Enum):
-    """What the driver says that the server last said."""
+    """The driver's knowledge of what the server last said."""
 
-    UNKNOWN = "nothing that the driver can tell"
+    UNKNOWN = "the driver does not know"
     IDLE = "no transaction is open"
     OPEN = "a transaction is open"
-    FAILED = "a transaction is open, and only ROLLBACK will end it"
+    FAILED = "a transaction is open, and only ROLLBACK can end it"
 
 
 UNKNOWN, IDLE, OPEN, FAILED = Word.UNKNOWN, Word.IDLE, Word.OPEN, Word.FAILED
 
 
 class Driver(NamedTuple):
-    """How to ask a driver, and how to cut its connection."""
+    """How to read a driver's state, and how to cut its connection."""
 
     peek: Callable[[Any], Any]
-    """What the driver keeps, read off its connection before every statement, and so by nothing slower than C."""
+    """Reads the state from the driver's connection; called before every statement, and so nothing slower than C."""
     words: Mapping[Any, Word]
-    """What that means."""
+    """The meaning of the state."""
     cut: Callable[[Any], object]
     is_closed: Callable[[Any], bool] = lambda _connection: False
-    """Whether a connection is closed, where its driver would then call it idle."""
+    """Returns whether a connection is closed, if its driver would otherwise call it idle."""
     hidden_by_errors: bool = False
-    """Whether its word is to be asked for with a statement after an error, which carried no state."""
+    """Whether the state must be refreshed with a statement after an error, which carries no state."""
     begins_with_statement: bool = False
-    """Whether the first statement of any kind opens the transaction; if not, only one that needs it."""
+    """Whether the first statement of any kind opens the transaction, or only one that needs it."""
 
     def ask(self, connection: Any) -> Word:
-        """Return what the driver says of one of its connections, at any time."""
+        """Return the state of a connection, at any time."""
         return UNKNOWN if self.is_closed(connection) else self.words[self.peek(connection)]
 
 
 class _Libpq(dict[int, Word]):
-    """PQTRANS_IDLE, PQTRANS_INTRANS and PQTRANS_INERROR; the others say nothing."""
+    """PQTRANS_IDLE, PQTRANS_INTRANS and PQTRANS_INERROR of libpq; the other values mean nothing."""
 
     def __missing__(self, _status: int) -> Word:
         return UNKNOWN
 
 
 class _Flags(dict[int | None, Word]):
-    """The status flags of MySQL's and MariaDB's packets, each set of them judged once."""
+    """The status flags of packets of MySQL and MariaDB, each combination judged once."""
 
     def __missing__(self, status: int | None) -> Word:
         word = UNKNOWN if status is None else OPEN if status & _IN_TRANSACTION else IDLE
@@ -73,8 +73,8 @@ _FLAGS = _Flags()
 
 
 def _asyncmy_flags(connection: Any) -> Any:
-    # Its connection keeps the last flags of a result that were not zero, so only its result says "idle" then; of
-    # COMMIT and ROLLBACK there is no result, and the connection has all of their flags.
+    # Its connection keeps the last flags of a result that were not zero, so only the result itself can say "idle".
+    # COMMIT and ROLLBACK have no result, and the connection has all their flags.
     result = connection._result
     return connection.server_status if result is None else result.server_status
 
@@ -84,7 +84,7 @@ def _say_nothing(_connection: Any) -> None:
 
 
 def _cut_socket(connection: Any) -> None:
-    """Shut the socket down under whoever waits for it: that wakes them in any thread or loop, as closing does not."""
+    """Shut the socket down: unlike closing, that wakes a call that waits for it in another thread or loop."""
     with socket.socket(fileno=os.dup(connection.fileno())) as twin:
         twin.shutdown(socket.SHUT_RDWR)
 
@@ -106,15 +106,15 @@ def _interrupt(connection: Any) -> None:
 
 
 def _interrupt_aiosqlite(connection: Any) -> None:
-    connection._conn.interrupt()  # its own method is a coroutine function that awaits nothing
+    connection._conn.interrupt()  # its own method is an async function that awaits nothing
 
 
 def _cut_nothing(_connection: Any) -> None:
-    """Leave it: nothing is known of this driver that would wake who waits."""
+    """Do nothing: nothing is known of this driver that would wake a waiting call."""
 
 
 DRIVERS: dict[str, Driver] = {
-    # It says True of a failed transaction too, and False of a closed connection.
+    # It returns True for a failed transaction too, and False for a closed connection.
     "asyncpg": Driver(
         methodcaller("is_in_transaction"),
         _BOOL,
@@ -131,19 +131,19 @@ DRIVERS: dict[str, Driver] = {
     "aiomysql": Driver(attrgetter("server_status"), _FLAGS, _close, hidden_by_errors=True),
     "asyncmy": Driver(_asyncmy_flags, _FLAGS, _close, hidden_by_errors=True),
 }
-"""What is known of each driver, by SQLAlchemy's name of it."""
+"""The known drivers, by SQLAlchemy's names."""
 OTHER = Driver(_say_nothing, {None: UNKNOWN}, _cut_nothing, hidden_by_errors=True, begins_with_statement=True)
-"""Any other driver, mysqlclient among them: only errors tell, and a statement is asked after one."""
+"""Any other driver, such as mysqlclient: only errors give information, and a statement follows each."""
 
 
 def driver_of(dialect: Any) -> Driver:
-    """Return what is known of the driver of a dialect."""
+    """Return the entry of a dialect's driver."""
     return DRIVERS.get(dialect.driver, OTHER)
 
 
 def cut(connection: Any, dialect: Any) -> None:
-    """Cut a driver's connection that no longer answers: whoever waits for it gets an error now."""
+    """Cut a driver's connection that no longer answers: a call that waits for it gets an error now."""
     try:
         driver_of(dialect).cut(connection)
-    except Exception:  # it is closed already, for which each driver has an error of its own
+    except Exception:  # it is closed already, and each driver raises its own error for that
         return

@@ -1,7 +1,7 @@
 """The engines of one database: a sync one, and an async one for each event loop.
 
-Holds: when engines are made, for whom, and when they are disposed: an async engine with its event loop, whoever
-started it; every pool in a forked child; all of them when asked, or when nobody has the database any more.
+Holds: when engines are made, for whom, and when they are disposed. An async engine ends with its event loop; every pool
+in a forked child; all of them on request, or when the database is garbage.
 Must not know: sessions, units, ASGI.
 """
 
@@ -30,18 +30,18 @@ from asgi_sqla.engine.urls import Target, shown, translate
 from asgi_sqla.errors import ConfigurationError, MissingDriverError, WrongEventLoopError
 
 Role: TypeAlias = Literal["write", "read", "snapshot"]
-"""What an engine is for: anything; reading in autocommit; reading in a transaction, isolated as asked."""
+"""The purpose of an engine: anything; reading in autocommit; reading in a transaction with an isolation level."""
 
 Listener: TypeAlias = tuple[str, Callable[..., object]]
-"""The name of an event of an engine's, and who is told."""
+"""The name of an engine event, and the function to call."""
 
 _all: weakref.WeakSet[Engines] = weakref.WeakSet()
 _parents: list[object] = []
-"""What a forked child has inherited, kept: a connection that is garbage complains, or closes itself for the parent."""
+"""What a forked child inherited, kept alive: garbage connections would complain, or close for the parent."""
 
 
 class Engines:
-    """Makes the engines of one database, each on first use, or holds those handed in."""
+    """Makes the engines of one database, each on first use, or holds those passed in."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Engines:
         listeners: list[Listener] | None = None,
     ) -> None:
         self.url = url
-        """Where they connect; None if every one was handed in."""
+        """Where they connect; None if every engine was passed in."""
         self._given = engine
         self._given_async = async_engine
         self._role = role
@@ -70,7 +70,7 @@ class Engines:
         self._watchers: list[Listener] = []
         self._made: list[Engine] = []
         self.of_loops: dict[asyncio.AbstractEventLoop | None, LoopEngine] = {}
-        """The async engines that there are, by their event loops."""
+        """The async engines, by their event loops."""
         weakref.finalize(self, _abandon, self._made, self.of_loops).atexit = False
         self._lock = Lock()
         if self.url is not None:
@@ -88,7 +88,7 @@ class Engines:
 
     @property
     def in_use(self) -> bool:
-        """Whether an engine has been made and not been disposed."""
+        """Whether an engine has been made and not disposed."""
         return bool(self._made or self.of_loops)
 
     def sync(self) -> Engine:
@@ -97,7 +97,7 @@ class Engines:
             return self._given
         if not self._made:
             with self._lock:
-                if not self._made:  # still, now that it is our turn
+                if not self._made:  # checked again, under the lock
                     self._made.append(self._make())
         return self._made[0]
 
@@ -112,14 +112,14 @@ class Engines:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise WrongEventLoopError(
-                f"an async engine of {self!r} was asked for where no asyncio event loop is running; "
-                "there (and under trio), use the sync session and engine"
+                f"an async engine of {self!r} was requested where no asyncio event loop is running; "
+                "use the sync session and engine there (and under trio)"
             ) from None
         of_loop = self.of_loops.get(loop)
         return of_loop.engine if of_loop is not None else self._make_async(loop)
 
     def has_async(self) -> bool:
-        """Whether an async engine can be had: handed in, or its driver is installed."""
+        """Return whether there can be an async engine: one was passed in, or its driver is installed."""
         if self._given_async is not None:
             return True
         try:
@@ -139,40 +139,40 @@ class Engines:
         )
 
     def listen(self, identifier: str, function: Callable[..., object]) -> None:
-        """Listen on every engine that there is; those made later are listened on when they are made."""
+        """Listen on every existing engine; engines made later get the listener when they are made."""
         for engine in self.existing():
             event.listen(engine, identifier, function)
 
     def watch(self, identifier: str, function: Callable[..., object]) -> None:
-        """Listen as ``listen`` does, on these engines alone."""
+        """Listen as ``listen`` does, but only on these engines."""
         self._watchers.append((identifier, function))
         self.listen(identifier, function)
 
     def existing(self) -> list[Engine]:
-        """Return the sync core of every engine that there is."""
+        """Return the sync core of every existing engine."""
         async_engines = [self._given_async, *[of_loop.engine for of_loop in list(self.of_loops.values())]]
         engines = [self._given, *self._made, *[one.sync_engine for one in async_engines if one is not None]]
         return [one for one in engines if one is not None]
 
     def dispose(self) -> None:
-        """Close the idle connections of the sync engine, if it is ours; the next use makes a new one."""
+        """Close the idle connections of the sync engine, if we made it; the next use makes a new one."""
         with self._lock:
             made = self._made.pop() if self._made else None
         if made is not None:
             made.dispose()
 
     async def dispose_async(self) -> None:
-        """Dispose the engines that are ours: the sync one and the running event loop's async one."""
+        """Dispose the engines that we made: the sync one, and the running event loop's async one."""
         self.dispose()
         try:
             of_loop = self.of_loops.get(asyncio.get_running_loop())
-        except RuntimeError:  # trio, where there are only sync engines
+        except RuntimeError:  # under trio there are only sync engines
             return
         if of_loop is not None:
             await of_loop.dispose()
 
     def forget(self) -> None:
-        """Drop every pool without closing its connections: they are the parent process's."""
+        """Drop every pool without closing its connections, which belong to the parent process."""
         self._lock = Lock()
         for engine in self.existing():
             _parents.append(engine.pool)
@@ -182,7 +182,7 @@ class Engines:
         self.of_loops.clear()
 
     def _check_driver(self, url: URL) -> None:
-        """Raise unless one of the two kinds can be had."""
+        """Raise unless at least one of the two kinds has a driver."""
         try:
             translate(url, asynchronous=False, installed=_installed)
         except ConfigurationError as exc:
@@ -195,13 +195,13 @@ class Engines:
         if self.url is None:
             argument = "async_engine" if asynchronous else "engine"
             raise ConfigurationError(
-                f"the database {self!r} was given no URL and no {argument}=; pass it to Database as well"
+                f"the database {self!r} has neither a URL nor {argument}=; pass one of them to Database as well"
             )
         return translate(self.url, asynchronous=asynchronous, installed=_installed)
 
     def _make(self) -> Engine:
         target = self._target(asynchronous=False)
-        # Looked up when it is called, as instrumentation replaces it after this module was imported.
+        # Looked up at each call, because instrumentation may replace it after this module was imported.
         engine = sqlalchemy.create_engine(target.url, **arguments_for(target, self._options, self._autocommit))
         self._prepare(engine, asynchronous=False)
         return engine
@@ -228,14 +228,14 @@ class Engines:
             event.listen(engine, identifier, function)
 
     def _forget_closed_loops(self) -> None:
-        """Drop the engines of loops that were closed without ``shutdown_asyncgens()``: nobody can await them."""
-        for loop, of_loop in list(self.of_loops.items()):  # a copy, as other threads add theirs
+        """Drop the engines of loops closed without ``shutdown_asyncgens()``: nothing can await them."""
+        for loop, of_loop in list(self.of_loops.items()):  # a copy, because other threads add theirs
             if loop is not None and loop.is_closed() and self.of_loops.pop(loop, None) is not None:
                 of_loop.engine.sync_engine.dispose(close=False)
 
 
 def _abandon(made: list[Engine], of_loops: dict[asyncio.AbstractEventLoop | None, LoopEngine]) -> None:
-    """Close what is idle of engines that nobody can reach any more, each where that can be done."""
+    """Close the idle connections of engines that are garbage, each in its own thread or loop."""
     for engine in made:
         engine.dispose()
     for of_loop in list(of_loops.values()):

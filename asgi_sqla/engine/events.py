@@ -1,7 +1,7 @@
-"""The events of engines that a user may listen to: a wrong listener is refused when it is given.
+"""The events of engines that a user may listen to; a wrong listener is refused at once.
 
-Holds: which events there are, and how their listeners are called.
-Must not know: engines of ours.
+Holds: which events exist, and how their listeners are called.
+Must not know: our engines.
 """
 
 from __future__ import annotations
@@ -26,17 +26,15 @@ _EVENTS: Mapping[str, Callable[..., Any]] = {
 
 
 def checked_listener(identifier: Any, function: Any) -> tuple[str, Callable[..., object]]:
-    """Return both, or raise ConfigurationError for what is no event of engines, or cannot be told of it."""
+    """Return both arguments; raise ConfigurationError for an unknown event, or a function that does not fit it."""
     if not isinstance(identifier, str) or identifier not in _EVENTS:
-        raise ConfigurationError(
-            f'identifier={hidden(identifier)} is no event of an engine; write one such as "connect"'
-        )
+        raise ConfigurationError(f'identifier={hidden(identifier)} is not an engine event; write one such as "connect"')
     if not callable(function):
-        raise ConfigurationError(f"function={hidden(function)} cannot be called; pass the function that is told")
+        raise ConfigurationError(f"function={hidden(function)} cannot be called; pass the function to call")
     if is_async(function):
         raise ConfigurationError(
-            f"function={hidden(function)} is async, and nothing awaits a listener; pass a plain function, in which "
-            "connection.run_async(...) awaits what the driver's connection has"
+            f"function={hidden(function)} is async, but nothing awaits a listener; pass a plain function, which can "
+            "await the driver's methods with connection.run_async(...)"
         )
     _check_parameters(identifier, function)
     return identifier, function
@@ -48,5 +46,5 @@ def _check_parameters(identifier: str, function: Callable[..., object]) -> None:
     older = [signature[1] for signature in getattr(event, "_legacy_signatures", ())]
     if not any(takes(function, *arguments) for arguments in (names, *older)):
         raise ConfigurationError(
-            f"function={hidden(function)} cannot be called with ({', '.join(names)}); write a function of these"
+            f"function={hidden(function)} cannot be called with ({', '.join(names)}); write a function that takes these"
         )

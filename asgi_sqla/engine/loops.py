@@ -1,6 +1,6 @@
 """An async engine belongs to one event loop, and is disposed when that loop ends, whoever runs it.
 
-Holds: how the end of a loop is noticed, what is done then, and for how long it may take.
+Holds: how the end of a loop is noticed, what is done then, and how long it may take.
 Must not know: how engines are made, or for whom.
 """
 
@@ -21,7 +21,7 @@ from sqlalchemy.util import greenlet_spawn
 from asgi_sqla.engine.drivers import cut
 
 DISPOSE_LIMIT = 2.0
-"""Seconds for a server to answer the farewells of the connections that are closed; then they are cut."""
+"""Seconds for a server to answer when connections are closed; then they are cut."""
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
@@ -29,8 +29,8 @@ logger: logging.Logger = logging.getLogger("asgi_sqla")
 class LoopEngine:
     """An async engine that is disposed with the running event loop; ``forget`` is called first.
 
-    An async generator that has begun is closed by ``loop.shutdown_asyncgens()``, which every runner
-    awaits. (A mapping weakly keyed by loop never frees: the engine refers to its loop.)
+    Every runner awaits ``loop.shutdown_asyncgens()``, which closes a started async generator. (A mapping with weak keys
+    would never free a loop, because the engine refers to it.)
     """
 
     __slots__ = ("_end", "_entries", "_forget", "_tasks", "engine", "loop")
@@ -41,23 +41,23 @@ class LoopEngine:
         self._forget = forget
         self._entries: WeakSet[ConnectionPoolEntry] = WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
-        # Told of each connection once: to be told of each checkout costs every request.
+        # One event for each connection: an event for each checkout would cost every request.
         event.listen(engine.sync_engine, "connect", self._connected)
         self._end = self._until_loop_ends()
-        # Started by hand, as it awaits nothing before its yield: from then on the loop knows it.
+        # Started by hand, which is possible as it awaits nothing before its yield; then the loop knows it.
         with contextlib.suppress(StopIteration):
             self._end.__anext__().send(None)
 
     async def dispose(self) -> None:
-        """Close the idle connections; one that is out is closed when it comes back."""
+        """Close the idle connections; a checked-out one is closed when it is returned."""
         for entry in [one for one in self._entries if one.in_use]:
             self._entries.discard(entry)
         await self._end.aclose()
 
     def abandon(self) -> None:
-        """Dispose from any thread, on the engine's own loop, and wait for nothing."""
+        """Dispose from any thread, on the engine's own loop, without waiting."""
         if not self.loop.is_closed():
-            with contextlib.suppress(RuntimeError):  # it has been closed in this moment
+            with contextlib.suppress(RuntimeError):  # it was closed at this moment
                 self.loop.call_soon_threadsafe(self._begin_to_dispose)
 
     def _begin_to_dispose(self) -> None:
@@ -71,14 +71,14 @@ class LoopEngine:
         finally:
             self._forget()
             for entry in [one for one in self._entries if one.in_use]:
-                try:  # nobody can give it back: what it waits for runs no more
+                try:  # nothing can return it: the code that has it will not run again
                     await self._bounded(greenlet_spawn(entry.invalidate))
-                except Exception:  # somebody else who ends with the loop may be at it as well
+                except Exception:  # other code that ends with the loop may use it as well
                     logger.exception("a connection could not be closed when its event loop ended")
             await self._bounded(self.engine.dispose())
 
     async def _bounded(self, closing: Coroutine[Any, Any, object]) -> None:
-        """Await ``closing``; once it takes too long, cut every connection, so that none waits for a dark server."""
+        """Await ``closing``; after the limit cut every connection, so that none waits for a silent server."""
         task = asyncio.ensure_future(closing)
         done, _ = await asyncio.wait([task], timeout=DISPOSE_LIMIT)
         if not done:

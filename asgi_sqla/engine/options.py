@@ -1,7 +1,7 @@
-"""The arguments of a ``Database``, checked at once: none may fail only when the first request comes.
+"""The arguments of a ``Database``, checked at once, so that none fails only at the first request.
 
-Holds: which arguments go together, and what ``create_engine()``, the pools and the session classes take.
-Must not know: engines of ours, sessions, units.
+Holds: which arguments exclude each other, and what ``create_engine()``, the pools and the session classes accept.
+Must not know: our engines, sessions, units.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _ENGINE = frozenset(
     + ("isolation_level", "logging_name", "max_overflow", "plugins", "pool", "pool_logging_name", "pool_pre_ping")
     + ("pool_recycle", "pool_reset_on_return", "pool_use_lifo", "poolclass", "query_cache_size")
 )
-"""What ``create_engine()`` itself takes, whatever the dialect."""
+"""What ``create_engine()`` itself accepts, whatever the dialect."""
 AUTOCOMMIT: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
-"""The options of an engine that has nothing to commit or roll back."""
+"""The options of an engine that has nothing to commit or to roll back."""
 if "skip_autocommit_rollback" in inspect.signature(DefaultDialect).parameters:
     AUTOCOMMIT["skip_autocommit_rollback"] = True
 BUSY_TIMEOUT = 5.0
@@ -50,11 +50,11 @@ INSTEAD = {
     },
     **{name: f'session_options={{"{name}": ...}}' for name in ("autoflush", "class_", "expire_on_commit")},
 }
-"""What to write in place of arguments that other libraries take."""
+"""What to write instead of arguments that other libraries have."""
 
 
 class Configuration(NamedTuple):
-    """The arguments of one ``Database``, checked."""
+    """The checked arguments of one ``Database``."""
 
     url: URL | None
     engine: Engine | None
@@ -67,7 +67,7 @@ class Configuration(NamedTuple):
 
 
 def known_arguments(instead: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a callable so that an unknown keyword is a ConfigurationError; ``instead`` says what to write."""
+    """Decorate a callable: an unknown keyword raises ConfigurationError, and ``instead`` says what to write."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         known = [name for name in inspect.signature(function).parameters if name != "self"]
@@ -78,7 +78,8 @@ def known_arguments(instead: Mapping[str, str]) -> Callable[[Callable[P, R]], Ca
                 if name not in known:
                     write = instead.get(name) or f"one of {', '.join(known)}"
                     raise ConfigurationError(
-                        f"{name}= is no argument of {function.__qualname__.removesuffix('.__init__')}(); write {write}"
+                        f"{name}= is not an argument of "
+                        f"{function.__qualname__.removesuffix('.__init__')}(); write {write}"
                     )
             return function(*args, **kwargs)
 
@@ -88,14 +89,14 @@ def known_arguments(instead: Mapping[str, str]) -> Callable[[Callable[P, R]], Ca
 
 
 def check_names(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError for what is no argument of ``Database``."""
+    """Raise ConfigurationError for a name that is not an argument of ``Database``."""
     for name in given.keys() - known.keys():
         write = INSTEAD.get(name, f"one of url, {', '.join(known)}")
-        raise ConfigurationError(f"{name}= is no argument of Database; write {write}")
+        raise ConfigurationError(f"{name}= is not an argument of Database; write {write}")
 
 
 def checked(arguments: Mapping[str, Any]) -> Configuration:
-    """Return ``arguments`` as a configuration, or raise ConfigurationError; each is there, or None."""
+    """Return ``arguments`` as a configuration, or raise ConfigurationError; a missing one counts as None."""
     url, engine, async_engine = (arguments.get(name) for name in ("url", "engine", "async_engine"))
     if url is None and engine is None and async_engine is None:
         raise ConfigurationError(
@@ -125,7 +126,7 @@ def arguments_for(
     fixed: Mapping[str, Any],
     async_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what ``create_engine()`` is called with, or with ``async_options`` ``create_async_engine()``."""
+    """Return the arguments for ``create_engine()``, or with ``async_options`` for ``create_async_engine()``."""
     options = {**options, **(async_options or {})}
     if "async_creator" in options:
         options.pop("creator", None)
@@ -134,12 +135,12 @@ def arguments_for(
             "engine_options: creator=... makes connections of a sync driver; for the async engine write "
             'async_engine_options={"async_creator": ...}'
         )
-    # A queue pool of the other kind says nothing of which kind; each has its own by default.
+    # A queue pool class is for either kind; each kind of engine has its own by default.
     if options.get("poolclass") in (QueuePool, AsyncAdaptedQueuePool):
         del options["poolclass"]
     arguments = {**target.connect_args, **options.pop("connect_args", {})}
     if target.url.get_driver_name() == "asyncpg" and "async_creator" not in options:
-        from asgi_sqla.engine.asyncpg import connection_class  # it imports the driver
+        from asgi_sqla.engine.asyncpg import connection_class  # this imports the driver
 
         arguments.setdefault("connection_class", connection_class())
     if target.url.get_backend_name() == "sqlite" and "timeout" not in target.url.query:
@@ -148,11 +149,11 @@ def arguments_for(
 
 
 def checked_engine_options(argument: str, options: Mapping[str, Any], url: URL) -> dict[str, Any]:
-    """Return ``options``, or raise ConfigurationError for what ``create_engine()`` or the pool would refuse later."""
+    """Return ``options``; raise ConfigurationError for what ``create_engine()`` or the pool would refuse later."""
     pool = options.get("poolclass", QueuePool)
     if not isinstance(pool, type) or not issubclass(pool, Pool):
         raise ConfigurationError(
-            f"{argument}: poolclass={hidden(pool)} is no class of pools; write one such as QueuePool"
+            f"{argument}: poolclass={hidden(pool)} is not a pool class; write one such as QueuePool"
         )
     _check_pool(argument, type(options["pool"]) if "pool" in options else pool)
     _check_names(argument, options, url, pool)
@@ -164,9 +165,9 @@ def checked_engine_options(argument: str, options: Mapping[str, Any], url: URL) 
 
 
 def checked_count(argument: str, value: Any) -> int:
-    """Return ``value``, or raise ConfigurationError unless it is a whole number from 0."""
+    """Return ``value``; raise ConfigurationError unless it is a whole number of at least 0."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ConfigurationError(f"{argument}={hidden(value)} is not a count; write a whole number from 0")
+        raise ConfigurationError(f"{argument}={hidden(value)} is not a count; write a whole number of at least 0")
     return value
 
 
@@ -177,18 +178,18 @@ def _check_names(argument: str, options: Mapping[str, Any], url: URL, pool: type
     if argument == "async_engine_options":
         known |= {"async_creator"}
     unknown = sorted(set(options) - known)
-    if unknown and "plugins" not in options and "plugin" not in url.query:  # a plugin takes options of its own
-        write = f"write what create_engine() and {pool.__name__} take"
+    if unknown and "plugins" not in options and "plugin" not in url.query:  # a plugin has its own options
+        write = f"write what create_engine() and {pool.__name__} accept"
         if unknown[0] == "async_creator":
             write = "write it in async_engine_options"
-        raise ConfigurationError(f"{argument}: {hidden(unknown[0])} is not taken; {write}")
+        raise ConfigurationError(f"{argument}: {hidden(unknown[0])} is not accepted; {write}")
 
 
 def _check_pool(argument: str, pool: type[Pool]) -> None:
     if issubclass(pool, AssertionPool | StaticPool | SingletonThreadPool):
         raise ConfigurationError(
-            f"{argument}: poolclass={pool.__name__} has one connection for requests that run at once: one rollback "
-            "undoes the work of all, or the second one fails; leave it out, as "
+            f"{argument}: poolclass={pool.__name__} has one connection for all concurrent requests: one rollback "
+            "undoes the work of all, or the second request fails; leave it out, as "
             'Database("sqlite://") is one database for the whole process without it'
         )
 
@@ -199,13 +200,13 @@ def mapping(argument: str, given: Any) -> dict[str, Any]:
         raise ConfigurationError(f'{argument}={hidden(given)} is not a mapping; write {argument}={{"name": value}}')
     for name in given or ():
         if not isinstance(name, str):
-            raise ConfigurationError(f"{argument}: the name {hidden(name)} is not text; write it in quotes")
+            raise ConfigurationError(f"{argument}: the name {hidden(name)} is not a string; write it in quotes")
     return dict(given or {})
 
 
 def _check_mode(mode: object, url: URL | None) -> None:
     if mode not in (None, "deferred", "immediate"):
-        raise ConfigurationError(f'transaction_mode={hidden(mode)} is none of "deferred" and "immediate"')
+        raise ConfigurationError(f'transaction_mode={hidden(mode)} is not one of "deferred" and "immediate"')
     if mode is not None and (url is None or url.get_backend_name() != "sqlite"):
         raise ConfigurationError(f"transaction_mode={mode!r} is for engines made from a SQLite URL; leave it out")
 
@@ -213,18 +214,18 @@ def _check_mode(mode: object, url: URL | None) -> None:
 def _check_engines(engine: Any, async_engine: Any) -> None:
     if engine is not None and not isinstance(engine, Engine):
         raise ConfigurationError(
-            f"engine={hidden(engine)} is no sync Engine; pass what create_engine() returned, "
+            f"engine={hidden(engine)} is not a sync Engine; pass what create_engine() returned, "
             "and an AsyncEngine as async_engine="
         )
     if async_engine is not None and not isinstance(async_engine, AsyncEngine):
         raise ConfigurationError(
-            f"async_engine={hidden(async_engine)} is no AsyncEngine; pass what create_async_engine() returned, "
+            f"async_engine={hidden(async_engine)} is not an AsyncEngine; pass what create_async_engine() returned, "
             "and a sync Engine as engine="
         )
 
 
 def _replicas(given: Any, written: URL | None) -> tuple[URL, ...]:
-    """Return the URLs to read from, each of a database of the same kind as the one written to."""
+    """Return the URLs of the replicas, each of the same kind of database as ``written``."""
     if given is None:
         return ()
     many = isinstance(given, Sequence) and not isinstance(given, str | bytes | URL)
@@ -234,7 +235,7 @@ def _replicas(given: Any, written: URL | None) -> tuple[URL, ...]:
     for url in urls:
         if written is not None and url.get_backend_name() != written.get_backend_name():
             raise ConfigurationError(
-                f"read_only_url={shown(url)} is another kind of database than url={shown(written)}; "
+                f"read_only_url={shown(url)} is a different kind of database than url={shown(written)}; "
                 "write the URL of a replica"
             )
     return urls

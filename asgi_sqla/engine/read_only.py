@@ -1,7 +1,7 @@
-"""Connections that only read: made so for good where the engine is ours, or for one transaction where it is not.
+"""Read-only connections: permanently on our own engines, for one transaction on an engine that was passed in.
 
-Holds: the statement by which each database is told, and how a connection is given back as it was.
-Must not know: sessions, or why anything only reads.
+Holds: the statement that makes a connection of each database read-only, and how it is undone before the next user.
+Must not know: sessions, or why a unit only reads.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ CONNECTION = {
     "mariadb": "SET SESSION TRANSACTION READ ONLY",
     "sqlite": "PRAGMA query_only=ON",
 }
-"""What makes a connection read-only for good, by dialect."""
+"""The statement that makes a connection read-only permanently, by dialect."""
 TRANSACTION = {
     "postgresql": "SET TRANSACTION READ ONLY",
     "cockroachdb": "SET TRANSACTION READ ONLY",
     "mysql": "SET TRANSACTION READ ONLY",
     "mariadb": "SET TRANSACTION READ ONLY",
 }
-"""What makes only the transaction read-only that has just begun, by dialect."""
+"""The statement that makes the current transaction read-only, by dialect."""
 
 _kept: WeakSet[Dialect] = WeakSet()
-"""The dialects of engines whose connections are all read-only; a pool may be replaced, a dialect stays."""
+"""The dialects of engines whose connections are all read-only; a pool can be replaced, a dialect stays."""
 
 
 def keep_read_only(engine: Engine) -> None:
-    """Open every connection of ``engine``, which is ours and for nothing else, read-only."""
+    """Make every connection of ``engine`` read-only; it is ours, and only for reading."""
     statement = CONNECTION.get(engine.dialect.name)
 
     def on_connect(connection: Any, _record: object) -> None:
@@ -48,19 +48,19 @@ def keep_read_only(engine: Engine) -> None:
 
 
 def is_kept(connection: Connection) -> bool:
-    """Whether ``connection`` is of an engine that was made for reading."""
+    """Return whether ``connection`` belongs to an engine that was made for reading."""
     return connection.dialect in _kept
 
 
 def begin(connection: Connection) -> None:
-    """Make the transaction that has just begun read-only, on a connection that is not so by itself.
+    """Make the transaction that has just begun read-only, unless its connection is permanently so.
 
-    It is of an engine that was handed in, or that ``binds=`` or ``get_bind()`` of the user's session class chose.
+    Its engine was passed in, or chosen by ``binds=`` or ``get_bind()`` of the user's session class.
     """
     if is_kept(connection):
         return
     if connection.dialect.name == "sqlite":
-        # SQLite knows it only of connections, so it is undone when this one goes back to its pool.
+        # SQLite has it only for connections, so it is undone when this one returns to its pool.
         _restore_on_return(connection.engine)
         connection.exec_driver_sql("PRAGMA query_only=ON")
         fairy: Any = connection.connection
@@ -70,8 +70,8 @@ def begin(connection: Connection) -> None:
 
 
 def _restore_on_return(engine: Engine) -> None:
-    """Let ``engine`` get its SQLite connections back as they were."""
-    pool = engine.pool  # the engine may be a copy of the owner's, with options of its own
+    """Undo it when ``engine`` gets a SQLite connection back."""
+    pool = engine.pool  # the engine may be a copy of the owner's, with other options
     if not event.contains(pool, "checkin", _restore):
         event.listen(pool, "checkin", _restore)
 

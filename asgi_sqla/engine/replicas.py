@@ -1,6 +1,6 @@
-"""Several servers that hold the same data: connections go to each in turn, past those that are down.
+"""Several servers with the same data: connections go to each in turn, and skip those that are down.
 
-Holds: whose turn it is, and how long one that refused is left alone.
+Holds: whose turn it is, and how long a server that refused a connection is skipped.
 Must not know: what the connections are for.
 """
 
@@ -22,9 +22,9 @@ from asgi_sqla.engine.urls import Target, shown
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 REST = 30.0
-"""Seconds for which a server that refused a connection is asked only if every other one refuses."""
+"""Seconds for which a server that refused a connection is used only if all others refuse too."""
 UNTIL = "asgi_sqla_until"
-"""Where a connection says how long it stands in for one to a server that rests."""
+"""The key of the time until which a connection replaces one to a skipped server."""
 
 
 class Replicas:
@@ -37,12 +37,12 @@ class Replicas:
         self._next = 0
 
     def attach(self, engine: Engine) -> None:
-        """Have ``engine`` open its connections to them."""
+        """Let ``engine`` open its connections to them."""
         event.listen(engine, "do_connect", self._connect)
         event.listen(engine, "checkout", self._check)
 
     def _check(self, _connection: object, record: ConnectionPoolEntry, _fairy: object) -> None:
-        """Give up a connection that was opened while a server rested, once that one is to be asked again."""
+        """Invalidate a connection that was opened while a server was skipped, once that server is due again."""
         if record.info.get(UNTIL, math.inf) <= time.monotonic():
             raise DisconnectionError
 
@@ -56,7 +56,9 @@ class Replicas:
             except Exception as exc:
                 failure = exc
                 self._resting[number] = time.monotonic() + REST
-                logger.warning("the replica %s refused a connection, and is left alone: %r", shown(target.url), exc)
+                logger.warning(
+                    "the replica %s refused a connection, and is skipped for a while: %r", shown(target.url), exc
+                )
             else:
                 self._resting.pop(number, None)
                 record.info[UNTIL] = min(self._resting.values(), default=math.inf)
@@ -65,7 +67,7 @@ class Replicas:
         raise failure
 
     def _order(self) -> list[int]:
-        """Return whom to ask: first who has rested, then each in turn, and last who rests."""
+        """Return the order to try: servers that are due again, then the others in turn, then the skipped ones."""
         count = len(self._targets)
         turn = [(self._next + offset) % count for offset in range(count)]
         self._next = (self._next + 1) % count

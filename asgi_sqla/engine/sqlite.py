@@ -1,6 +1,6 @@
-"""SQLite as an application needs it: foreign keys, WAL, a busy timeout, transactions that begin.
+"""SQLite for applications: foreign keys, WAL, a busy timeout, and transactions that really begin.
 
-Holds: what is set on SQLite engines that are ours; one that was handed in is never touched.
+Holds: the settings of our own SQLite engines; an engine that was passed in is never changed.
 Must not know: who uses them.
 """
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     import sqlite3
 
 SWITCH_TIMEOUT = 0.02
-"""Seconds to go on trying to switch a file to WAL that somebody is writing to."""
+"""Seconds to keep trying to switch a file to WAL while another connection writes to it."""
 
 _memories = count(1)
 
 
 def is_memory(url: URL) -> bool:
-    """Whether ``url`` names a database that is in no file."""
+    """Return whether ``url`` names an in-memory database."""
     return url.database in (None, "", ":memory:", "file::memory:") or url.query.get("mode") == "memory"
 
 
 def shared_memory(url: URL) -> tuple[URL, sqlite3.Connection]:
     """Return the URL of a new in-memory database, and the connection that keeps it alive.
 
-    Every connection of the process to that URL sees the one database, each in a transaction of its
-    own: SQLite's ``memdb`` file system locks it as it would a file. (A plain ``:memory:`` is another
-    database in every thread, and one shared connection lets a rollback undo everybody's work.)
+    Every connection in the process to that URL uses the same database, each in its own transaction: SQLite's ``memdb``
+    file system locks it like a file. (A plain ``:memory:`` is a separate database in each thread, and with one shared
+    connection a rollback undoes everybody's work.)
     """
-    import sqlite3  # only where there is such a database
+    import sqlite3  # imported only for such a database
 
     if sqlite3.sqlite_version_info < (3, 36):
         raise ConfigurationError(
@@ -53,9 +53,9 @@ def shared_memory(url: URL) -> tuple[URL, sqlite3.Connection]:
 
 
 def _switch_to_wal(cursor: Any) -> None:
-    """Switch a file to WAL, which it then stays; where somebody writes to it now, leave that to a later connection.
+    """Switch a file to WAL, permanently; while another connection writes to it, leave that to a later connection.
 
-    The switch needs the file for itself, and SQLite does not wait for a writer then, whatever the timeout.
+    The switch needs exclusive access, and SQLite does not wait for a writer then, whatever the timeout is.
     """
     import sqlite3
 
@@ -74,32 +74,35 @@ def _switch_to_wal(cursor: Any) -> None:
 def _release(connection: Any, _record: object, _exception: BaseException | None) -> None:
     """Roll back before an invalidated connection is closed.
 
-    A cancelled statement whose cursor some traceback still holds keeps a closed connection, and its
-    lock on the database, alive.
+    A traceback may hold the cursor of a cancelled statement. It keeps a closed connection alive, with its lock on the
+    database.
     """
     with suppress(Exception, CancelledError):
         connection.rollback()
 
 
 def _begin_deferred(connection: Connection) -> None:
-    """Begin past SQLAlchemy, in one turn of the driver's thread, not three: it takes no lock, so it cannot fail."""
+    """Begin without SQLAlchemy's cursor, in one turn of the driver's thread instead of three.
+
+    It takes no lock, so it cannot fail.
+    """
     adapted: Any = connection.connection.dbapi_connection
     if not connection.dialect.is_async:
         adapted.execute("BEGIN DEFERRED")
         return
     try:
         adapted.run_async(lambda driver: driver.execute("BEGIN DEFERRED"))
-    except BaseException:  # cancelled, so nobody knows whether it has begun
+    except BaseException:  # cancelled, so it is unknown whether the transaction has begun
         connection.invalidate()
         raise
 
 
 def prepare(engine: Engine, mode: TransactionMode | None) -> None:
-    """Give every connection of ``engine`` our settings, and every transaction a real BEGIN unless ``mode`` is None."""
+    """Give every connection of ``engine`` our settings, and unless ``mode`` is None every transaction a real BEGIN."""
     wal = not {"memdb", "ro", "1"}.intersection(str(engine.url.query.get(key)) for key in ("vfs", "mode", "immutable"))
 
     def on_connect(connection: Any, _record: object) -> None:
-        # None keeps the driver from beginning, late and only for some statements, by itself.
+        # With None the driver does not begin by itself, which it would do late and only for some statements.
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute("PRAGMA foreign_keys=ON")

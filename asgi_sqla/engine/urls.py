@@ -2,7 +2,7 @@
 
 Pure: nothing is imported, opened or connected; the caller says what is installed.
 
-Holds: the table of drivers, what one driver calls differently from another, and what of a value may be shown.
+Holds: the table of drivers, the names of options in each driver, and which parts of a value may be shown.
 Must not know: engines, event loops, sessions.
 """
 
@@ -27,7 +27,7 @@ class Backend(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Where one engine connects: its URL, and what its driver does not take from a URL."""
+    """Where one engine connects: its URL, and the arguments that its driver does not take from a URL."""
 
     url: URL
     connect_args: dict[str, Any]
@@ -43,7 +43,7 @@ BACKENDS: Mapping[str, Backend] = {
     "mssql": Backend("mssql", ("pyodbc",), ("aioodbc",)),
 }
 MODULES = {"mysqldb": "MySQLdb", "pysqlite": "sqlite3"}
-"""The module of each driver that is not named like its module."""
+"""The modules of the drivers that are not named like their module."""
 
 _LIBPQ = ("psycopg", "psycopg2")
 _ASYNCPG_NUMBERS = ("command_timeout", "max_cached_statement_lifetime", "timeout")
@@ -58,36 +58,38 @@ _SETTING = re.compile(r"(?:-c\s*|--)(?P<name>[\w.]+)=(?P<value>(?:\\.|\S)*)\s*")
 
 
 def shown(url: URL) -> str:
-    """Return ``url`` as errors and logs may hold it: without its passwords, also those in its query."""
+    """Return ``url`` as errors and logs may show it: without its passwords, also those in its query."""
     hidden = {key: "..." for key in url.query if _SECRET.search(key)}
     return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def hidden(value: object) -> str:
-    """Return the ``repr`` of any value, or only its type if a password may be in it, wherever a URL was put."""
+    """Return the ``repr`` of any value, or only its type if it may contain a password, such as a URL."""
     if isinstance(value, URL):
         return shown(value)
     text = repr(value)
     package = type(value).__module__.partition(".")[0]
-    safe = package == "asgi_sqla" or (package == "sqlalchemy" and not _SECRET.search(text))  # theirs shows a query
+    safe = package == "asgi_sqla" or (
+        package == "sqlalchemy" and not _SECRET.search(text)
+    )  # SQLAlchemy's repr shows the query
     if not safe and ("@" in text or _USER.search(text) or _SECRET.search(text)):
         return f"a {type(value).__name__} (not shown, as it may hold a password)"
     return text
 
 
 def printable(text: str) -> str:
-    """Return ``text`` of a client's as one line: what a path holds must not forge a line of the log."""
+    """Return a client's ``text`` on one line, so that a path cannot forge a line of the log."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def parse(url: str | URL, argument: str = "url") -> URL:
-    """Return ``url`` as a SQLAlchemy URL whose dialect exists; ``postgres://`` is understood.
+    """Return ``url`` as a SQLAlchemy URL whose dialect exists; ``postgres://`` is accepted.
 
-    Raises ConfigurationError, naming ``argument``, for what is no URL and for an unknown dialect.
+    Raises ConfigurationError, naming ``argument``, for what is not a URL and for an unknown dialect.
     """
     if hasattr(url, "get_secret_value"):
         raise ConfigurationError(f"{argument} is a {type(url).__name__}; write {argument}.get_secret_value()")
-    if hasattr(url, "unicode_string"):  # a DSN of pydantic's
+    if hasattr(url, "unicode_string"):  # a DSN of pydantic
         raise ConfigurationError(f"{argument} is a {type(url).__name__}; write str({argument})")
     if hasattr(url, "dialect"):
         wanted = "async_engine" if hasattr(url, "sync_engine") else "engine"
@@ -98,8 +100,8 @@ def parse(url: str | URL, argument: str = "url") -> URL:
             'or "postgresql://user:password@host/name"'
         )
     try:
-        parsed = make_url(url)  # ArgumentError too for what is neither text nor URL
-    except (ArgumentError, ValueError):  # the latter for a port that is no number
+        parsed = make_url(url)  # raises ArgumentError for other types too
+    except (ArgumentError, ValueError):  # the latter for a port that is not a number
         raise ConfigurationError(
             f"{argument} is not a database URL (it is not shown, as it may hold a password); "
             'write one such as "postgresql://user:password@host/name"'
@@ -108,9 +110,9 @@ def parse(url: str | URL, argument: str = "url") -> URL:
     parsed = parsed.set(drivername=("postgresql" if name == "postgres" else name) + plus + driver)
     try:
         parsed.get_dialect()
-    except (ArgumentError, ImportError, ValueError):  # the last for two plus signs
+    except (ArgumentError, ImportError, ValueError):  # the latter for two plus signs
         raise ConfigurationError(
-            f"{argument}={shown(parsed)}: SQLAlchemy knows no dialect {parsed.drivername!r}; "
+            f"{argument}={shown(parsed)}: SQLAlchemy has no dialect {parsed.drivername!r}; "
             f"write one of {', '.join(sorted(BACKENDS))}, or install its package"
         ) from None
     return parsed
@@ -119,9 +121,9 @@ def parse(url: str | URL, argument: str = "url") -> URL:
 def translate(url: URL, *, asynchronous: bool, installed: Callable[[str], bool]) -> Target:
     """Return where the sync or the async engine of ``url`` connects.
 
-    A driver that is already right is kept; otherwise the best one for which
-    ``installed(module_name)`` is true is taken. Raises MissingDriverError when there is none,
-    ConfigurationError when the URL holds what the driver chosen cannot be told.
+    A driver of the right kind is kept; otherwise it is the best one for which ``installed(module_name)`` is true.
+    Raises MissingDriverError if there is none, and ConfigurationError if the chosen driver cannot have an option of the
+    URL.
     """
     driver = _driver(url, asynchronous, installed)
     if driver is None:
@@ -135,9 +137,9 @@ def translate(url: URL, *, asynchronous: bool, installed: Callable[[str], bool])
 
 
 def _driver(url: URL, asynchronous: bool, installed: Callable[[str], bool]) -> str | None:
-    """Return the name of the driver; None where only the one the URL names is known."""
+    """Return the name of the driver; None if only the URL's own driver is known."""
     name = url.get_backend_name()
-    # psycopg and oracledb serve both kinds under one name; SQLAlchemy has a second one for async.
+    # psycopg and oracledb serve both kinds under one name; SQLAlchemy has a second name for async.
     given = url.drivername.partition("+")[2].removesuffix("_async")
     backend = BACKENDS.get(name)
     if backend is None or (given and given not in backend.sync + backend.asynchronous):
@@ -157,11 +159,11 @@ def _driver(url: URL, asynchronous: bool, installed: Callable[[str], bool]) -> s
 
 
 def _check_foreign(url: URL, asynchronous: bool) -> None:
-    """Raise unless a dialect or driver that is not in the table is of the kind: it serves only its own."""
+    """Raise unless a dialect or driver outside the table is of the requested kind: it has only one."""
     if getattr(url.get_dialect(), "is_async", False) is not asynchronous:
         wanted, argument = ("async", "async_engine") if asynchronous else ("sync", "engine")
         raise ConfigurationError(
-            f"url={shown(url)}: no {wanted} driver is known beside {url.drivername!r}; pass {argument}= to Database"
+            f"url={shown(url)}: no {wanted} driver is known for {url.drivername!r}; pass {argument}= to Database"
         )
 
 
@@ -180,8 +182,8 @@ def _for_asyncpg(url: URL) -> Target:
             arguments[key] = _number(url, key, query.pop(key), int if key in _ASYNCPG_INTEGERS else float)
     if unknown := sorted(query.keys() - _ASYNCPG_KNOWN):
         raise ConfigurationError(
-            f"url={shown(url)}: asyncpg takes no {unknown[0]!r}; leave it out, or install psycopg and write "
-            "postgresql+psycopg://, which serves sync and async"
+            f"url={shown(url)}: asyncpg does not accept {unknown[0]!r}; leave it out, or install psycopg and "
+            "write postgresql+psycopg://, which works for sync and async"
         )
     if settings:
         arguments["server_settings"] = settings
@@ -189,13 +191,13 @@ def _for_asyncpg(url: URL) -> Target:
 
 
 def _server_settings(url: URL, query: dict[str, Any]) -> dict[str, str]:
-    """Take out of ``query`` what libpq sends as settings and asyncpg wants as a mapping."""
+    """Remove from ``query`` what libpq sends as settings, and return the mapping that asyncpg wants."""
     settings: dict[str, str] = {}
     options = query.pop("options", "")
     found = list(_SETTING.finditer(options)) if isinstance(options, str) else []
     if "".join(match.group() for match in found) != options:
         raise ConfigurationError(
-            f"url={shown(url)}: options={options!r} cannot be told to asyncpg; write only '-c name=value' in it"
+            f"url={shown(url)}: options={options!r} cannot be translated for asyncpg; write only '-c name=value' in it"
         )
     settings.update((match["name"], re.sub(r"\\(.)", r"\1", match["value"])) for match in found)
     if "application_name" in query:
@@ -207,7 +209,9 @@ def _number(url: URL, key: str, value: object, kind: type[float]) -> float:
     try:
         return kind(str(value))
     except ValueError:
-        raise ConfigurationError(f"url={shown(url)}: {key}={value!r} is no number; write seconds or a size") from None
+        raise ConfigurationError(
+            f"url={shown(url)}: {key}={value!r} is not a number; write seconds or a size"
+        ) from None
 
 
 def _ssl_mode(value: Any) -> Any:
@@ -219,12 +223,12 @@ def _for_libpq(url: URL) -> URL:
     if "ssl" in query:
         query["sslmode"] = _ssl_mode(query.pop("ssl"))
     if "timeout" in query:
-        # libpq takes whole seconds, and 0 for ever.
+        # libpq takes whole seconds, and 0 means forever.
         query["connect_timeout"] = str(max(1, round(_number(url, "timeout", query.pop("timeout"), float))))
     if "command_timeout" in query:
         seconds = _number(url, "command_timeout", query.pop("command_timeout"), float)
         query["options"] = f"{query.get('options', '')} -c statement_timeout={round(seconds * 1000)}".strip()
-    # Sizes of asyncpg's own statement caches say nothing to libpq.
+    # libpq has no use for the sizes of asyncpg's statement caches.
     for key in ("prepared_statement_cache_size", "max_cached_statement_lifetime", *_ASYNCPG_INTEGERS):
         query.pop(key, None)
     return url.set(query=query)

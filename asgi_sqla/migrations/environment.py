@@ -1,6 +1,6 @@
 """What the user's ``env.py`` calls: the same under our commands and under plain ``alembic``.
 
-Lives here: Alembic's environment, on the connection it is given, or on one that takes the lock.
+Holds: Alembic's environment, on a given connection, or on a new one that takes the lock.
 Must not know: which command is running.
 """
 
@@ -16,10 +16,14 @@ from asgi_sqla.migrations.manager import Migrations
 
 
 def run_env(migrations: Migrations | Database, metadata: MetaData | None = None) -> None:
-    """Run the migrations that Alembic asks for; all that an ``env.py`` has to do.
+    """Run the migrations that Alembic asks for; an ``env.py`` calls nothing else.
 
-    ``migrations`` is the ``Migrations``; or a ``Database``, beside the ``metadata`` of its models.
     Under the ``alembic`` command it connects and takes the migration lock, as our own commands do.
+
+    - ``migrations``: the ``Migrations``, or a ``Database`` with ``metadata``.
+    - ``metadata``: the ``MetaData`` of the models, if ``migrations`` is a ``Database``; default: none.
+
+    Raises MigrationLockError if another process holds the lock for too long.
     """
     if isinstance(migrations, Database):
         migrations = Migrations(migrations, context.script.dir, metadata=metadata)

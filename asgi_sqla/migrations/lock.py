@@ -1,7 +1,8 @@
-"""The lock that lets one process at a time look at, and change, the schema of a database.
+"""The lock that lets one process at a time read and change the schema of a database.
 
-Lives here: how each kind of database is locked: by the connection that migrates, so that both end
-together, whatever happens to the process.
+The connection that migrates holds it, so both end together, whatever happens to the process.
+
+Holds: how each kind of database is locked.
 Must not know: Alembic, or what is done under the lock.
 """
 
@@ -24,7 +25,7 @@ from asgi_sqla.migrations.state import MigrationError
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 KEY = 0x6173_6769_5F73_716C
-"""Our number among PostgreSQL's advisory locks, which each database there has its own of."""
+"""Our number among PostgreSQL's advisory locks, which each database has separately."""
 
 
 class MigrationLockError(MigrationError, TimeoutError):
@@ -35,21 +36,21 @@ class Lock(Protocol):
     """The lock of one kind of database, on one connection."""
 
     def acquire(self) -> bool:
-        """Try, waiting a moment at the most; return whether it is ours."""
+        """Try to lock, waiting a moment at most; return whether it succeeded."""
         ...
 
     def release(self) -> None:
-        """Give it up; the transaction is over."""
+        """Release the lock; the transaction has ended."""
         ...
 
     def check(self) -> None:
-        """Look at what was done, before it is committed."""
+        """Check what was done, before it is committed."""
         ...
 
 
 @contextmanager
 def locked(connection: Connection, timeout: float) -> Iterator[None]:
-    """Hold the lock; at the end commit what is open, or roll it back if an exception leaves."""
+    """Hold the lock; at the end commit, or roll back after an exception."""
     lock = _LOCKS.get(connection.dialect.name, _None)(connection)
     _acquire(connection, lock, timeout)
     try:
@@ -57,7 +58,7 @@ def locked(connection: Connection, timeout: float) -> Iterator[None]:
         lock.check()
         connection.commit()
     except BaseException:
-        with suppress(DBAPIError):  # the connection may be what failed
+        with suppress(DBAPIError):  # the connection itself may have failed
             connection.rollback()
         raise
     finally:
@@ -74,39 +75,39 @@ def _acquire(connection: Connection, lock: Lock, timeout: float) -> None:
         if time.monotonic() > deadline:
             raise MigrationLockError(
                 f"another process has held the migration lock of {shown(connection.engine.url)} for more than "
-                f"{timeout:g} seconds; wait for its end, or raise lock_timeout="
+                f"{timeout:g} seconds; wait until it ends, or raise lock_timeout="
             )
 
 
 def _release(connection: Connection, lock: Lock) -> None:
     try:
         lock.release()
-    except BaseException as exc:  # it ends with the connection, so the connection has to end
+    except BaseException as exc:  # the lock ends with the connection, so the connection must end
         connection.invalidate(exc)
         if not isinstance(exc, DBAPIError):
             raise
 
 
 class _OfSession:
-    """A lock that belongs to the connection, and outlasts its transactions."""
+    """A lock that belongs to the connection, and outlives its transactions."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
     def ask(self, query: str, **parameters: Any) -> Any:
-        """Return the one value, and leave no transaction: a snapshot would hide what others did."""
+        """Return one value, and leave no transaction open, because a snapshot would hide what others did."""
         value = self.connection.scalar(text(query), parameters)
         self.connection.commit()
         return value
 
     def check(self) -> None:
-        """Trust the database, which checked each statement."""
+        """Do nothing: the database has checked each statement."""
 
 
 class _PostgreSQL(_OfSession):
-    """An advisory lock; asked for again and again, since waiting in it would hold a snapshot.
+    """An advisory lock, requested repeatedly, because a waiting request would hold a snapshot.
 
-    (And CREATE INDEX CONCURRENTLY waits for snapshots: two processes would wait for each other.)
+    (CREATE INDEX CONCURRENTLY waits for snapshots, so two processes would wait for each other.)
     """
 
     def acquire(self) -> bool:
@@ -120,7 +121,7 @@ class _PostgreSQL(_OfSession):
 
 
 class _MariaDB(_OfSession):
-    """``GET_LOCK``, which all databases of a server share: so its name holds the database's."""
+    """``GET_LOCK``, which all databases of a server share, so its name contains the database's."""
 
     @property
     def name(self) -> str:
@@ -135,10 +136,10 @@ class _MariaDB(_OfSession):
 
 
 class _SQLite:
-    """An exclusive transaction, with foreign keys off in it.
+    """An exclusive transaction, with foreign keys off.
 
-    SQLite changes a table by making it anew. With foreign keys on, dropping the old one would delete
-    the rows that refer to it; they can only be turned off outside a transaction.
+    SQLite changes a table by creating it anew. With foreign keys on, dropping the old table would delete the rows that
+    refer to it. They can be turned off only outside a transaction.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -162,13 +163,13 @@ class _SQLite:
         return True
 
     def check(self) -> None:
-        """Raise if rows refer to what is gone, as far as the schema was changed."""
+        """Raise if rows refer to missing rows after a change of the schema."""
         if not self._foreign_keys or self._ask("PRAGMA schema_version") == self._schema:
             return
         broken = self._connection.exec_driver_sql("PRAGMA foreign_key_check").first()
         if broken is not None:
             raise MigrationError(
-                f"a row of {broken[0]} refers to a row of {broken[2]} that is not there; nothing was changed"
+                f"a row of {broken[0]} refers to a row of {broken[2]} that does not exist; nothing was changed"
             )
 
     def release(self) -> None:
@@ -177,7 +178,7 @@ class _SQLite:
         self._connection.rollback()
 
     def _leave_transaction(self) -> None:
-        """Have SQLAlchemy in a transaction, and the database in none yet."""
+        """Put SQLAlchemy into a transaction, and the database into none."""
         if not self._connection.in_transaction():
             self._connection.begin()
         driver_connection = self._connection.connection.driver_connection
@@ -190,11 +191,11 @@ class _SQLite:
 
 
 class _None(_OfSession):
-    """No lock, on a database of which we know none."""
+    """No lock, for a database for which we have none."""
 
     def acquire(self) -> bool:
         logger.warning(
-            "no migration lock is known for %s; let one process at a time migrate", self.connection.dialect.name
+            "no migration lock is known for %s; let only one process migrate at a time", self.connection.dialect.name
         )
         return True
 

@@ -1,6 +1,6 @@
-"""``Migrations``: the schema of one database and the scripts that change it, in both kinds.
+"""``Migrations``: the schema of one database and the scripts that change it, for sync and async code.
 
-Lives here: the commands and their awaitable twins, and which engine serves them.
+Holds: the commands and their async twins, and the engine that runs them.
 Must not know: what the commands do.
 """
 
@@ -30,26 +30,31 @@ from asgi_sqla.migrations.state import Status
 T = TypeVar("T")
 
 _URL = re.compile(r"[\w+]{2,}:/")
-"""Finds a URL where a directory belongs, also once it was made a path; a drive has one letter."""
+"""Finds a URL in place of a directory, also after it was made a path; a drive has one letter."""
 _alembic = threading.Lock()
-"""Alembic keeps what it is doing in a global, so a process does one thing at a time with it."""
+"""Alembic keeps its state in a global, so a process runs one command at a time."""
 
 
 class Migrations:
-    """The migrations of one ``Database``: the scripts in ``location``, a directory made by ``asgi-sqla init``.
+    """The migrations of one ``Database``: its schema, and the scripts that change it.
 
-    ``metadata`` is that of the models (or their base class); without one ``create`` runs every
-    revision, and ``drop`` undoes them. ``options`` go to Alembic's ``context.configure()``, such as
-    ``version_table`` and ``compare_type``. ``lock_timeout`` is how many seconds to wait for another
-    process that has the migration lock.
+    Every command has an async twin: ``await migrations.async_sync()``. The commands use the sync engine if its driver
+    is installed, and the twins run it in a worker thread; otherwise they use the async engine.
 
-    Every command has an awaitable twin: ``await migrations.async_sync()``. All use the sync engine
-    where its driver is installed, the twins in a worker thread, and otherwise the async one. All but
-    ``latest`` hold the migration lock, and read what they go by inside it: an advisory lock on
-    PostgreSQL (connect to it directly, not through a proxy that pools transactions), ``GET_LOCK`` on
-    MariaDB and MySQL, an exclusive transaction on SQLite; other databases are warned of, for they
-    have none. Not to reach the database raises what the driver raises; what Alembic refuses raises its
-    ``CommandError``.
+    Every command but ``latest`` holds the migration lock, and reads the state inside it. It is an advisory lock on
+    PostgreSQL, ``GET_LOCK`` on MariaDB and MySQL, and an exclusive transaction on SQLite; other databases have none,
+    and a warning says so. Connect to PostgreSQL directly, not through a pooler in transaction mode.
+
+    - ``database``: the ``Database`` to migrate.
+    - ``location``: the directory of the scripts, as ``asgi-sqla init`` writes it.
+    - ``metadata``: the ``MetaData`` of the models, or their base class. Without it ``create`` runs every revision, and
+      ``drop`` undoes them; default: none.
+    - ``options``: a mapping of options for Alembic's ``context.configure()``, such as ``version_table`` and
+      ``compare_type``; default: none.
+    - ``lock_timeout``: seconds to wait for another process that holds the migration lock; default: 600.
+
+    Raises ConfigurationError for a wrong argument, at once. A command raises MigrationLockError if it does not get the
+    lock, what the driver raises if it cannot connect, and Alembic's ``CommandError`` for what Alembic refuses.
     """
 
     def __init__(
@@ -63,11 +68,11 @@ class Migrations:
     ) -> None:
         if not isinstance(database, Database):
             raise ConfigurationError(
-                f"database={hidden(database)} is no Database; write Migrations(Database(url), location)"
+                f"database={hidden(database)} is not a Database; write Migrations(Database(url), location)"
             )
         metadata = getattr(metadata, "metadata", metadata)
         if not isinstance(metadata, MetaData | None):
-            raise ConfigurationError(f"metadata={hidden(metadata)} is no MetaData; pass Base.metadata")
+            raise ConfigurationError(f"metadata={hidden(metadata)} is not a MetaData; pass Base.metadata")
         if not isinstance(options, Mapping | None):
             raise ConfigurationError(f'options={hidden(options)} is not a mapping; write options={{"name": value}}')
         check_kinds("Migrations", {"lock_timeout": lock_timeout}, {"lock_timeout": SECONDS})
@@ -82,20 +87,28 @@ class Migrations:
         return f"<Migrations of {self.database!r} in {where if repr(where) == hidden(where) else hidden(where)}>"
 
     def sync(self, *, stamp: str | None = None) -> SyncResult:
-        """Bring the database to the newest revision, creating or upgrading it; return what was done.
+        """Bring the database to the newest revision, by creating or upgrading it; return what was done.
 
-        A database that has tables but no version is left alone, and so is one at a revision that the
-        scripts do not know: MigrationError. ``stamp`` is the revision (or "heads") that tables without
-        a version are at: then it is written down, and the upgrade goes on from there.
+        - ``stamp``: the revision of tables without a version, or "heads"; it is recorded before the upgrade; default:
+          none.
+
+        Raises MigrationError if the database has tables but no version, or a revision that the scripts do not have.
         """
         return self._do(lambda schema: schema.sync(stamp))
 
     async def async_sync(self, *, stamp: str | None = None) -> SyncResult:
-        """Do what ``sync`` does."""
+        """Do what ``sync`` does.
+
+        - ``stamp``: the revision of tables without a version, or "heads"; it is recorded before the upgrade; default:
+          none.
+        """
         return await self._async_do(lambda schema: schema.sync(stamp))
 
     def create(self) -> None:
-        """Create the tables, at the newest revision; MigrationError unless the database is empty."""
+        """Create the tables, at the newest revision.
+
+        Raises MigrationError unless the database is empty.
+        """
         self._do(Schema.create)
 
     async def async_create(self) -> None:
@@ -103,23 +116,35 @@ class Migrations:
         await self._async_do(Schema.create)
 
     def upgrade(self, target: str = "heads") -> None:
-        """Run the revisions up to ``target``, written as for Alembic: a revision, "heads", "+1"."""
+        """Run the revisions up to ``target``.
+
+        - ``target``: a revision, "heads", or a step such as "+1"; default: "heads".
+        """
         self._do(lambda schema: schema.upgrade(target))
 
     async def async_upgrade(self, target: str = "heads") -> None:
-        """Do what ``upgrade`` does."""
+        """Do what ``upgrade`` does.
+
+        - ``target``: a revision, "heads", or a step such as "+1"; default: "heads".
+        """
         await self._async_do(lambda schema: schema.upgrade(target))
 
     def downgrade(self, target: str) -> None:
-        """Undo the revisions down to ``target``: a revision, "base", "-1"."""
+        """Undo the revisions down to ``target``.
+
+        - ``target``: a revision, "base", or a step such as "-1".
+        """
         self._do(lambda schema: schema.downgrade(target))
 
     async def async_downgrade(self, target: str) -> None:
-        """Do what ``downgrade`` does."""
+        """Do what ``downgrade`` does.
+
+        - ``target``: a revision, "base", or a step such as "-1".
+        """
         await self._async_do(lambda schema: schema.downgrade(target))
 
     def drop(self) -> None:
-        """Drop the tables, with all that is in them, and the version table."""
+        """Drop the tables with their rows, and the version table."""
         self._do(Schema.drop)
 
     async def async_drop(self) -> None:
@@ -127,7 +152,7 @@ class Migrations:
         await self._async_do(Schema.drop)
 
     def status(self) -> Status:
-        """Return in which state the database is."""
+        """Return the state of the database."""
         return self._do(Schema.status)
 
     async def async_status(self) -> Status:
@@ -135,7 +160,7 @@ class Migrations:
         return await self._async_do(Schema.status)
 
     def current(self) -> tuple[str, ...]:
-        """Return the revisions the database is at: none, one, or one for each branch."""
+        """Return the revisions of the database: none, one, or one for each branch."""
         return self._do(Schema.current)
 
     async def async_current(self) -> tuple[str, ...]:
@@ -143,7 +168,7 @@ class Migrations:
         return await self._async_do(Schema.current)
 
     def latest(self) -> tuple[str, ...]:
-        """Return the newest revisions among the scripts: none, one, or one for each branch."""
+        """Return the newest revisions of the scripts: none, one, or one for each branch. It needs no database."""
         return tuple(sorted(ScriptDirectory.from_config(configuration(self.location)).get_heads()))
 
     async def async_latest(self) -> tuple[str, ...]:
@@ -151,21 +176,29 @@ class Migrations:
         return await to_thread.run_sync(self.latest)
 
     def revision(self, message: str, *, autogenerate: bool = False, **options: Any) -> list[Path]:
-        """Write a new revision script and return its path; ``autogenerate`` fills it from the metadata.
+        """Write a new revision script, and return its path.
 
-        ``options`` are those of Alembic's ``command.revision``: ``head``, ``splice``, ``branch_label``,
-        ``rev_id``, ``depends_on``.
+        - ``message``: what the revision does; it is in the name of the file.
+        - ``autogenerate``: True fills the script with the differences between metadata and database; default: False.
+        - ``**options``: ``head``, ``splice``, ``branch_label``, ``rev_id`` or ``depends_on`` of Alembic's
+          ``command.revision``.
         """
         options["autogenerate"] = autogenerate
         return self._do(lambda schema: schema.revision(message, options))
 
     async def async_revision(self, message: str, *, autogenerate: bool = False, **options: Any) -> list[Path]:
-        """Do what ``revision`` does."""
+        """Do what ``revision`` does.
+
+        - ``message``: what the revision does; it is in the name of the file.
+        - ``autogenerate``: True fills the script with the differences between metadata and database; default: False.
+        - ``**options``: ``head``, ``splice``, ``branch_label``, ``rev_id`` or ``depends_on`` of Alembic's
+          ``command.revision``.
+        """
         options["autogenerate"] = autogenerate
         return await self._async_do(lambda schema: schema.revision(message, options))
 
     def dialect_name(self) -> str:
-        """Return what SQLAlchemy calls this kind of database."""
+        """Return SQLAlchemy's name for this kind of database."""
         engine = self._sync_engine()
         return engine.dialect.name if engine is not None else asyncio.run(self._async_dialect_name())
 
@@ -173,7 +206,10 @@ class Migrations:
         return self.database.async_engine.dialect.name
 
     def with_lock(self, work: Callable[[Connection], T]) -> T:
-        """Return ``work(connection)``, on a connection of its own that holds the migration lock."""
+        """Return ``work(connection)``, on a new connection that holds the migration lock.
+
+        - ``work``: a plain function of one ``Connection``.
+        """
         engine = self._sync_engine()
         if engine is None:
             return self._run_async(work)
@@ -181,7 +217,10 @@ class Migrations:
             return self._hold(connection, work)
 
     async def async_with_lock(self, work: Callable[[Connection], T]) -> T:
-        """Do what ``with_lock`` does; ``work`` runs in a worker thread, or inside ``run_sync()``."""
+        """Do what ``with_lock`` does.
+
+        - ``work``: a plain function of one ``Connection``; it runs in a worker thread, or inside ``run_sync()``.
+        """
         if self._sync_engine() is not None:
             return await to_thread.run_sync(self.with_lock, work, limiter=CapacityLimiter(1))
         async with self.database.async_engine.connect() as connection:
@@ -192,7 +231,7 @@ class Migrations:
             return work(connection)
 
     def _sync_engine(self) -> Engine | None:
-        """Return the sync engine, or None if the database has only the other kind."""
+        """Return the sync engine, or None if the database has only an async one."""
         try:
             return self.database.engine
         except ConfigurationError:
@@ -206,14 +245,14 @@ class Migrations:
         except RuntimeError:
             return asyncio.run(self._on_a_loop_of_its_own(work))
         raise WrongEventLoopError(
-            f"{self!r} has only an async driver, and an event loop is running: use the awaitable twin, "
+            f"{self!r} has only an async driver, and an event loop is running: use the async twin, "
             "await migrations.async_sync()"
         )
 
     async def _on_a_loop_of_its_own(self, work: Callable[[Connection], T]) -> T:
         try:
             return await self.async_with_lock(work)
-        finally:  # an engine handed in would keep a connection of this loop for others
+        finally:  # an engine that was passed in would keep a connection of this loop
             await self.database.async_engine.dispose()
 
     def _on(self, work: Callable[[Schema], T]) -> Callable[[Connection], T]:
@@ -229,7 +268,7 @@ class Migrations:
     async def _async_do(self, work: Callable[[Schema], T]) -> T:
         if self._sync_engine() is not None:
             return await to_thread.run_sync(self._do, work, limiter=CapacityLimiter(1))
-        while not _alembic.acquire(blocking=False):  # noqa: ASYNC110  # other loops and threads have it too
+        while not _alembic.acquire(blocking=False):  # noqa: ASYNC110  # other loops and threads use it too
             await asyncio.sleep(0.02)
         try:
             return await self.async_with_lock(self._on(work))
@@ -238,7 +277,7 @@ class Migrations:
 
 
 def checked_location(location: Any) -> Path:
-    """Return the path of a directory of migrations, or raise ConfigurationError for what is none, such as a URL."""
+    """Return the path of a directory of migrations; raise ConfigurationError for anything else, such as a URL."""
     if not isinstance(location, str | PathLike) or _URL.match(str(location)):
-        raise ConfigurationError(f'location={hidden(location)} is no directory; write one such as "migrations"')
+        raise ConfigurationError(f'location={hidden(location)} is not a directory; write one such as "migrations"')
     return Path(location)

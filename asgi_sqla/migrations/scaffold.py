@@ -1,6 +1,6 @@
 """Writes a migrations directory.
 
-Lives here: what is in a new one.
+Holds: the content of a new one.
 Must not know: databases.
 """
 
@@ -57,10 +57,15 @@ def downgrade() -> None:
 
 
 def scaffold(location: Path, reference: str, metadata: str | None = None) -> list[Path]:
-    """Write ``location`` with its ``env.py``, script template and ``alembic.ini``; return the files written.
+    """Write a directory of migrations with ``env.py``, script template and ``alembic.ini``; return the files written.
 
-    ``reference`` names the ``Migrations`` as "package.module:name"; or the ``Database``, and then
-    ``metadata`` the base class of the models in the same way. Files that exist are left alone.
+    Existing files are left alone.
+
+    - ``location``: the directory to write.
+    - ``reference``: the ``Migrations`` as "package.module:name", or the ``Database``.
+    - ``metadata``: the base class of the models in the same form, if ``reference`` is a ``Database``; default: none.
+
+    Raises ConfigurationError for a wrong reference.
     """
     files = {
         "env.py": _env(reference, metadata),
@@ -91,5 +96,5 @@ def _env(reference: str, metadata: str | None) -> str:
 def _split(reference: str) -> tuple[str, str]:
     module, colon, name = reference.partition(":")
     if not (module and colon and name.isidentifier()):
-        raise ConfigurationError(f'{hidden(reference)} names nothing that can be imported; write "package.module:name"')
+        raise ConfigurationError(f'{hidden(reference)} cannot be imported; write "package.module:name"')
     return module, name

@@ -1,7 +1,7 @@
-"""The schema of one database, on a connection that holds the lock: looked at and changed.
+"""The schema of one database, read and changed on a connection that holds the lock.
 
-Lives here: what each command does, and where a change is a transaction and where it cannot be.
-Must not know: how the connection was had, or whether anybody awaits.
+Holds: what each command does, and where a change is one transaction and where it cannot be.
+Must not know: where the connection comes from, or whether anything is awaited.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class SyncResult(Enum):
     """What ``sync`` did."""
 
     UP_TO_DATE = "up to date"
-    """Nothing: there was nothing to do."""
+    """Nothing: the database was up to date."""
     CREATED = "created"
     """It created the tables."""
     UPGRADED = "upgraded"
-    """It ran the revisions that were missing."""
+    """It ran the missing revisions."""
     STAMPED = "stamped"
-    """It wrote down the revision it was told, which is the newest."""
+    """It recorded the given revision, which is the newest."""
 
 
 def configuration(location: Path) -> Config:
-    """Return Alembic's configuration of the scripts in ``location``; its ``alembic.ini`` counts, if there is one."""
+    """Return Alembic's configuration of the scripts in ``location``, with its ``alembic.ini`` if there is one."""
     if not (location / "env.py").is_file():
-        raise MigrationError(f"there is no env.py in {location}; write it: asgi-sqla init {location}")
+        raise MigrationError(f"there is no env.py in {location}; create it with: asgi-sqla init {location}")
     ini = location / "alembic.ini"
     config = Config(str(ini) if ini.is_file() else None, cmd_opts=Namespace(quiet=True))
     config.set_main_option("script_location", str(location).replace("%", "%%"))
@@ -54,7 +54,7 @@ def configuration(location: Path) -> Config:
 
 
 class Schema:
-    """What can be done to the schema, once the lock is held."""
+    """The operations on the schema, under the lock."""
 
     def __init__(
         self, connection: Connection, location: Path, metadata: MetaData | None, options: dict[str, Any]
@@ -72,14 +72,14 @@ class Schema:
         return self._quietly(self._state.status)
 
     def current(self) -> tuple[str, ...]:
-        """Return the revisions the database is at."""
+        """Return the revisions of the database."""
         return self._quietly(self._state.heads)
 
     def create(self) -> None:
-        """Create the tables of the metadata at the newest revision, or without one run every revision."""
+        """Create the tables of the metadata at the newest revision, or without metadata run every revision."""
         status = self.status()
         if status not in (Status.EMPTY, Status.INTERRUPTED):
-            raise MigrationError(f"the database cannot be created, it is not empty: {status.value}")
+            raise MigrationError(f"the tables cannot be created, because the database is not empty: {status.value}")
         if self._transactional:
             self._fill()
             return
@@ -100,7 +100,7 @@ class Schema:
         self._alembic(command.downgrade, target)
 
     def drop(self) -> None:
-        """Drop the tables of the metadata, or without one undo every revision; and the version table."""
+        """Drop the tables of the metadata, or without it undo every revision; then drop the version table."""
         if self._metadata is None:
             self.downgrade("base")
         else:
@@ -109,7 +109,7 @@ class Schema:
             Table(name, MetaData(), schema=self._state.schema).drop(self._connection, checkfirst=True)
 
     def sync(self, stamp: str | None) -> SyncResult:
-        """Bring the database to the newest revision, from whatever state that can be done."""
+        """Bring the database to the newest revision, from every state in which that is possible."""
         status = self.status()
         if status is Status.UNVERSIONED and stamp is not None:
             self._alembic(command.stamp, stamp)
@@ -127,7 +127,7 @@ class Schema:
         return SyncResult.UPGRADED
 
     def revision(self, message: str, options: dict[str, Any]) -> list[Path]:
-        """Write a new script, and return where."""
+        """Write a new script, and return its path."""
         made = self._alembic(command.revision, message, **options)
         return [Path(script.path) for script in (made if isinstance(made, list) else [made]) if script is not None]
 
@@ -135,12 +135,12 @@ class Schema:
         if status is Status.UNKNOWN_REVISION:
             return (
                 f"the database is at {', '.join(self.current())}, which is not among the scripts in {self._location}: "
-                "a newer version of them was here; deploy that one again, or downgrade with it first"
+                "a newer version of the application migrated it; deploy that one again, or downgrade with it first"
             )
         tables = self._state.tables()
         return (
             f"the database has tables ({', '.join(tables[:3])}{', …' if tables[3:] else ''}) but no version; if they "
-            'are those of a revision, say of which: sync(stamp="heads"), or asgi-sqla sync --stamp heads'
+            'match a revision, name it: sync(stamp="heads"), or asgi-sqla sync --stamp heads'
         )
 
     @property
@@ -148,7 +148,7 @@ class Schema:
         return self._connection.dialect.name in ("postgresql", "sqlite")
 
     def _in_one_transaction(self) -> AbstractContextManager[Any]:
-        """Have what follows happen whole or not at all, where the database can; on SQLite the lock does it."""
+        """Make what follows atomic, where the database can; on SQLite the lock does that."""
         one = self._transactional and not self._connection.in_transaction()
         return self._connection.begin() if one else nullcontext()
 
@@ -164,19 +164,19 @@ class Schema:
             self._alembic(command.stamp, "heads")
 
     def _clear(self) -> None:
-        """Drop what an interrupted creation left: it began with none of the tables, so there is nothing in them."""
+        """Drop what an interrupted creation left. No table existed before it, so the tables are empty."""
         if self._metadata is None:
             return
         names = set(self._state.tables())
         for table in self._metadata.tables.values():
             if table.fullname in names and self._connection.scalar(select(exists().select_from(table))):
                 raise MigrationError(
-                    f"{table.fullname} has rows, though its creation was interrupted; look at it first"
+                    f"{table.fullname} has rows, although its creation was interrupted; look at it first"
                 )
         self._metadata.drop_all(self._connection)
 
     def _quietly(self, read: Callable[[], T]) -> T:
-        """Read, and leave no transaction behind in which Alembic would not commit."""
+        """Read, and leave no transaction open, because Alembic would not commit in it."""
         before = self._connection.in_transaction()
         value = read()
         if not before:
@@ -187,6 +187,6 @@ class Schema:
         if ENV.rpartition(" ")[2] not in (self._location / "env.py").read_text():
             raise MigrationError(
                 f"{self._location / 'env.py'} does not call run_env(), so it would use a connection without the lock; "
-                f"have it say: {ENV}; run_env(migrations)"
+                f"write in it: {ENV}; run_env(migrations)"
             )
         return do(self._config, *arguments, **options)

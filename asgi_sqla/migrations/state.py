@@ -1,6 +1,6 @@
-"""In which state a database is, seen beside the migration scripts.
+"""The state of a database, compared with the migration scripts.
 
-Lives here: reading it, on a connection that is given.
+Holds: how it is read, on a given connection.
 Must not know: how it is changed.
 """
 
@@ -21,28 +21,28 @@ OPTIONS_OF_VERSION_TABLE = ("version_table", "version_table_schema")
 
 
 class MigrationError(AsgiSqlaError, RuntimeError):
-    """The database is in a state in which that cannot be done; the message says what to do."""
+    """The state of the database does not allow the command; the message says what to do."""
 
 
 class Status(Enum):
-    """In which state a database is. Not to reach it is none of these: that is an error."""
+    """The state of a database. An unreachable database has no Status: that is an error."""
 
     UP_TO_DATE = "up to date"
-    """It has every revision there is."""
+    """It has every revision."""
     UPGRADE_AVAILABLE = "upgrade available"
     """It lacks revisions."""
     EMPTY = "empty"
-    """It has no version, and none of the tables."""
+    """It has no version and no table."""
     INTERRUPTED = "creation interrupted"
-    """Its creation was cut off where the database cannot undo that (MariaDB); ``sync`` and ``create`` complete it."""
+    """Its creation was interrupted, which MariaDB cannot undo; ``sync`` and ``create`` complete it."""
     UNVERSIONED = "tables but no version"
-    """It has tables that no migration made; ``sync`` leaves it alone unless told the revision it is at."""
+    """It has tables that no migration made; ``sync`` changes it only if it is told their revision."""
     UNKNOWN_REVISION = "unknown revision"
-    """It is at a revision that the scripts do not know: a newer version of them was here."""
+    """It has a revision that the scripts do not have: a newer version of the application migrated it."""
 
 
 class State:
-    """The state of one database, read as it is asked for."""
+    """The state of one database, read on demand."""
 
     def __init__(
         self, connection: Connection, scripts: ScriptDirectory, metadata: MetaData | None, options: dict[str, Any]
@@ -54,14 +54,14 @@ class State:
         self.version_table: str = options.get("version_table", "alembic_version")
         self.schema: str | None = options.get("version_table_schema")
         self.marker: str = f"{self.version_table}_creating"
-        """The table that exists while the others are being created, where that is no transaction."""
+        """The table that exists while the others are created, if that is not one transaction."""
 
     def heads(self) -> tuple[str, ...]:
-        """Return the revisions that the database is at."""
+        """Return the revisions of the database."""
         return MigrationContext.configure(self._connection, opts=self._options).get_current_heads()
 
     def status(self) -> Status:
-        """Return which of the states it is."""
+        """Return the state."""
         heads = self.heads()
         if heads:
             return self._compared(heads)
@@ -70,15 +70,15 @@ class State:
         if not self.tables():
             return Status.EMPTY
         if not self._scripts.get_heads() and self.exists(self.version_table):
-            return Status.UP_TO_DATE  # created when there was no revision yet
+            return Status.UP_TO_DATE  # created before the first revision
         return Status.UNVERSIONED
 
     def exists(self, table: str) -> bool:
-        """Return whether there is a table of that name beside the version table."""
+        """Return whether a table of this name exists in the schema of the version table."""
         return inspect(self._connection).has_table(table, schema=self.schema)
 
     def tables(self) -> list[str]:
-        """Return the tables there are: of the metadata, or without one any but the version table."""
+        """Return the existing tables: those of the metadata, or without it all but the version table."""
         inspector = inspect(self._connection)
         if self._metadata is None:
             return sorted(set(inspector.get_table_names(schema=self.schema)) - {self.version_table, self.marker})

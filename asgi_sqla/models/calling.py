@@ -1,7 +1,7 @@
-"""Where a question is asked: in the session that was given, or in the unit's.
+"""Where a lookup runs: in the session that was passed, or in the unit's.
 
-Lives here: what the kind of session makes of a body: a value, or an awaitable of it.
-Must not know: what is asked.
+Holds: what each kind of session returns: a value, or an awaitable of it.
+Must not know: what is looked up.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from asgi_sqla.errors import ConfigurationError
 
 
 def split(arguments: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """Return the session that leads ``arguments``, None where there is none, and the rest."""
+    """Return the session at the start of ``arguments``, or None, and the rest."""
     if arguments and isinstance(arguments[0], Session | AsyncSession):
         return arguments[0], arguments[1:]
     return None, arguments
 
 
 def ask(body: Callable[..., Any], session: Any, model: type[Any], *arguments: Any) -> Any:
-    """Return ``body(session, model, *arguments)``: its value, or for an AsyncSession an awaitable of it."""
+    """Return ``body(session, model, *arguments)``, or with an AsyncSession an awaitable of it."""
     if isinstance(session, AsyncSession):
         return session.run_sync(body, model, *arguments)
     if session is None:
@@ -34,13 +34,13 @@ def ask(body: Callable[..., Any], session: Any, model: type[Any], *arguments: An
 
 
 def merged(model: object, filters: Sequence[Any], attributes: dict[str, Any]) -> dict[str, Any]:
-    """Return the filters of a call: those of the mapping that may lead, and the keyword arguments."""
+    """Return the filters of a call: its keyword arguments, added to the mapping before them."""
     if not filters:
         return attributes
     if len(filters) != 1 or not isinstance(filters[0], Mapping):
         raise ConfigurationError(
-            f"{model!r} was asked with {hidden(filters)}; write filters as keyword arguments, name='foo', or as "
-            "one mapping, {'name': 'foo'}, and before them the session, if you pass one"
+            f"{model!r} was called with {hidden(filters)}; write filters as keyword arguments, name='foo', or as "
+            "one mapping, {'name': 'foo'}, after the session if you pass one"
         )
     return {**filters[0], **attributes}
 
@@ -49,8 +49,8 @@ def the_only(model: object, arguments: Sequence[Any]) -> Any:
     """Return the primary key of a call."""
     if len(arguments) != 1:
         raise ConfigurationError(
-            f"{model!r} was asked for the primary key {hidden(arguments)}; pass one value, or for a key of several "
-            "columns one tuple, and before it the session, if you pass one"
+            f"{model!r} was called with the primary key {hidden(arguments)}; pass one value, or one tuple for a "
+            "composite key, after the session if you pass one"
         )
     return arguments[0]
 
@@ -58,5 +58,5 @@ def the_only(model: object, arguments: Sequence[Any]) -> Any:
 def _database_of(model: type[Any]) -> Database:
     database = getattr(model, "__database__", db)
     if not isinstance(database, Database):
-        raise ConfigurationError(f"{model.__name__}.__database__={hidden(database)} is no Database")
+        raise ConfigurationError(f"{model.__name__}.__database__={hidden(database)} is not a Database")
     return database

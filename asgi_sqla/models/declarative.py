@@ -1,6 +1,6 @@
-"""``Base``, and the mixin for models that have a base of their own.
+"""``Base``, and the mixin for models that have another base.
 
-Lives here: the classes, and the types of their lookups.
+Holds: the classes, and the types of their lookups.
 Must not know: how anything is looked up.
 """
 
@@ -24,16 +24,17 @@ NAMING_CONVENTION: dict[str, str] = {
     "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
-"""Names every constraint, so that migrations can find it: the convention of SQLAlchemy's documentation."""
+"""Names for every constraint, so that migrations can find it: the convention of SQLAlchemy's documentation."""
 
 
 class LookupMixin:
-    """Gives a mapped class lookups as class methods, each in the session it is given.
+    """Give a mapped class lookups as class methods, each in the session that it gets.
 
-    Given an ``AsyncSession`` they return an awaitable, given a ``Session`` the value. Given none they
-    use the ``Session`` of the current unit of work, of the database in the class's ``__database__``,
-    or of the global ``db`` without one; on an event loop that blocks, so pass an AsyncSession there.
-    Filters are keyword arguments; one whose name is taken goes into a mapping before them.
+    With an ``AsyncSession`` they return an awaitable, with a ``Session`` the value. Without a session they use the
+    ``Session`` of the current unit of work, which blocks an event loop; so pass an AsyncSession there. Its database is
+    ``__database__`` of the class, or else the global ``db``.
+
+    Raises ConfigurationError for an unknown attribute, and NoUnitOfWorkError without a session outside any unit.
     """
 
     @overload
@@ -49,8 +50,11 @@ class LookupMixin:
     def get_by_pk(cls, /, *arguments: Any) -> Any:
         """Return the row with the primary key ``pk``, or None.
 
-        A key of several columns is a tuple in their order, or a mapping of their names. A row the
-        session has already is returned without asking the database.
+        A row that the session has loaded already is returned without a query.
+
+        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``pk``: the value of the primary key. For a composite key it is a tuple in the order of its columns, or a
+          mapping of their names.
         """
         session, rest = split(arguments)
         return ask(lookups.by_pk, session, cls, the_only(cls, rest))
@@ -66,7 +70,14 @@ class LookupMixin:
     def get_or_404(cls, pk: Any, /) -> Self: ...
     @classmethod
     def get_or_404(cls, /, *arguments: Any) -> Any:
-        """Return the row with the primary key ``pk``; raise NotFoundError if there is none."""
+        """Return the row with the primary key ``pk``.
+
+        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``pk``: the value of the primary key. For a composite key it is a tuple in the order of its columns, or a
+          mapping of their names.
+
+        Raises NotFoundError if there is none.
+        """
         session, rest = split(arguments)
         return ask(lookups.by_pk_or_404, session, cls, the_only(cls, rest))
 
@@ -81,9 +92,13 @@ class LookupMixin:
     def get_one(cls, filters: Filters = ..., /, **attributes: Any) -> Self: ...
     @classmethod
     def get_one(cls, /, *arguments: Any, **attributes: Any) -> Any:
-        """Return the only row with those attributes.
+        """Return the only row with these attributes.
 
-        Raises ``NoResultFound`` and ``MultipleResultsFound`` of SQLAlchemy, naming model and filters.
+        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
+        - ``**attributes``: the attributes and their values.
+
+        Raises SQLAlchemy's ``NoResultFound`` or ``MultipleResultsFound``, naming the model and the filters.
         """
         session, rest = split(arguments)
         return ask(lookups.one, session, cls, merged(cls, rest, attributes))
@@ -101,7 +116,14 @@ class LookupMixin:
     def get_one_or_none(cls, filters: Filters = ..., /, **attributes: Any) -> Self | None: ...
     @classmethod
     def get_one_or_none(cls, /, *arguments: Any, **attributes: Any) -> Any:
-        """Return the only row with those attributes, or None; raise ``MultipleResultsFound`` for several."""
+        """Return the only row with these attributes, or None.
+
+        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
+        - ``**attributes``: the attributes and their values.
+
+        Raises SQLAlchemy's ``MultipleResultsFound`` if there are several.
+        """
         session, rest = split(arguments)
         return ask(lookups.one_or_none, session, cls, merged(cls, rest, attributes))
 
@@ -118,7 +140,12 @@ class LookupMixin:
     def first_or_none(cls, filters: Filters = ..., /, **attributes: Any) -> Self | None: ...
     @classmethod
     def first_or_none(cls, /, *arguments: Any, **attributes: Any) -> Any:
-        """Return the row with those attributes that has the lowest primary key, or None."""
+        """Return the row with these attributes that has the lowest primary key, or None.
+
+        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
+        - ``**attributes``: the attributes and their values.
+        """
         session, rest = split(arguments)
         return ask(lookups.first_or_none, session, cls, merged(cls, rest, attributes))
 
@@ -133,7 +160,14 @@ class LookupMixin:
     def first_or_404(cls, filters: Filters = ..., /, **attributes: Any) -> Self: ...
     @classmethod
     def first_or_404(cls, /, *arguments: Any, **attributes: Any) -> Any:
-        """Return what ``first_or_none`` returns; raise NotFoundError instead of None."""
+        """Return the row with these attributes that has the lowest primary key.
+
+        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
+        - ``**attributes``: the attributes and their values.
+
+        Raises NotFoundError if there is none.
+        """
         session, rest = split(arguments)
         return ask(lookups.first_or_404, session, cls, merged(cls, rest, attributes))
 
@@ -150,12 +184,17 @@ class LookupMixin:
     def get_or_create(cls, filters: Filters = ..., /, **attributes: Any) -> tuple[Self, bool]: ...
     @classmethod
     def get_or_create(cls, /, *arguments: Any, **attributes: Any) -> Any:
-        """Return the only row with those attributes, made of them if there was none, and whether it was made.
+        """Return the only row with these attributes, and False; or create it, and return it and True.
 
-        Of several sessions that make it at once, one makes it and the others get it, provided that a
-        unique constraint covers the attributes: then the one that comes late is undone by a SAVEPOINT and
-        reads again. Raises ``MultipleResultsFound`` for several rows, and ``IntegrityError`` where the
-        values cannot be inserted for another reason.
+        Several sessions can create the same row at once if a unique constraint covers the attributes. Then one of them
+        creates it, and the others get it: their INSERT is undone by a SAVEPOINT, and they read again.
+
+        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
+        - ``**attributes``: the attributes and their values.
+
+        Raises SQLAlchemy's ``MultipleResultsFound`` if there are several rows, and ``IntegrityError`` if the row cannot
+        be inserted for another reason.
         """
         session, rest = split(arguments)
         return ask(lookups.get_or_create, session, cls, merged(cls, rest, attributes))
@@ -204,17 +243,24 @@ class LookupMixin:
         create_defaults: Filters | None = None,
         **attributes: Any,
     ) -> Any:
-        """Update the only row with those attributes, or make it; return it, and whether it was made.
+        """Update the only row with these attributes, or create it; return it, and whether it was created.
 
-        ``defaults`` are set on a row that was found. A new one is made of the filters and
-        ``create_defaults``, or of ``defaults`` if that is None; an empty mapping is taken as it is. Safe
-        against races as ``get_or_create`` is, and flushed.
+        The change is flushed. Concurrent calls are as safe as those of ``get_or_create``.
+
+        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
+        - ``**attributes``: the attributes and their values.
+        - ``defaults``: a mapping of the attributes to set on a row that was found; default: none.
+        - ``create_defaults``: a mapping of the attributes that a new row gets besides the filters; default:
+          ``defaults``. An empty mapping means no more attributes.
+
+        Raises what ``get_or_create`` raises.
         """
         session, rest = split(arguments)
         return ask(lookups.update_or_create, session, cls, merged(cls, rest, attributes), defaults, create_defaults)
 
 
 class Base(AsyncAttrs, LookupMixin, DeclarativeBase):
-    """A declarative base with awaitable attributes, lookups, and a naming convention."""
+    """A declarative base with the lookups of ``LookupMixin``, awaitable attributes, and names for constraints."""
 
     metadata: ClassVar[MetaData] = MetaData(naming_convention=NAMING_CONVENTION)

@@ -1,6 +1,6 @@
 """The lookups as functions, for models of any base.
 
-Lives here: their types: an awaitable for an AsyncSession, a value otherwise.
+Holds: their types: an awaitable with an AsyncSession, a value otherwise.
 Must not know: how anything is looked up.
 """
 
@@ -28,8 +28,12 @@ def get_by_pk(model: type[M], pk: Any, /) -> M | None: ...
 def get_by_pk(*arguments: Any) -> Any:
     """Return the row with the primary key ``pk``, or None.
 
-    A key of several columns is a tuple in their order, or a mapping of their names. A row the
-    session has already is returned without asking the database.
+    A row that the session has loaded already is returned without a query.
+
+    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``model``: the mapped class.
+    - ``pk``: the value of the primary key. For a composite key it is a tuple in the order of its columns, or a mapping
+      of their names.
     """
     session, (model, *rest) = split(arguments)
     return ask(lookups.by_pk, session, model, the_only(model, rest))
@@ -42,7 +46,15 @@ def get_or_404(session: Session, model: type[M], pk: Any, /) -> M: ...
 @overload
 def get_or_404(model: type[M], pk: Any, /) -> M: ...
 def get_or_404(*arguments: Any) -> Any:
-    """Return the row with the primary key ``pk``; raise NotFoundError if there is none."""
+    """Return the row with the primary key ``pk``.
+
+    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``model``: the mapped class.
+    - ``pk``: the value of the primary key. For a composite key it is a tuple in the order of its columns, or a mapping
+      of their names.
+
+    Raises NotFoundError if there is none.
+    """
     session, (model, *rest) = split(arguments)
     return ask(lookups.by_pk_or_404, session, model, the_only(model, rest))
 
@@ -54,9 +66,14 @@ def get_one(session: Session, model: type[M], filters: Filters = ..., /, **attri
 @overload
 def get_one(model: type[M], filters: Filters = ..., /, **attributes: Any) -> M: ...
 def get_one(*arguments: Any, **attributes: Any) -> Any:
-    """Return the only row with those attributes.
+    """Return the only row with these attributes.
 
-    Raises ``NoResultFound`` and ``MultipleResultsFound`` of SQLAlchemy, naming model and filters.
+    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``model``: the mapped class.
+    - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
+    - ``**attributes``: the attributes and their values.
+
+    Raises SQLAlchemy's ``NoResultFound`` or ``MultipleResultsFound``, naming the model and the filters.
     """
     session, (model, *rest) = split(arguments)
     return ask(lookups.one, session, model, merged(model, rest, attributes))
@@ -71,7 +88,15 @@ def get_one_or_none(session: Session, model: type[M], filters: Filters = ..., /,
 @overload
 def get_one_or_none(model: type[M], filters: Filters = ..., /, **attributes: Any) -> M | None: ...
 def get_one_or_none(*arguments: Any, **attributes: Any) -> Any:
-    """Return the only row with those attributes, or None; raise ``MultipleResultsFound`` for several."""
+    """Return the only row with these attributes, or None.
+
+    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``model``: the mapped class.
+    - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
+    - ``**attributes``: the attributes and their values.
+
+    Raises SQLAlchemy's ``MultipleResultsFound`` if there are several.
+    """
     session, (model, *rest) = split(arguments)
     return ask(lookups.one_or_none, session, model, merged(model, rest, attributes))
 
@@ -85,7 +110,13 @@ def first_or_none(session: Session, model: type[M], filters: Filters = ..., /, *
 @overload
 def first_or_none(model: type[M], filters: Filters = ..., /, **attributes: Any) -> M | None: ...
 def first_or_none(*arguments: Any, **attributes: Any) -> Any:
-    """Return the row with those attributes that has the lowest primary key, or None."""
+    """Return the row with these attributes that has the lowest primary key, or None.
+
+    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``model``: the mapped class.
+    - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
+    - ``**attributes``: the attributes and their values.
+    """
     session, (model, *rest) = split(arguments)
     return ask(lookups.first_or_none, session, model, merged(model, rest, attributes))
 
@@ -99,7 +130,15 @@ def first_or_404(session: Session, model: type[M], filters: Filters = ..., /, **
 @overload
 def first_or_404(model: type[M], filters: Filters = ..., /, **attributes: Any) -> M: ...
 def first_or_404(*arguments: Any, **attributes: Any) -> Any:
-    """Return what ``first_or_none`` returns; raise NotFoundError instead of None."""
+    """Return the row with these attributes that has the lowest primary key.
+
+    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``model``: the mapped class.
+    - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
+    - ``**attributes``: the attributes and their values.
+
+    Raises NotFoundError if there is none.
+    """
     session, (model, *rest) = split(arguments)
     return ask(lookups.first_or_404, session, model, merged(model, rest, attributes))
 
@@ -113,12 +152,18 @@ def get_or_create(session: Session, model: type[M], filters: Filters = ..., /, *
 @overload
 def get_or_create(model: type[M], filters: Filters = ..., /, **attributes: Any) -> tuple[M, bool]: ...
 def get_or_create(*arguments: Any, **attributes: Any) -> Any:
-    """Return the only row with those attributes, made of them if there was none, and whether it was made.
+    """Return the only row with these attributes, and False; or create it, and return it and True.
 
-    Of several sessions that make it at once, one makes it and the others get it, provided that a
-    unique constraint covers the attributes: then the one that comes late is undone by a SAVEPOINT and
-    reads again. Raises ``MultipleResultsFound`` for several rows, and ``IntegrityError`` where the
-    values cannot be inserted for another reason.
+    Several sessions can create the same row at once if a unique constraint covers the attributes. Then one of them
+    creates it, and the others get it: their INSERT is undone by a SAVEPOINT, and they read again.
+
+    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``model``: the mapped class.
+    - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
+    - ``**attributes``: the attributes and their values.
+
+    Raises SQLAlchemy's ``MultipleResultsFound`` if there are several rows, and ``IntegrityError`` if the row cannot be
+    inserted for another reason.
     """
     session, (model, *rest) = split(arguments)
     return ask(lookups.get_or_create, session, model, merged(model, rest, attributes))
@@ -159,11 +204,19 @@ def update_or_create(
 def update_or_create(
     *arguments: Any, defaults: Filters | None = None, create_defaults: Filters | None = None, **attributes: Any
 ) -> Any:
-    """Update the only row with those attributes, or make it; return it, and whether it was made.
+    """Update the only row with these attributes, or create it; return it, and whether it was created.
 
-    ``defaults`` are set on a row that was found. A new one is made of the filters and
-    ``create_defaults``, or of ``defaults`` if that is None; an empty mapping is taken as it is. Safe
-    against races as ``get_or_create`` is, and flushed.
+    The change is flushed. Concurrent calls are as safe as those of ``get_or_create``.
+
+    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``model``: the mapped class.
+    - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
+    - ``**attributes``: the attributes and their values.
+    - ``defaults``: a mapping of the attributes to set on a row that was found; default: none.
+    - ``create_defaults``: a mapping of the attributes that a new row gets besides the filters; default: ``defaults``.
+      An empty mapping means no more attributes.
+
+    Raises what ``get_or_create`` raises.
     """
     session, (model, *rest) = split(arguments)
     return ask(lookups.update_or_create, session, model, merged(model, rest, attributes), defaults, create_defaults)

@@ -1,8 +1,7 @@
-"""What is looked up, and made where it is missing: one body each, on a ``Session``.
+"""The lookups themselves: each one body, on a ``Session``.
 
-Lives here: the queries, the race for a row that two sessions make at once, and what is said when
-a row is missing or too many are found.
-Must not know: whether anybody awaits, which database is meant, or the classes of the models.
+Holds: the queries, the race of two sessions that create the same row, and the errors about missing and extra rows.
+Must not know: whether anything is awaited, which database is used, or the classes of the models.
 """
 
 from __future__ import annotations
@@ -23,12 +22,14 @@ Filters: TypeAlias = Mapping[str, Any]
 class NotFoundError(AsgiSqlaError, NoResultFound, LookupError):
     """``get_or_404`` or ``first_or_404`` found no row.
 
-    Map it where errors become responses: ``error_responses={NotFoundError: 404}``, or an exception
-    handler of the framework. ``model`` and ``filters`` say what was looked for.
+    Map it to a response with ``error_responses={NotFoundError: 404}``, or with an exception handler of the framework.
+
+    - ``model``: the mapped class.
+    - ``filters``: a mapping of the attributes that were looked up.
     """
 
     status_code = 404
-    """The HTTP status it stands for, also read by some frameworks."""
+    """The HTTP status for it; some frameworks read it too."""
 
     def __init__(self, message: str, model: type[Any], filters: Filters) -> None:
         super().__init__(message)
@@ -40,16 +41,16 @@ class NotFoundError(AsgiSqlaError, NoResultFound, LookupError):
 
 
 def described(model: type[Any], filters: Filters) -> str:
-    """Return ``model`` and ``filters`` as an error names them."""
+    """Return ``model`` and ``filters`` for an error message."""
     wanted = ", ".join(f"{name}={value!r}" for name, value in filters.items())
-    return f"{model.__name__} with {wanted}" if wanted else f"{model.__name__} at all"
+    return f"{model.__name__} with {wanted}" if wanted else model.__name__
 
 
 def mapper_of(model: type[Any]) -> Mapper[Any]:
-    """Return the mapper of ``model``; raise ConfigurationError for what is no mapped class."""
+    """Return the mapper of ``model``; raise ConfigurationError for what is not a mapped class."""
     mapper = inspect(model, raiseerr=False)
     if not isinstance(mapper, Mapper):
-        raise ConfigurationError(f"model={model!r} is no mapped class; pass the class of the rows, such as User")
+        raise ConfigurationError(f"model={model!r} is not a mapped class; pass a model class, such as User")
     return mapper
 
 
@@ -62,7 +63,7 @@ def _query(model: type[M], filters: Filters) -> Any:
 
 
 def _check_values(model: type[Any], values: Filters) -> None:
-    """Raise for what cannot be set; that may be more than can be asked for, such as a property."""
+    """Raise for what cannot be set; that may be more than filters allow, such as a property."""
     for name in values:
         if not hasattr(model, name):
             raise _unknown(model, values, name)
@@ -74,13 +75,13 @@ def _unknown(model: type[Any], values: Filters, name: str) -> ConfigurationError
 
 
 def by_pk(session: Session, model: type[M], pk: Any) -> M | None:
-    """Return the row with that primary key, from the identity map if it is there, or None."""
+    """Return the row with this primary key, from the identity map if it is there, or None."""
     mapper_of(model)
     return session.get(model, pk)
 
 
 def by_pk_or_404(session: Session, model: type[M], pk: Any) -> M:
-    """Return the row with that primary key."""
+    """Return the row with this primary key, or raise NotFoundError."""
     found = by_pk(session, model, pk)
     if found is None:
         keys = [mapper_of(model).get_property_by_column(column).key for column in mapper_of(model).primary_key]
@@ -91,12 +92,12 @@ def by_pk_or_404(session: Session, model: type[M], pk: Any) -> M:
 
 
 def one_or_none(session: Session, model: type[M], filters: Filters) -> M | None:
-    """Return the only row, or None where there is none."""
+    """Return the only row, or None."""
     return _only(_rows(session, _query(model, filters)), model, filters)
 
 
 def one(session: Session, model: type[M], filters: Filters) -> M:
-    """Return the only row."""
+    """Return the only row, or raise NoResultFound."""
     found = one_or_none(session, model, filters)
     if found is None:
         raise NoResultFound(f"there is no {described(model, filters)}")
@@ -111,7 +112,7 @@ def first_or_none(session: Session, model: type[M], filters: Filters) -> M | Non
 
 
 def first_or_404(session: Session, model: type[M], filters: Filters) -> M:
-    """Return the row with the lowest primary key."""
+    """Return the row with the lowest primary key, or raise NotFoundError."""
     found = first_or_none(session, model, filters)
     if found is None:
         raise NotFoundError(f"there is no {described(model, filters)}", model, filters)
@@ -119,14 +120,14 @@ def first_or_404(session: Session, model: type[M], filters: Filters) -> M:
 
 
 def get_or_create(session: Session, model: type[M], filters: Filters) -> tuple[M, bool]:
-    """Return the only row, made of ``filters`` where there was none, and whether it was made."""
+    """Return the only row, created from ``filters`` if there was none, and whether it was created."""
     return _find_or_make(session, model, filters, filters)
 
 
 def update_or_create(
     session: Session, model: type[M], filters: Filters, defaults: Filters | None, create_defaults: Filters | None
 ) -> tuple[M, bool]:
-    """Update the only row with ``defaults``, or make it with ``create_defaults``."""
+    """Update the only row with ``defaults``, or create it with ``create_defaults``."""
     defaults = defaults or {}
     made_with = defaults if create_defaults is None else create_defaults
     for values in (defaults, made_with):
@@ -150,15 +151,15 @@ def _find_or_make(session: Session, model: type[M], filters: Filters, values: Fi
 
 
 def _make(session: Session, model: type[M], filters: Filters, values: Filters) -> tuple[M, bool]:
-    """Insert the row, or return the one that another session inserted meanwhile."""
-    savepoint = session.begin_nested()  # flushes what was pending before; that error is no lost race
+    """Insert the row, or return the one that another session has inserted meanwhile."""
+    savepoint = session.begin_nested()  # flushes pending objects first; an error of theirs is not a lost race
     try:
         with savepoint:
             made = model(**values)
             session.add(made)
     except IntegrityError:
         found = _found_after_race(session, model, filters)
-        if found is None:  # no other session made it: something else was wrong with the values
+        if found is None:  # no other session created it: the values are wrong for another reason
             raise
         return found, False
     return made, True
@@ -167,7 +168,7 @@ def _make(session: Session, model: type[M], filters: Filters, values: Filters) -
 def _found_after_race(session: Session, model: type[M], filters: Filters) -> M | None:
     query = _query(model, filters)
     if session.get_bind(mapper_of(model)).dialect.name in ("mysql", "mariadb"):
-        # Its snapshot is older than the other session's row; only a locking read looks past it.
+        # Its snapshot is older than the other session's row; only a locking read sees the row.
         query = query.with_for_update(read=True)
     return _only(_rows(session, query), model, filters)
 
@@ -183,19 +184,19 @@ def _only(rows: list[Any], model: type[M], filters: Filters) -> M | None:
 
 
 def _restarted_to_write(session: Session, model: type[Any]) -> bool:
-    """On SQLite, begin the transaction again as one that may write; return whether that was done.
+    """On SQLite, restart the transaction as one that may write; return whether that was done.
 
-    A transaction that has read cannot write there once another session has written ("database is
-    locked", at once). This one has read nothing but the absence of our row, so nothing is lost.
+    After a read a transaction cannot write if another session has written: SQLite answers "database is locked" at once.
+    This transaction has read only that the row is missing, so nothing is lost.
     """
     bind = session.get_bind(mapper_of(model))
-    if bind.dialect.name != "sqlite" or not isinstance(bind, Engine):  # a Connection is somebody's transaction
+    if bind.dialect.name != "sqlite" or not isinstance(bind, Engine):  # a Connection has its owner's transaction
         return False
     connection = session.connection({"mapper": mapper_of(model)})
     driver_connection = connection.connection.driver_connection
     if connection.in_nested_transaction() or not getattr(driver_connection, "in_transaction", False):
         return False
-    # Past SQLAlchemy's events: to whoever hears those, the transaction that ends so would be lost.
+    # Without SQLAlchemy's events, whose listeners would take the transaction for lost.
     cursor = connection.connection.cursor()
     try:
         cursor.execute("ROLLBACK")

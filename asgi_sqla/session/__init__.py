@@ -1,4 +1,4 @@
-"""Sessions: guarded against a second user, and each with one record of what is known of its transaction.
+"""Sessions: guarded against a second user, each with one record of its transaction.
 
 May know: ``engine`` and ``errors``.
 """

@@ -1,7 +1,7 @@
-"""The session classes of a database: SQLAlchemy's or the user's own, checked at once, and the guarded ones of them.
+"""The session classes of a database: SQLAlchemy's or the user's own, checked at once, and their guarded subclasses.
 
-Holds: what ``session_options`` may be, and which methods of a session are guarded how.
-Must not know: how the guard does that, units, engines of ours.
+Holds: what ``session_options`` may contain, and how each method of a session is guarded.
+Must not know: how the guard works, units, or our engines.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ CALLS = (
 )
 """The methods of ``Session`` that may talk to the database: one user at a time, and none after the end."""
 LOCAL = ("add", "add_all", "begin", "enable_relationship_loading", "expire", "expire_all", "expunge", "query")
-"""Those that only change the session: none after its end."""
+"""The methods that only change the session: none after its end."""
 _SESSION = frozenset(get_cls_kwargs(Session))
 _FIXED = frozenset(("class_", "close_resets_only", "sync_session_class"))
 _ENDS = ("aclose", "close", "commit", "invalidate", "reset", "rollback")
-"""The methods by which a session ends, which its unit calls on the sync session that both kinds have."""
+"""The methods that end a session; its unit calls them on the sync session inside an ``AsyncSession`` too."""
 
 
 class SessionClasses(NamedTuple):
-    """The classes of both kinds of session, and what else both are made with."""
+    """The classes of both kinds of session, and the other options of both."""
 
     sync: type[Session]
     asynchronous: type[AsyncSession]
@@ -47,9 +47,9 @@ class SessionClasses(NamedTuple):
 
 
 def check_session_options(given: Any, classes: SessionClasses | None) -> dict[str, Any]:
-    """Return the ``session_options`` of one scope, or raise ConfigurationError for what is not for one scope.
+    """Return the ``session_options`` of one scope; raise ConfigurationError for what a scope cannot have.
 
-    ``classes`` are those of the database, None if it is not configured yet.
+    ``classes`` are those of the database, or None if it is not configured yet.
     """
     options = mapping("session_options", given)
     if "bind" in options:
@@ -63,14 +63,14 @@ def check_session_options(given: Any, classes: SessionClasses | None) -> dict[st
             f"session_options: {min(fixed)}= is not for one scope; give it to Database(session_options=...)"
         )
     check_kinds("session_options", options, SESSION)
-    if classes is not None and not options.keys() <= SESSION.keys():  # the class tells of the others
+    if classes is not None and not options.keys() <= SESSION.keys():  # the class itself checks the others
         both = {**classes.options, **options}
         _refuse_if_failed(_failure_of(lambda: classes.sync(**both)), classes.sync, both)
     return options
 
 
 def session_classes(given: Mapping[str, Any]) -> SessionClasses:
-    """Return the two session classes of ``session_options``, and what else both are made with."""
+    """Return the two session classes of ``session_options``, and the other options of both."""
     options = dict(given)
     if options.setdefault("close_resets_only", False) is not False:
         raise ConfigurationError(
@@ -86,7 +86,7 @@ def session_classes(given: Mapping[str, Any]) -> SessionClasses:
     cls = options.pop("class_", Session)
     if not isinstance(cls, type) or not issubclass(cls, Session | AsyncSession):
         raise ConfigurationError(
-            f"session_options: class_={hidden(cls)} is no subclass of Session or AsyncSession; "
+            f"session_options: class_={hidden(cls)} is not a subclass of Session or AsyncSession; "
             "to give both, write the AsyncSession's as class_ and the Session's as sync_session_class"
         )
     async_class = cls if issubclass(cls, AsyncSession) else AsyncSession
@@ -94,22 +94,22 @@ def session_classes(given: Mapping[str, Any]) -> SessionClasses:
     sync_class = options.pop("sync_session_class", fallback)
     if not isinstance(sync_class, type) or not issubclass(sync_class, Session):
         raise ConfigurationError(
-            f"session_options: sync_session_class={hidden(sync_class)} is no subclass of sqlalchemy.orm.Session; "
-            "write such a class, not its name or an object of it"
+            f"session_options: sync_session_class={hidden(sync_class)} is not a subclass of sqlalchemy.orm.Session; "
+            "write the class itself, not its name or an instance"
         )
     check_kinds("session_options", options, SESSION)
     for name in _ENDS:
         if getattr(async_class, name) is not getattr(AsyncSession, name):
             raise ConfigurationError(
                 f"session_options: {async_class.__name__} overrides {name}(), which its unit of work does not call; "
-                "override it in the Session class that both kinds have, and give that as sync_session_class"
+                "override it in a Session class instead, and pass that as sync_session_class"
             )
     _set_expire_on_commit(sync_class, options)
     return SessionClasses(sync_class, async_class, options)
 
 
 def _set_expire_on_commit(sync_class: type[Session], options: dict[str, Any]) -> None:
-    """Leave objects usable after a commit, unless the user or the user's class says otherwise; check the options."""
+    """Keep objects loaded after a commit, unless the user or their class decides otherwise; check the options."""
     given = "expire_on_commit" in options
     options.setdefault("expire_on_commit", False)
     failure = _failure_of(lambda: sync_class(**options))
@@ -125,8 +125,8 @@ def _refuse_if_failed(failure: Exception | None, sync_class: type[Session], opti
         unknown = [name for name in options if isinstance(failure, TypeError) and repr(name) in said]
         # Python 3.13 also says which name it thinks was meant, after the one that was written.
         unknown.sort(key=lambda name: said.index(repr(name)))
-        what = f"{hidden(unknown[0])} is not taken" if unknown else said
-        raise ConfigurationError(f"session_options: {what}; write what {sync_class.__name__} takes") from None
+        what = f"{hidden(unknown[0])} is not accepted" if unknown else said
+        raise ConfigurationError(f"session_options: {what}; write what {sync_class.__name__} accepts") from None
 
 
 def _failure_of(make: Callable[[], Session]) -> Exception | None:
@@ -134,22 +134,24 @@ def _failure_of(make: Callable[[], Session]) -> Exception | None:
         make()
     except (TypeError, ArgumentError) as exc:
         return exc
-    except Exception:  # a class that uses the database when it is made: it has none yet
+    except Exception:  # the class uses the database when it is made, and there is none yet
         return None
     return None
 
 
 class GuardedAsyncSession(AsyncSession):
-    """An ``AsyncSession`` that leaves its end to its unit of work."""
+    """An ``AsyncSession`` that its unit of work ends."""
 
     def __call__(self, *_args: object, **_kwargs: object) -> NoReturn:
-        """Refuse: what a property gave is the session already."""
-        raise ConfigurationError("session() is no call: db.session and db.async_session are the sessions themselves")
+        """Refuse: ``db.async_session`` is a session already."""
+        raise ConfigurationError(
+            "a session is not callable: db.session and db.async_session are the sessions themselves"
+        )
 
     async def __aexit__(
         self, _kind: type[BaseException] | None, value: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        """Leave the session to its unit, which ends it; roll back after an exception."""
+        """Do nothing, as the unit ends the session; after an exception, roll back."""
         if value is not None and not cast("GuardedSession", self.sync_session).guard_is_over:
             await self.rollback()
 
@@ -162,8 +164,8 @@ def guarded(
 ) -> type[GuardedSession]:
     """Return the subclass of ``session_class`` that ``guard`` guards; the same one each time.
 
-    ``autocommit`` says that its engine commits each statement; ``isolation_level`` is for every engine that ``binds=``
-    or ``get_bind()`` choose.
+    ``autocommit`` is true if its engine commits each statement. ``isolation_level`` applies to every engine that
+    ``binds=`` or ``get_bind()`` choose.
     """
     key = (session_class, guard, autocommit, isolation_level)
     found = _made.get(key)
@@ -174,7 +176,7 @@ def _make(
     session_class: type[Session], guard: type[GuardedSession], autocommit: bool, isolation_level: str | None
 ) -> type[GuardedSession]:
     base = cast("type[GuardedSession]", type(session_class.__name__, (guard, session_class), {}))
-    # The user's own methods too: SQLModel's exec() calls Session.execute() past every subclass.
+    # The user's own methods too: SQLModel's exec() calls Session.execute() and skips every subclass.
     own = session_class.__mro__[: session_class.__mro__.index(Session)]
     names = {name for cls in own for name, value in vars(cls).items() if isfunction(value) and name[0] != "_"}
     members: dict[str, Any] = {name: refusing(name, base) for name in LOCAL}
@@ -187,14 +189,14 @@ def _make(
 
 
 def _isolating(base: type[Session], isolation_level: str) -> Callable[..., Any]:
-    """Return a ``get_bind()`` whose engines have ``isolation_level``, which one of ``binds=`` would go without."""
+    """Return a ``get_bind()`` that gives every engine ``isolation_level``, also those of ``binds=``."""
 
     @functools.wraps(base.get_bind)
     def get_bind(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
         bind = base.get_bind(self, *args, **kwargs)
         if not isinstance(bind, Engine) or bind.get_execution_options().get("isolation_level") == isolation_level:
             return bind
-        if bind not in self.guard_binds:  # the session knows its connections by their engines
+        if bind not in self.guard_binds:  # the session finds its connections by their engines
             self.guard_binds[bind] = bind.execution_options(isolation_level=isolation_level)
         return self.guard_binds[bind]
 
@@ -202,7 +204,7 @@ def _isolating(base: type[Session], isolation_level: str) -> Callable[..., Any]:
 
 
 def guarded_async(session_class: type[AsyncSession]) -> type[AsyncSession]:
-    """Return the subclass of ``session_class`` that leaves its end to its unit; the same one each time."""
+    """Return the subclass of ``session_class`` that its unit ends; the same one each time."""
     found = _async_made.get(session_class)
     if found is None:
         made = type(f"Guarded{session_class.__name__}", (GuardedAsyncSession, session_class), {})

@@ -1,7 +1,7 @@
 """Factories of sessions that no unit of work ends: SQLAlchemy's own, bound to an engine when they are called.
 
 Holds: both kinds.
-Must not know: units, or which engine that is.
+Must not know: units, or which engine it is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from asgi_sqla.session.classes import SessionClasses
 
 
 class SessionFactory(sessionmaker[Session]):
-    """SQLAlchemy's ``sessionmaker``, that asks for its engine when it is called."""
+    """SQLAlchemy's ``sessionmaker``, which looks up its engine when it is called."""
 
     def __init__(self, classes: SessionClasses, engine: Callable[[], Engine]) -> None:
         super().__init__(class_=classes.sync, **_options(classes))
@@ -31,7 +31,7 @@ class SessionFactory(sessionmaker[Session]):
 
 
 class AsyncSessionFactory(async_sessionmaker[AsyncSession]):
-    """SQLAlchemy's ``async_sessionmaker``, that asks for the engine of the running event loop when it is called."""
+    """SQLAlchemy's ``async_sessionmaker``, which looks up the engine of the running event loop when it is called."""
 
     def __init__(self, classes: SessionClasses, engine: Callable[[], AsyncEngine]) -> None:
         super().__init__(class_=classes.asynchronous, sync_session_class=classes.sync, **_options(classes))
@@ -45,5 +45,5 @@ class AsyncSessionFactory(async_sessionmaker[AsyncSession]):
 
 
 def _options(classes: SessionClasses) -> dict[str, Any]:
-    """Return the options but for the one by which a unit's sessions are closed for good."""
+    """Return the options, without the one that makes ``close()`` final for a unit's sessions."""
     return {name: value for name, value in classes.options.items() if name != "close_resets_only"}

@@ -1,9 +1,9 @@
-"""Knows whether a session is in use now, and keeps a second user out until it is not.
+"""Whether a session is in use now: it keeps a second user out until the first has finished.
 
-It asks "in use now?", never "whose?": frameworks run parts of one request in several tasks and threads. A rollback
-beside a running statement poisons an asyncpg connection for good, so a session in use is never ended under its user.
+The guard asks "in use now?", never "by whom?": frameworks run parts of one request in several tasks and threads. A
+rollback beside a running statement breaks an asyncpg connection for good, so a session in use is never ended.
 
-Holds: the subclass that every session of ours is, of SQLAlchemy's ``Session`` or of the user's own class.
+Holds: the subclass of every session of ours, of SQLAlchemy's ``Session`` or of the user's own class.
 Must not know: units, engines, or why a session ends.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 User: TypeAlias = "asyncio.Task[Any] | int"
-"""Who makes a call: a task, or in a plain thread its identifier."""
+"""The caller: a task, or in a plain thread its identifier."""
 
 
 def current_user() -> User:
@@ -40,44 +40,46 @@ def current_user() -> User:
 
 
 running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop
-"""Return the asyncio event loop that runs in this thread, None if there is none: trio has none of these."""
+"""Return the asyncio event loop that runs in this thread; None if there is none, as under trio."""
 
 
 def loop_is_running() -> bool:
-    """Whether an asyncio event loop runs in this thread."""
+    """Return whether an asyncio event loop runs in this thread."""
     return running_loop() is not None
 
 
 class GuardedSession(Session):
-    """A session that lets one task or thread in at a time, and nobody after its end."""
+    """A session that lets in one task or thread at a time, and none after its end."""
 
     guard_unit: object = None
-    """What is named in errors: the unit of work, or once that has ended its description."""
+    """What errors name: the unit of work."""
     guard_hooks: Hooks | None = None
     guard_loop: asyncio.AbstractEventLoop | None = None
-    """The only event loop to let in; None for threads."""
+    """The only event loop that may use it; None for threads."""
     guard_users: set[User] | None = None
-    """Everybody who used the session, if the unit wants to know."""
+    """Every task and thread that used the session; None where the unit does not need to know."""
     guard_writes = True
     """Whether it may have anything to commit."""
     guard_autocommit = False
-    """Whether its transactions are none: it only reads, each statement by itself."""
+    """Whether it has no transactions: it only reads, and each statement commits by itself."""
     _guard_user: User | None = None
     _guard_inside: object = None
-    """The greenlet of the call that is running: what it calls in turn need not be asked who it is."""
+    """The greenlet of the running call: the calls that it makes in turn need no check."""
     _guard_end: Callable[[GuardedSession], None] | None = None
     _guard_over = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.guard_outcome: Outcome = Outcome()
         self.guard_lock: Lock = Lock()
-        """Held by whoever is in a call; for ever by who has ended it."""
+        """Held during a call; held forever after the end."""
         self.guard_binds: dict[Engine, Engine] = {}
         super().__init__(*args, **kwargs)
 
     def __call__(self, *_args: object, **_kwargs: object) -> NoReturn:
-        """Refuse: what a property gave is the session already."""
-        raise ConfigurationError("session() is no call: db.session and db.async_session are the sessions themselves")
+        """Refuse: ``db.session`` is a session already."""
+        raise ConfigurationError(
+            "a session is not callable: db.session and db.async_session are the sessions themselves"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -85,18 +87,18 @@ class GuardedSession(Session):
     def __exit__(
         self, _kind: type[BaseException] | None, exc: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        """Leave the session to its unit, which ends it; roll back after an exception."""
+        """Do nothing, as the unit ends the session; after an exception, roll back."""
         if exc is not None and not self._guard_over:
             self.rollback()
 
     def begin(self, nested: bool = False) -> SessionTransaction:
-        """Begin; what is returned guards its own ends."""
+        """Begin, and return a transaction that guards its own end."""
         transaction = super().begin(nested)
-        transaction.__class__ = GuardedTransaction  # SQLAlchemy names the class that it makes
+        transaction.__class__ = GuardedTransaction  # SQLAlchemy hard-codes the class
         return transaction
 
     def close(self) -> None:
-        """Reset: only its unit closes it for good. Work that is lost by that is an error at a verdict to commit."""
+        """Reset, as only the unit closes for good. If this discards work, a later verdict to commit is an error."""
         self._guard_discard("close", super().reset)
 
     def reset(self) -> None:
@@ -104,7 +106,7 @@ class GuardedSession(Session):
         self._guard_discard("reset", super().reset)
 
     def invalidate(self) -> None:
-        """Give the connection up, and do what ``close`` does."""
+        """Invalidate the connection, and do what ``close`` does."""
         self._guard_discard("invalidate", self._guard_invalidate)
 
     def _guard_invalidate(self) -> None:
@@ -114,8 +116,8 @@ class GuardedSession(Session):
         super().reset()
 
     def expunge_all(self) -> None:
-        """Let go of every object. Changes that are lost by that are an error at a verdict to commit."""
-        if self._guard_end is not None:  # the end itself, or whoever comes after it
+        """Remove every object. If this discards changes, a later verdict to commit is an error."""
+        if self._guard_end is not None:  # the end itself, or a call after it
             if self._guard_inside is not getcurrent():
                 raise ended(self.guard_unit)
         elif (lost := self._guard_unflushed()) is not None:
@@ -123,14 +125,14 @@ class GuardedSession(Session):
         super().expunge_all()
 
     def guard(self, unit: Hooks, loop: asyncio.AbstractEventLoop | None, users: set[User] | None) -> None:
-        """Begin to guard for ``unit``, on ``loop``; a websocket's session goes from each message's unit to the next."""
+        """Guard for ``unit`` on ``loop``; a websocket's session is handed from each message's unit to the next."""
         self.guard_unit = self.guard_hooks = unit
         self.guard_users = users
         self.guard_loop = loop
 
     @property
     def _guard_streams(self) -> Collection[Any]:
-        """What was executed with its rows left on the server, and is not yet forgotten by who reads them."""
+        """Executions whose rows are still on the server and still referenced by a reader."""
         return self.guard_outcome.streams
 
     @property
@@ -139,34 +141,34 @@ class GuardedSession(Session):
         return self._guard_over
 
     def guard_renew(self) -> None:
-        """Let go of the connection and of every object, to be used again by the next unit."""
+        """Release the connection and every object, so that the next unit can use it."""
         super().reset()
         self.guard_outcome = Outcome()
 
     def guard_close(self) -> None:
-        """Close for good; the last thing that is done to the session."""
+        """Close for good; this is the last operation on the session."""
         super().close()
 
     def guard_give_up(self) -> None:
-        """Roll nothing back, but have every connection closed, and give the session up as ``guard_close`` does."""
+        """Close every connection without a rollback, and close the session as ``guard_close`` does."""
         super().invalidate()
 
     def guard_close_streams(self) -> None:
-        """Have whoever still fetches rows get an error, not a connection that is another's by then."""
+        """Close open cursors: their readers get an error, and never a connection that another unit has."""
         for context in list(self._guard_streams):
             context.cursor.close()
 
     def guard_end(self, end: Callable[[GuardedSession], None]) -> bool:
-        """Call ``end(self)`` as the last use of the session; return whether it is done.
+        """Call ``end(self)`` as the last use of the session; return whether that is done.
 
-        When a call is running, whoever runs it does it on leaving: never under its user.
+        If a call on the session is running, that call makes it when it returns.
         """
         self._guard_end = end
         self._guard_end_if_idle()
         return self._guard_over
 
     def _guard_end_if_idle(self) -> None:
-        # Whoever ends it keeps the lock for ever, so there is no second one.
+        # The end keeps the lock forever, so it happens only once.
         if self._guard_end is None or not self.guard_lock.acquire(False):
             return
         self._guard_inside = getcurrent()
@@ -177,11 +179,13 @@ class GuardedSession(Session):
             self._guard_over = True
 
     def _guard_discard(self, call: str, discard: Callable[[], None]) -> None:
-        """Do what the application asked for, and remember if it threw work away."""
+        """Do what the application asked for, and record whether that discarded work."""
         lost = self._guard_unflushed()
         if lost is None and self.guard_outcome.wrote and self.in_transaction():
             lost = "statements sent"
-        if lost is None and not self.is_active:  # SQLAlchemy has undone it all, and waits for rollback() to be told
+        if (
+            lost is None and not self.is_active
+        ):  # a flush failed and rolled everything back, and SQLAlchemy waits for rollback()
             lost = "what a failed flush has rolled back"
         transaction = self.get_transaction()
         try:
@@ -214,7 +218,7 @@ class GuardedSession(Session):
         if not self.guard_lock.acquire(False):
             raise SessionInUseError(
                 f"a session of {self.guard_unit} is in use by {self._guard_user}; a session serves one "
-                f"task or thread at a time, so each opens its own: {OWN_SCOPE}"
+                f"task or thread at a time, so let each open its own: {OWN_SCOPE}"
             )
         self._guard_user = user
         self._guard_inside = greenlet
@@ -223,7 +227,7 @@ class GuardedSession(Session):
         return True
 
     def _guard_task(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
-        """Return the running task; raise unless it runs on ``loop``."""
+        """Return the running task; raise WrongEventLoopError unless it runs on ``loop``."""
         try:
             task = asyncio.current_task()
         except RuntimeError:
@@ -232,7 +236,7 @@ class GuardedSession(Session):
             return task
         raise WrongEventLoopError(
             f"an AsyncSession of {self.guard_unit} was used outside the event loop it was made on; "
-            f"there, open a unit of work: {OWN_SCOPE}"
+            f"code on another event loop must open its own unit of work: {OWN_SCOPE}"
         )
 
     def _guard_leave(self) -> None:
@@ -264,14 +268,14 @@ def unless_over(close: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(close)
     def call(self: GuardedSession) -> None:
-        if not self._guard_over:  # closing what is closed does nothing, from any thread or event loop
+        if not self._guard_over:  # a closed session may be closed again, from any thread or event loop
             close(self)
 
     return call
 
 
 def refusing(name: str, base: type[Session]) -> Callable[..., Any]:
-    """Return a method that only changes the session: none after its end."""
+    """Return a method that only changes the session, and that raises after its end."""
     method: Callable[..., Any] = getattr(base, name)
 
     @functools.wraps(method)

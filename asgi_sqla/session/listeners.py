@@ -1,9 +1,9 @@
-"""The one room of listeners: what SQLAlchemy tells of a session's transaction, one function for each event.
+"""The one room of listeners: what SQLAlchemy reports of a session's transaction, one function for each event.
 
-Each keeps its written order: first the outcome is told, then the hooks of the unit are called. Nothing else feeds an
-outcome, so no order depends on which module was imported first.
+Each function keeps the written order: it updates the outcome first, then it calls the hooks of the unit. Nothing else
+feeds an outcome, so the order does not depend on the order of imports.
 
-Holds: the events that are heard, and who is told of them in which order.
+Holds: which events are used, and who is notified in which order.
 Must not know: what is decided on an outcome.
 """
 
@@ -33,16 +33,18 @@ from asgi_sqla.session.transient import ends_transaction, sqlstate_of
 from asgi_sqla.session.watched import Watched
 
 IN_DOUBT = "the connection was lost during COMMIT: nobody can tell whether it was applied"
-"""What an error says to who reads it; no decision is taken from that."""
+"""A note on an error, for its reader; no decision depends on it."""
 
 APPLICATION = Committed.APPLICATION
 
 blocking_warnings: list[bool] = [True]
-"""Whether a sync session on an event loop is warned of; ``asgi_sqla.testing`` switches it off for a while."""
+"""Whether a sync session on an event loop causes a warning; ``asgi_sqla.testing`` switches it off for a while."""
 
 _watched: dict[ref[Connection], ref[Watched]] = {}
-"""Weak in both, so that what a session that was dropped had open is freed with it; asked for each statement, and so by
-nothing slower than C."""
+"""Weak on both sides, so that a dropped session is freed with what it had open.
+
+It is read before each statement, and so by nothing slower than C.
+"""
 _heard: WeakSet[Dialect] = WeakSet()
 
 
@@ -52,13 +54,13 @@ def _of(connection: Connection) -> Watched | None:
 
 
 def is_committed_by_session(connection: Connection) -> bool:
-    """Whether the COMMIT on ``connection`` is that of a session, not of ``connection.commit()``."""
+    """Return whether the COMMIT on ``connection`` is a session's, not that of ``connection.commit()``."""
     watched = _of(connection)
     return watched is not None and watched.outcome.committing
 
 
 def note_rollback(connection: Connection) -> None:
-    """Take note of a ROLLBACK that is about to be sent, which would hide that something has committed before."""
+    """Record a ROLLBACK that is about to be sent, because it would hide an earlier commit."""
     watched = _of(connection)
     if watched is not None:
         watched.look(asking=False)
@@ -77,7 +79,7 @@ def _after_begin(session: Any, transaction: SessionTransaction, connection: Conn
         session, connection, outcome, autocommit=guarded.guard_autocommit and read_only.is_kept(connection)
     )
     outcome.connections = (*outcome.connections, watched)
-    _watched[ref(connection, _watched.pop)] = ref(watched)  # which forgets it with the connection
+    _watched[ref(connection, _watched.pop)] = ref(watched)  # removed with the connection
     if connection.dialect not in _heard:
         _heard.add(connection.dialect)
         _hear(connection.dialect)
@@ -99,7 +101,7 @@ def _after_commit(session: Any) -> None:
     guarded: GuardedSession = session
     outcome, transaction = guarded.guard_outcome, session.get_transaction()
     outcome.committing = False
-    if transaction is None or session.get_nested_transaction() is not None:  # a savepoint's release is announced, too
+    if transaction is None or session.get_nested_transaction() is not None:  # a released savepoint fires this event too
         return
     for one in outcome.connections:
         if one.sent:
@@ -113,8 +115,8 @@ def _after_commit(session: Any) -> None:
 
 def _after_soft_rollback(session: Any, rolled_back: SessionTransaction) -> None:
     guarded: GuardedSession = session
-    # A flush has a transaction of its own inside the session's. When it fails it rolls back all up to the innermost
-    # savepoint, or everything, and leaves it to the user to say rollback() before anything else is done.
+    # A flush has its own transaction inside the session's. If it fails, it rolls back up to the innermost savepoint, or
+    # everything, and the user has to call rollback() before the next statement.
     around: SessionTransaction | None = rolled_back
     while around is not None and not around.nested:
         around = around.parent
@@ -126,7 +128,7 @@ def _after_soft_rollback(session: Any, rolled_back: SessionTransaction) -> None:
 
 
 def _hear(dialect: Dialect) -> None:
-    """Hear of every statement and error on connections of ``dialect``; of its other connections nothing is kept."""
+    """Listen to every statement and error of ``dialect``; nothing is kept of its connections outside our sessions."""
     event.listen(dialect, "do_execute", _do_execute)
     event.listen(dialect, "do_executemany", _do_executemany)
     event.listen(dialect, "do_execute_no_params", _do_execute_no_params)
@@ -138,19 +140,19 @@ def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any, send
     found = _watched.get(ref(root))
     watched = None if found is None else found()
     if watched is None:
-        if root.closed:  # by the end of its unit, while a thread that outlived its request was on its way here
-            raise ResourceClosedError("this connection was closed by the end of its session")
+        if root.closed:  # its unit ended while a thread that outlived the request was about to use it
+            raise ResourceClosedError("this connection was closed when its session ended")
         return None
     session: Any = watched.session
     outermost = session._guard_inside is not getcurrent() and session._guard_enter(getcurrent())
     try:
         watched.before(statement)
-        # Said in an argument, in the statement, in a Query or in the session's options: it ends up in these.
+        # Set in an argument, in the statement, in a Query or in the session's options: all of them end up here.
         if context.execution_options.get("stream_results"):
             watched.outcome.note_stream(context)
         if not outermost:
             return None
-        # On session.connection() itself, past every guard of the session's methods.
+        # Sent on session.connection() itself, which bypasses the guards of the session's methods.
         sent = (statement,) if send == "do_execute_no_params" else (statement, parameters)
         getattr(context.dialect, send)(cursor, *sent, context)
         return True
@@ -181,31 +183,30 @@ def _handle_error(context: ExceptionContext) -> None:
         outcome.committing = False
         if context.is_disconnect and watched.sent_commit:
             _note_doubt(watched.session, outcome)
-    if isinstance(error, Exception) and not ends_by_rollback:  # which is no reason to retry what it has ended
+    if isinstance(error, Exception) and not ends_by_rollback:  # a failed ROLLBACK is no reason for a retry
         outcome.note_error(error)
         if sqlstate_of(original) == "25P02":  # in_failed_sql_transaction
             error.add_note(
-                "PostgreSQL refuses every statement after one that failed, up to a rollback; to go on after a "
-                "failure that you expect, write: with session.begin_nested(): ..."
+                "after a statement has failed, PostgreSQL refuses every other one until a rollback; to continue "
+                "after a failure that you expect, write: with session.begin_nested(): ..."
             )
     if context.execution_context is not None and not context.is_disconnect:
         watched.note_error(ends=ends_transaction(original, told=connection.dialect.driver in DRIVERS))
 
 
 def _note_failed_end(watched: Watched, outcome: Outcome, context: ExceptionContext) -> None:
-    """Take note of a COMMIT or ROLLBACK that failed, and give the connection up where nobody can tell what was done.
+    """Record a failed COMMIT or ROLLBACK, and invalidate the connection if nobody can know what was done.
 
-    asyncpg refuses a COMMIT beside a running statement (a fetch, say, which nothing tells of), and the transaction
-    stays open. The connection would carry it back to the pool, to fail every user after.
+    asyncpg refuses a COMMIT beside a running statement, such as a fetch that no event reports, and the transaction
+    stays open. The connection would take it back to the pool, and every later user would fail.
     """
     original = context.original_exception
     unanswered = sqlstate_of(original) is None and not isinstance(context.sqlalchemy_exception, IntegrityError)
     if outcome.committing:
         others = [one for one in outcome.connections if isinstance(one, Watched) and one is not watched and one.sent]
         if any(not one.connection.in_transaction() for one in others):
-            outcome.note_committed(
-                Committed.APPLICATION
-            )  # a session with several connections commits one after the other
+            # A session with several connections commits them one after the other.
+            outcome.note_committed(Committed.APPLICATION)
         if context.is_disconnect:
             _note_doubt(watched.session, outcome)
             (context.sqlalchemy_exception or original).add_note(IN_DOUBT)
@@ -226,9 +227,9 @@ _PACKAGES = (str(Path(sqlalchemy.__file__).parent), str(Path(__file__).parent.pa
 
 
 def _is_users(frame: FrameType, session: Session) -> bool:
-    """Whether the code of ``frame`` is the user's: of no package, and no method of the session, such as SQLModel's."""
+    """Return whether the code of ``frame`` is the user's: of no package, and not a method of their session class."""
     code, name = frame.f_code, frame.f_code.co_filename
-    if name.startswith("<") and frame.f_back is not None:  # SQLAlchemy generates wrappers, and calls them
+    if name.startswith("<") and frame.f_back is not None:  # a wrapper that SQLAlchemy generated
         name = frame.f_back.f_code.co_filename
     own = code.co_varnames[:1] == ("self",) and frame.f_locals.get("self") is session
     return not (own or name.startswith(_PACKAGES))
@@ -239,7 +240,7 @@ def _warn_of_blocking(session: Session) -> None:
     while frame.f_back is not None and not _is_users(frame, session):
         level, frame = level + 1, frame.f_back
     warnings.warn(
-        "a sync session ran SQL on a thread with a running event loop, which waits for it, and every request with it; "
+        "a sync session ran SQL on a thread with a running event loop, so the loop and every request wait for it; "
         "write await db.async_session..., or make the handler a plain def",
         BlockingSessionWarning,
         stacklevel=level,

@@ -1,7 +1,7 @@
-"""Sessions of read-only units refuse to write, and where it can the database refuses too.
+"""Sessions of read-only units refuse to write; where the database can, it refuses too.
 
 Holds: what is refused before it is sent.
-Must not know: how a database is told, or why a unit only reads.
+Must not know: how a connection is made read-only, or why a unit only reads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ReadOnlySession(GuardedSession):
     guard_writes = False
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Be told of every statement of a class of the user's own: SQLModel's calls ``Session.execute()`` past ours."""
+        """Listen to the statements of a user's own class, because SQLModel's calls skip our ``Session.execute()``."""
         super().__init_subclass__(**options)
         if any(base is not Session and not issubclass(base, GuardedSession) for base in cls.__bases__):
             event.listen(cls, "do_orm_execute", _refuse_statement)
@@ -45,13 +45,13 @@ class ReadOnlySession(GuardedSession):
 def _refusal(session: Session, what: str) -> ReadOnlyError:
     unit = cast("GuardedSession", session).guard_unit
     return ReadOnlyError(
-        f"{what} in {unit}, which only reads; write in a unit that is not read_only: "
+        f"{what} in {unit}, which is read-only; write in a unit that is not: "
         "another HTTP method, or session_scope() without read_only=True"
     )
 
 
 def _refuse(session: Session, statement: Any) -> None:
-    # Not by the event before each statement, which would cost more than all the rest of a read.
+    # Not with the event before each statement, which would cost more than the rest of a read.
     if getattr(statement, "is_dml", False):
         kind = "INSERT" if statement.is_insert else "UPDATE" if statement.is_update else "DELETE"
         raise _refusal(session, kind)
@@ -62,7 +62,7 @@ def _refuse_statement(state: ORMExecuteState) -> None:
 
 
 def refuse_flush(session: Session, _context: UOWTransaction, _instances: object) -> None:
-    """Refuse to flush what would be written."""
+    """Refuse a flush that would write."""
     modified = [one for one in session.dirty if session.is_modified(one)]
     for kind, objects in (("INSERT", list(session.new)), ("UPDATE", modified), ("DELETE", list(session.deleted))):
         if objects:

@@ -1,7 +1,7 @@
-"""What a statement does to a transaction, by its first words: nothing is asked of a server.
+"""What a statement does to a transaction, judged by its first words; no server is asked.
 
 Holds: the words of each database, and the judgement of a statement.
-Must not know: sessions, connections, or what is decided on that.
+Must not know: sessions, connections, or what is decided on the judgement.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 
 class Effect(Enum):
-    """What a statement does to the transaction that it is sent in."""
+    """What a statement does to its transaction."""
 
-    NONE = "it is done in it"
+    NONE = "it runs in the transaction"
     COMMITS = "it commits"
     ROLLS_BACK = "it rolls everything back"
     COMMITS_FIRST = "the database commits before it"
@@ -31,21 +31,21 @@ class Statement(NamedTuple):
     """Its first word, in capitals; empty if it has none."""
     effect: Effect
     writes: bool
-    """Whether it may leave anything to commit."""
+    """Whether it may leave something to commit."""
     name: str = ""
     """The name of its savepoint, in capitals."""
 
 
 MYSQL: frozenset[str] = frozenset(("mysql", "mariadb"))
-"""The names of the dialects that commit before some statements."""
+"""The dialects that commit before some statements."""
 ROLLBACKS: frozenset[str] = frozenset(("ROLLBACK", "ABORT"))
 """The first words of statements that roll back."""
 
 _COMMENTS = re.compile(r"--[^\n]*(?:\n|$)|/\*(?!M?!).*?\*/|/\*M?!\d*|\*/", re.DOTALL)
-"""Comments, and what is around those that MySQL and MariaDB execute."""
+"""Comments, and the delimiters of those that MySQL and MariaDB execute."""
 _WORDS = re.compile(r"\w+")
 _HEAD = 500
-"""How many characters of a statement are looked at: more comments than that come before no statement."""
+"""How many characters of a statement are examined; longer leading comments do not occur."""
 _READS = frozenset(
     ("BEGIN", "DESC", "DESCRIBE", "DO", "EXPLAIN", "FETCH", "LOCK", "PRAGMA", "RELEASE", "SAVEPOINT", "SELECT", "SET")
     + ("SHOW", "START", "TABLE", "USE", "VALUES")
@@ -56,19 +56,19 @@ _COMMITTING = frozenset(
     ("ALTER", "ANALYZE", "BEGIN", "CACHE", "CHECK", "CREATE", "DROP", "FLUSH", "GRANT", "INSTALL", "LOCK", "OPTIMIZE")
     + ("RENAME", "REPAIR", "RESET", "REVOKE", "START", "TRUNCATE", "UNINSTALL", "UNLOCK")
 )
-"""Statements before which MySQL and MariaDB commit, unless one is about a TEMPORARY table or is BEGIN NOT ATOMIC."""
+"""MySQL and MariaDB commit before these, unless one is about a TEMPORARY table or is BEGIN NOT ATOMIC."""
 _COMMITTING_NOT = frozenset(("NOT", "TEMPORARY"))
 
 
 @functools.lru_cache(1000)
 def judged(statement: str, dialect: str) -> Statement:
-    """Return what is known of ``statement`` on the database of that ``dialect``."""
+    """Return what is known of ``statement`` on a database of ``dialect``."""
     words = _WORDS.findall(_COMMENTS.sub(" ", statement[:_HEAD].upper()))
     first, second = (*words[:2], "", "")[:2]
     reads = first in _READS
     if first in _COMMITS:
         return Statement(first, Effect.COMMITS, writes=False)
-    if first in ROLLBACKS:  # back TO a savepoint is no end
+    if first in ROLLBACKS:  # ROLLBACK TO a savepoint ends no transaction
         return Statement(first, Effect.NONE if "TO" in words else Effect.ROLLS_BACK, writes=False)
     if first == "SAVEPOINT":
         return Statement(first, Effect.SETS_SAVEPOINT, False, second)

@@ -1,9 +1,10 @@
-"""What ``begin()`` and ``begin_nested()`` of a session of ours return: its ends are calls on the session too.
+"""What ``begin()`` and ``begin_nested()`` of our sessions return: their ends are calls on the session too.
 
-A thread that outlives its cancelled request may leave its ``with session.begin():`` while the unit ends; SQLAlchemy
-would let both at the connection at once, and it would stay out, or return to the pool in a transaction.
+A thread that outlives its cancelled request may leave its ``with session.begin():`` while the unit ends. SQLAlchemy
+would let both use the connection at once. The connection would stay checked out, or return to the pool in a
+transaction.
 
-Holds: the guard of a transaction's ends, and what is done about a savepoint that is lost.
+Holds: the guard of a transaction's ends, and what is done about a lost savepoint.
 Must not know: units, engines, or how a session is guarded.
 """
 
@@ -36,7 +37,7 @@ def _guarding(name: str) -> Callable[..., Any]:
 
 
 class GuardedTransaction(SessionTransaction):
-    """A transaction or savepoint that one task or thread ends at a time, and nobody after the unit's end."""
+    """A transaction or savepoint that one task or thread at a time may end, and none after the unit's end."""
 
     commit = _guarding("commit")
     rollback = _guarding("rollback")
@@ -46,9 +47,9 @@ class GuardedTransaction(SessionTransaction):
 
 
 def failure_in(savepoint: SessionTransaction | None) -> Exception | None:
-    """Return why ``savepoint`` is lost, if a flush failed in it and the application caught the error.
+    """Return why ``savepoint`` is lost, if a flush in it failed and the application caught the error.
 
-    SQLAlchemy leaves the block of such a savepoint without an exception, and what else was written in it is gone.
+    SQLAlchemy leaves the block of such a savepoint without an exception, and everything else written in it is lost.
     """
     if savepoint is None or savepoint.is_active or savepoint.session.get_nested_transaction() is not savepoint:
         return None
@@ -60,10 +61,10 @@ def failure_in(savepoint: SessionTransaction | None) -> Exception | None:
 
 
 def leave_lost(savepoint: SessionTransaction | None, failure: Exception | None, exc: BaseException | None) -> None:
-    """Leave nothing of a savepoint that ``failure`` has lost, and raise that unless ``exc`` is raised anyway.
+    """Remove everything of a savepoint that ``failure`` has lost, and raise ``failure`` unless there is ``exc``.
 
-    SQLAlchemy rolls objects back when the flush fails, and not again when the savepoint ends: what was added, changed
-    or marked as deleted between the two would be written with the transaction around.
+    SQLAlchemy rolls objects back when the flush fails, and not again when the savepoint ends. Objects added, changed or
+    deleted between the two would be written with the outer transaction.
     """
     if savepoint is None or failure is None:
         return

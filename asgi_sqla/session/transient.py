@@ -1,6 +1,6 @@
-"""Transient errors: what ran into one may succeed when it is tried again.
+"""Transient errors: an operation that met one may succeed when it is retried.
 
-Holds: the codes of each database, where in an error they are found, and how long to wait before a retry. Pure.
+Holds: the codes of each database, where an error holds them, and how long to wait before a retry. Pure functions.
 Must not know: who retries.
 """
 
@@ -12,43 +12,44 @@ from collections.abc import Iterator
 from sqlalchemy.exc import DBAPIError
 
 SQLSTATES = frozenset(("40001", "40P01"))
-"""serialization_failure and deadlock_detected: PostgreSQL, CockroachDB, YugabyteDB."""
+"""serialization_failure and deadlock_detected of the SQL standard: PostgreSQL, CockroachDB, YugabyteDB."""
 MYSQL_UNDONE = frozenset((1213, 1020))
-"""ER_LOCK_DEADLOCK, and ER_CHECKREAD (a MariaDB that keeps to its snapshot): the whole transaction is rolled back."""
+"""ER_LOCK_DEADLOCK, and ER_CHECKREAD of a MariaDB with snapshot isolation: everything is rolled back."""
 MYSQL_ERRORS = frozenset((*MYSQL_UNDONE, 1205))
-"""Those, and ER_LOCK_WAIT_TIMEOUT: MySQL and MariaDB."""
+"""Those, and ER_LOCK_WAIT_TIMEOUT: of MySQL and MariaDB."""
 SQLITE_CODES = frozenset((5, 6))
-"""SQLITE_BUSY, its extended codes (517, a snapshot that is too old) included, and SQLITE_LOCKED."""
+"""SQLITE_BUSY with its extended codes, such as 517 for a snapshot that is too old, and SQLITE_LOCKED."""
 
 FIRST_PAUSE = 0.01
 LONGEST_PAUSE = 1.0
 
 
 def is_transient(failure: BaseException) -> bool:
-    """Whether ``failure``, or one it was made of, says that a retry may succeed."""
+    """Return whether ``failure``, or an error it was made from, says that a retry may succeed."""
     return any(map(_is_transient, _chain(failure)))
 
 
 def sqlstate_of(error: BaseException) -> str | None:
-    """Return the SQLSTATE that a driver of PostgreSQL gives, under either of its names."""
+    """Return the SQLSTATE of a PostgreSQL driver's error, under either of its names."""
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
 def ends_transaction(error: BaseException, *, told: bool) -> bool:
-    """Whether the database has rolled back all of the transaction, and would commit what comes after it.
+    """Return whether the database has rolled back the whole transaction, and would commit what follows it.
 
-    Where the driver has not ``told`` whether one is open, a lock timeout may have: MariaDB and MySQL have a setting.
+    If the driver has not ``told`` whether one is open, a lock timeout may have ended it: MariaDB and MySQL have a
+    setting.
     """
     return _mysql_error(error) in (MYSQL_UNDONE if told else MYSQL_ERRORS)
 
 
 def pause(attempt: int) -> float:
-    """Return the seconds to wait after ``attempt`` has failed: longer each time, bounded, jittered."""
-    return random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt, 10)))  # noqa: S311  # nobody attacks a pause
+    """Return the seconds to wait after ``attempt`` has failed: exponential, bounded and jittered."""
+    return random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt, 10)))  # noqa: S311  # not for security
 
 
 def _chain(failure: BaseException) -> Iterator[BaseException]:
-    """Yield ``failure`` and whatever it wraps, was caused by, or came up in the handling of."""
+    """Yield ``failure`` and every error that it wraps, was caused by, or was raised in the handling of."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [failure]
     while waiting:
@@ -83,4 +84,4 @@ def _mysql_error(one: BaseException) -> object:
 
 
 _MYSQL_MODULES = frozenset(("pymysql", "MySQLdb", "asyncmy", "aiomysql", "mysql", "mariadb"))
-"""Where a number as first argument is MySQL's; elsewhere it may be anything."""
+"""Drivers whose errors have MySQL's number as first argument; elsewhere a number can mean anything."""

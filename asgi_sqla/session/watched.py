@@ -1,4 +1,4 @@
-"""One connection in a session's transaction: what its driver says of it, asked before each statement and each end.
+"""One connection in a session's transaction: what its driver says, read before each statement and each end.
 
 Holds: the record of a connection.
 Must not know: units, or what is decided on an outcome.
@@ -23,10 +23,10 @@ _UNDONE = (
 )
 _COMMITTED_BY_TEXT = "a textual {} has committed this session's transaction; write session.commit() instead"
 _BY_OTHERS = (
-    "this session's transaction has ended by a statement, or by commit() or rollback() on its connection; write "
+    "a statement, or commit() or rollback() on the connection, has ended this session's transaction; write "
     "session.commit() or session.rollback() instead"
 )
-_ROLLED_BACK = "a {} past the session has rolled back its transaction; write session.rollback() instead"
+_ROLLED_BACK = "a {} outside the session has rolled back its transaction; write session.rollback() instead"
 _WRITES = frozenset(("INSERT", "UPDATE", "DELETE"))
 
 
@@ -57,15 +57,15 @@ class Watched:
         self._suspect = False
         """Whether an error may hide what the driver would say."""
         self._ended_by: str | None = None
-        """The word of a textual statement that ends transactions, if one was sent."""
+        """The first word of a textual statement that ends transactions, if one was sent."""
         self._called = False
         """Whether a procedure was called, which may commit and then fail."""
         self._risked = False
-        """Whether anything was written before the last statement of an unknown kind, a CALL say."""
+        """Whether anything was written before the last statement of unknown effect, such as a CALL."""
         self._savepoint: str | None = None
-        """The name of the SAVEPOINT that began the transaction: on SQLite, its RELEASE is the COMMIT."""
+        """The name of the SAVEPOINT that began the transaction: on SQLite its RELEASE is the COMMIT."""
         self._root = connection.get_transaction()
-        """What SQLAlchemy began; another one means that somebody ended this one on the connection."""
+        """The transaction that SQLAlchemy began; another one means that the connection ended this one."""
         self.sent: bool = False
 
     def word(self) -> Word:
@@ -75,18 +75,18 @@ class Watched:
             return UNKNOWN
         try:
             return self._driver.ask(self._raw)
-        except Exception:  # a driver may refuse to say anything of a connection that it has closed
+        except Exception:  # a driver may raise for a connection that it has closed
             return UNKNOWN
 
-    def before(self, statement: str) -> None:  # noqa: C901  # for each statement, where a helper would cost a call
-        """Take note of a statement that is about to be sent; refuse it where the transaction it counts on is over."""
+    def before(self, statement: str) -> None:  # noqa: C901  # called for each statement, where a helper would cost a call
+        """Record a statement that is about to be sent; refuse it if its transaction has ended."""
         raw = self._raw
         if raw is not None:
             if self._suspect and not self._driver.begins_with_statement:
                 self._ask_by_statement()
             try:
                 word = self._words[self._peek(raw)]
-            except Exception:  # the driver has closed the connection: the statement itself says so
+            except Exception:  # the driver has closed the connection: the statement itself will fail
                 word = UNKNOWN
             if word is OPEN:
                 self._seen = True
@@ -106,11 +106,11 @@ class Watched:
         self.sent = True
 
     def note_error(self, *, ends: bool) -> None:
-        """Take note of an error of a statement; ``ends`` says that it rolls everything back."""
+        """Record an error of a statement; ``ends`` if it rolls everything back."""
         if self._raw is None:
             return
         over = self._is_over(self.word())
-        self._ended_by = None  # it did not, or the next word of the driver says that it did
+        self._ended_by = None  # it failed, or the driver's next word says that it did not
         if ends:
             self.outcome.note_undone(_UNDONE)
         elif self._driver.hidden_by_errors:
@@ -119,22 +119,22 @@ class Watched:
             self._note_end(failed=True)
 
     def note_rollback(self) -> None:
-        """Take note of a ROLLBACK: unless it is the session's own, which ends this record, it undoes the work."""
+        """Record a ROLLBACK: it undoes the work, unless it is the session's own, which ends this record."""
         self._ended_by = self._ended_by or "ROLLBACK"
 
     def note_refused(self) -> None:
-        """Take note that the database has refused the COMMIT: the transaction is over, and nothing of it was kept."""
+        """Record that the database refused the COMMIT: the transaction has ended, and nothing of it was kept."""
         self._raw = None
 
     def look(self, *, asking: bool) -> None:
-        """Find out whether the transaction that SQLAlchemy believes in is still there."""
+        """Check whether the transaction that SQLAlchemy assumes still exists."""
         if self.outcome.state is UNDONE or self._is_as_believed():
             return
         if self._suspect and (asking or self._called):
             self._ask_by_statement()
         word = self.word()
         if word is FAILED and asking:
-            self._ask_by_statement()  # raises what the server says of it
+            self._ask_by_statement()  # raises the server's error
         elif self.sent and not self._suspect and (self._is_over(word) or self._is_another()):
             self._note_end()
         elif word is IDLE and self.sent and not self._suspect:
@@ -144,7 +144,7 @@ class Watched:
                 self.outcome.note_committed(Committed.STATEMENT)
 
     def _is_as_believed(self) -> bool:
-        """Whether the driver says that the transaction is open, and nothing hides that it is another one."""
+        """Return whether the driver says that the transaction is open, and it is still the same one."""
         if self._raw is None or self._suspect or self._ended_by is not None:
             return False
         try:
@@ -159,7 +159,7 @@ class Watched:
         return self._ended_by is not None and self._ended_by not in ROLLBACKS
 
     def cut(self) -> bool:
-        """Cut the connection, as its server does not answer; return whether there was one."""
+        """Cut the connection, because its server does not answer; return whether there was one."""
         connection = self.connection
         if connection.closed or connection.invalidated:
             return False
@@ -169,11 +169,11 @@ class Watched:
         return True
 
     def _ask_by_statement(self) -> None:
-        """Have the server say what an error hid: PostgreSQL refuses any statement in a failed transaction."""
+        """Learn from the server what an error hid: PostgreSQL refuses any statement in a failed transaction."""
         connection, raw = self.connection, self._raw
         if connection.closed or connection.invalidated:
             return
-        self._suspect, self._raw = False, None  # this statement itself is not one to take note of
+        self._suspect, self._raw = False, None  # this statement must not be recorded itself
         try:
             if connection.dialect.name in MYSQL:
                 connection.exec_driver_sql("DO 0")  # PyMySQL does not read the flags that end a result
@@ -202,7 +202,7 @@ class Watched:
             self.outcome.note_undone(_BY_OTHERS)
 
     def _note_kind(self, statement: str) -> None:
-        """Take note of what a statement does, by its first words."""
+        """Record what a statement does, judged by its first words."""
         outcome, known = self.outcome, judged(statement, self.connection.dialect.name)
         effect = known.effect
         if effect is Effect.COMMITS or effect is Effect.ROLLS_BACK:
@@ -226,27 +226,27 @@ class Watched:
             )
 
     def _begins_by_itself(self) -> bool:
-        """Whether what follows a commit by a statement is in a transaction again, so that the unit ends that."""
+        """Return whether the work after a committing statement is in a transaction again, which the unit ends."""
         name = self.connection.dialect.name
         return name in MYSQL or (name == "sqlite" and self._raw.isolation_level is not None)
 
     def _is_over(self, word: Word) -> bool:
-        """Whether the transaction that SQLAlchemy believes in is not there; with AND CHAIN, another one is."""
+        """Return whether the transaction that SQLAlchemy assumes is gone; after AND CHAIN another one is open."""
         if self._ended_by is not None:
             return self._raw is not None
         return word is IDLE and (self._seen or self._has_begun())
 
     def _is_another(self) -> bool:
-        """Whether commit() or rollback() of the connection, or of its transaction, has ended what SQLAlchemy began."""
+        """Return whether commit() or rollback() of the connection has ended the transaction that SQLAlchemy began."""
         connection = self.connection
         return not (connection.closed or connection.invalidated) and connection.get_transaction() is not self._root
 
     def _has_begun(self) -> bool:
-        """Whether a statement that was sent has begun a transaction, which no driver has had occasion to say."""
+        """Return whether a statement has begun a transaction that the driver has not reported yet."""
         return self.sent and self._driver.begins_with_statement and not self._commits_each()
 
     def _commits_each(self) -> bool:
-        """Whether an idle driver means autocommit: on MySQL, and in sqlite3's own mode, reads open no transaction."""
+        """Return whether an idle driver means autocommit: on MySQL and in sqlite3's own mode reads begin nothing."""
         if self._driver.begins_with_statement:
             return self.connection.dialect.detect_autocommit_setting(self.connection.connection.dbapi_connection)  # type: ignore[arg-type]  # it is there, as it is not closed
         if self.connection.dialect.name in MYSQL:

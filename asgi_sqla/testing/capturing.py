@@ -1,6 +1,6 @@
 """Capturing the callbacks that units of work register.
 
-Lives here: ``captured_callbacks()``.
+Holds: ``captured_callbacks()``.
 Must not know: how a callback is called.
 """
 
@@ -16,10 +16,14 @@ from asgi_sqla.unit.callbacks import Callback, Callbacks
 
 @contextmanager
 def captured_callbacks(*, call: bool = False) -> Iterator[list[Callback]]:
-    """Collect the on_commit and on_rollback callbacks that fall due inside the block, in order.
+    """Collect the callbacks that are due inside the block, in order, instead of calling them.
 
-    They are not called, unless ``call`` is true. Each has ``moment`` ("commit" or "rollback"), ``function``,
-    ``args`` and ``kwargs``. Of a unit that is rolled back, on_commit callbacks never fall due.
+    Each has ``moment`` ("commit" or "rollback"), ``function``, ``args`` and ``kwargs``. The on_commit callbacks of a
+    unit that is rolled back are never due.
+
+    - ``call``: True calls them too; default: False.
+
+    Raises ConfigurationError if ``call`` is not a bool.
     """
     if not isinstance(call, bool):
         raise ConfigurationError(f"call={hidden(call)} is neither True nor False")

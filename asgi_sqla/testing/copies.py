@@ -1,6 +1,6 @@
-"""A copy of a database for a while: cloned from a template, or a copied file.
+"""A temporary copy of a database: cloned from a template, or a copied file.
 
-Lives here: how each kind of database is copied and dropped.
+Holds: how each kind of database is copied and dropped.
 Must not know: tests, units, pytest.
 """
 
@@ -28,18 +28,18 @@ from asgi_sqla.engine.engines import Engines
 from asgi_sqla.errors import ConfigurationError, MissingDriverError
 
 PATIENCE = 10.0
-"""Seconds to wait until nobody is connected to the database that is to be the template."""
+"""Seconds to wait until no connection uses the database that becomes the template."""
 
 Drop: TypeAlias = Callable[[], object]
 
 _process = secrets.token_hex(4)
 _numbers = count(1)
 _made: dict[URL, str] = {}
-"""What this process made once of a database and drops at its end: PostgreSQL's template, MariaDB's clone."""
+"""What this process makes once for a database and drops at its exit: PostgreSQL's template, MariaDB's clone."""
 
 
 class Copy:
-    """A copy of the database of ``real``, and the engines for it."""
+    """A copy of the database of ``real``, and its engines."""
 
     def __init__(self, real: Engines) -> None:
         url = real.url or _url_of_given(real)
@@ -65,7 +65,7 @@ def _url_of_given(real: Engines) -> URL:
 
 
 def _copy_sqlite(url: URL) -> tuple[URL, Drop]:
-    """Copy a file, or what is in memory, by SQLite's own backup, which knows of WAL."""
+    """Copy a file, or an in-memory database, with SQLite's own backup, which includes the WAL."""
     folder = tempfile.TemporaryDirectory(prefix="asgi_sqla_")
     path = Path(folder.name) / "copy.db"
     uri = str(url.database).startswith("file:")
@@ -76,7 +76,7 @@ def _copy_sqlite(url: URL) -> tuple[URL, Drop]:
 
 
 def _copy_postgresql(url: URL) -> tuple[URL, Drop]:
-    """Clone the template, which is made of the database the first time."""
+    """Clone the template, which the first call makes from the database."""
     if url not in _made:
         _made[url] = template = _new_name(url)
         _patiently(url, lambda connection: _create(connection, template, str(url.database)))
@@ -106,7 +106,7 @@ def _patiently(url: URL, work: Callable[[Connection], None]) -> None:
 
 
 def _copy_mysql(url: URL) -> tuple[URL, Drop]:
-    """Clone the database once, and fill the tables of the clone from it each time."""
+    """Clone the database once, and fill the clone's tables from it each time."""
     if url not in _made:
         _made[url] = name = _new_name(url)
         _run(url, lambda connection: _clone_tables(connection, name))
@@ -166,12 +166,12 @@ def _statement(statement: str) -> Callable[[Connection], None]:
 
 
 def _drop_at_exit(url: URL, statement: str) -> None:
-    with contextlib.suppress(DBAPIError, OSError):  # the server may be gone before
+    with contextlib.suppress(DBAPIError, OSError):  # the server may already have stopped
         _run(url, _statement(statement))
 
 
 def _run(url: URL, work: Callable[[Connection], None]) -> None:
-    """Do ``work`` beside the database in autocommit, with whatever driver is installed."""
+    """Do ``work`` in autocommit, outside the database on PostgreSQL, with any installed driver."""
     beside = url
     if url.get_backend_name() == "postgresql":
         beside = url.set(database="template1" if url.database == "postgres" else "postgres")
@@ -186,7 +186,7 @@ def _run(url: URL, work: Callable[[Connection], None]) -> None:
 
 
 def _run_async(engines: Engines, work: Callable[[Connection], None]) -> None:
-    """Do ``work`` on an event loop of its own, in a thread of its own, as one may be running in this one."""
+    """Do ``work`` on a new event loop in a new thread, because a loop may be running in this one."""
     failures: list[BaseException] = []
 
     async def main() -> None:

@@ -1,6 +1,6 @@
-"""Failures to order, to test one's own handling of them.
+"""Failures on request, to test how an application handles them.
 
-Lives here: a COMMIT that fails, and a connection that is lost.
+Holds: a COMMIT that fails, and a connection that is lost.
 Must not know: how the application handles them.
 """
 
@@ -25,15 +25,21 @@ from asgi_sqla.testing.statements import CONTROL, checked_database, is_of
 def fail_commit(
     database: Database | None = None, error: BaseException | None = None, *, times: int = 1
 ) -> Iterator[None]:
-    """Have the next COMMIT of ``database`` (``db`` if left out) inside the block fail, ``times`` of them.
+    """Make the next COMMIT of ``database`` inside the block fail.
 
-    What was to be committed is rolled back, as the database does, and ``error`` raised: an OperationalError
-    unless given, such as ``IntegrityError("COMMIT", None, Exception())``.
+    The work is rolled back, as the database does, and ``error`` is raised.
+
+    - ``database``: the ``Database``; default: the global ``db``.
+    - ``error``: the exception to raise, such as ``IntegrityError("COMMIT", None, Exception())``; default: an
+      OperationalError.
+    - ``times``: how many COMMITs fail; default: 1.
+
+    Raises ConfigurationError for a wrong argument.
     """
     of = checked_database(database, "fail_commit")
     if not isinstance(error, BaseException | None):
         raise ConfigurationError(
-            f'error={hidden(error)} is no exception; write one such as IntegrityError("COMMIT", None, Exception())'
+            f'error={hidden(error)} is not an exception; write one such as IntegrityError("COMMIT", None, Exception())'
         )
     left = [error or OperationalError("COMMIT", None, Exception("fail_commit()"))] * checked_count("times", times)
 
@@ -51,10 +57,14 @@ def fail_commit(
 
 @contextmanager
 def kill_connection(database: Database | None = None) -> Iterator[None]:
-    """Have the next statement through ``database`` (``db`` if left out) inside the block find its connection lost.
+    """Lose the connection of the next statement through ``database`` inside the block.
 
-    The driver raises what it does when the server went away; one connection is lost, the next one works. With
-    ``rolled_back()`` write ``mode="copy"``: a transaction does not outlive its connection.
+    The driver raises what it raises when the server goes away. One connection is lost, and the next one works. Inside
+    ``rolled_back()`` use ``mode="copy"``, because a transaction ends with its connection.
+
+    - ``database``: the ``Database``; default: the global ``db``.
+
+    Raises ConfigurationError for a wrong argument.
     """
     of = checked_database(database, "kill_connection")
     killed: list[Connection] = []

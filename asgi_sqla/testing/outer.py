@@ -1,6 +1,6 @@
-"""The outer transaction: one connection of one kind, opened by who needs it first, and rolled back at the end.
+"""The outer transaction: one connection, opened by its first user, and rolled back at the end.
 
-Lives here: which thread or event loop it belongs to, and how it ends there; the engines made on it.
+Holds: the thread or event loop of the transaction, how it ends there, and the engines on it.
 Must not know: tests, units, pytest.
 """
 
@@ -23,11 +23,11 @@ from asgi_sqla.testing.turns import Turns
 
 COPY = 'rolled_back(..., mode="copy")'
 PROBE = "SELECT 1"
-"""What ``Database.check()`` asks for; it makes nobody's world."""
+"""The statement of ``Database.check()``; it does not count as a use."""
 
 
 class Outer(World):
-    """One connection with the outer transaction, and the engine that is made on it."""
+    """One connection with the outer transaction, and the engine on it."""
 
     kind = "a Session"
 
@@ -38,18 +38,18 @@ class Outer(World):
         self._connection: Connection | None = None
         self._over: str | None = None
         self.used: bool = False
-        """Whether anything was asked of it."""
+        """Whether it has run a statement."""
         self.engine: Engine = savepoint_engine(real, self)
 
     def end(self, *, keep: bool = True) -> None:
-        """Roll back; the connection goes back to its pool, or is closed if there will be none to ``keep`` it."""
-        self._over = self._over or "is over"
+        """Roll back; return the connection to its pool, or close it if there is no pool to ``keep`` it."""
+        self._over = self._over or "it has ended"
         let_go(self._real, self.engine)
         self.turns.end()
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if not keep:  # at once, before any await: the pool is about to close what is out
+        if not keep:  # at once, before any await, as the pool is about to close checked-out connections
             raw: Any = connection.connection.dbapi_connection
             connection.detach()
             raw.rollback()
@@ -61,7 +61,7 @@ class Outer(World):
     def connect(self) -> Any:
         """Return the driver's connection, in the outer transaction."""
         if self._over is not None:
-            raise ConfigurationError(f"the outer transaction {self._over}, and all that was done in it with it")
+            raise ConfigurationError(f"everything in the outer transaction is lost: {self._over}")
         if self._connection is None:
             self._connection = self._begun(self._real.connect())
         return self._connection.connection.dbapi_connection
@@ -78,21 +78,21 @@ class Outer(World):
         return connection
 
     def lose(self) -> None:
-        """Take note that the connection is not to be used again."""
+        """Record that the connection must not be used again."""
         if self._over is None:
-            self._over = f"has lost its connection; to test what follows that, write {COPY}"
+            self._over = f"it has lost its connection; to test what follows that, write {COPY}"
         if self._connection is not None:
             self._connection.invalidate()
 
     def note(self, statement: str) -> None:
-        """Take note that somebody uses it, if ``statement`` says so."""
+        """Record a use, if ``statement`` is one."""
         if not self.used and statement != PROBE and not statement.startswith("BEGIN"):
             self._owner.claim(self)
             self.used = True
 
 
 class AsyncOuter(Outer):
-    """One on an event loop, where it ends with the loop at the latest."""
+    """The outer transaction on an event loop; it ends with the loop at the latest."""
 
     kind = "an AsyncSession"
 
@@ -102,13 +102,13 @@ class AsyncOuter(Outer):
         self._closed = False
         self.async_engine: AsyncEngine = AsyncEngine(self.engine)
         self._ending = self._until_loop_ends()
-        # Started by hand, as it awaits nothing before its yield: from here on the loop knows it.
+        # Started by hand, which is possible as it awaits nothing before its yield; then the loop knows it.
         with contextlib.suppress(StopIteration):
             self._ending.__anext__().send(None)
         self._keep = False
 
     def connect(self) -> Any:
-        """Return the driver's connection, in the outer transaction, and hear if its pool closes it."""
+        """Return the driver's connection, in the outer transaction, and notice when its pool closes it."""
         if self._connection is None:
             event.listen(self._real, "invalidate", self._note_closed, insert=True)
         return super().connect()
@@ -123,7 +123,7 @@ class AsyncOuter(Outer):
         if self._connection is not None and self._connection.connection.dbapi_connection is closed:
             self._closed = True
             self.turns.end()
-            self._over = self._over or "is over, as its event loop has ended"
+            self._over = self._over or "it has ended with its event loop"
 
     async def end_async(self) -> None:
         """Roll back, on its event loop."""
@@ -131,7 +131,7 @@ class AsyncOuter(Outer):
         await self._ending.aclose()
 
     async def _until_loop_ends(self) -> AsyncGenerator[None]:
-        """End when closed: by us, or by ``loop.shutdown_asyncgens()``, whose loop's pools are being closed as well."""
+        """End when closed by us, or by ``loop.shutdown_asyncgens()``, when the loop's pools close too."""
         try:
             yield
         finally:
@@ -155,7 +155,7 @@ class Inside(Engines):
 
     @property
     def in_use(self) -> bool:
-        """Whether they may be replaced: never."""
+        """Whether they must not be replaced: always."""
         return True
 
     def sync(self) -> Engine:
@@ -166,19 +166,19 @@ class Inside(Engines):
         return self._outer.engine
 
     def asynchronous(self) -> AsyncEngine:
-        """Return the async engine, which is for one event loop only."""
+        """Return the async engine, which works on one event loop."""
         real = self._real.asynchronous()
         loop = asyncio.get_running_loop()
         if loop is self._entered_on and not self._awaits:
             raise ConfigurationError(
-                "with rolled_back(...) cannot roll back an AsyncSession of this event loop, for it cannot await; "
+                "with rolled_back(...) cannot roll back an AsyncSession of this event loop, as it cannot await; "
                 "write async with rolled_back(...)"
             )
         outer = self._async_outer
         if outer is not None and outer.loop is not loop and outer.used:
             raise WrongEventLoopError(
-                f"an AsyncSession of {self!r} was asked for on a second event loop, and its connection belongs to the "
-                "first; have one loop serve the whole test: with TestClient(app) as client: ..."
+                f"an AsyncSession of {self!r} was requested on a second event loop, but its connection belongs to the "
+                "first; use one loop for the whole test: with TestClient(app) as client: ..."
             )
         if outer is None or outer.loop is not loop:
             outer = self._async_outer = AsyncOuter(real, self, loop)
@@ -194,17 +194,17 @@ class Inside(Engines):
                 )
 
     def has_async(self) -> bool:
-        """Whether an async engine can be had."""
+        """Return whether there can be an async engine."""
         return self._real.has_async()
 
     def dispose(self) -> None:
-        """Do nothing: it is over when rolled_back() is."""
+        """Do nothing: rolled_back() ends it."""
 
     async def dispose_async(self) -> None:
-        """Do nothing: it is over when rolled_back() is."""
+        """Do nothing: rolled_back() ends it."""
 
     def forget(self) -> None:
-        """Drop the connections without closing them: they are the parent process's."""
+        """Drop the connections without closing them, as they belong to the parent process."""
 
     def end(self) -> None:
         """Roll back, from a thread without a running event loop."""

@@ -1,6 +1,6 @@
-"""The pytest plugin: the fixtures that ``asgi_sqla.testing`` gives every test, found without an import.
+"""The pytest plugin: a fixture for each tool of ``asgi_sqla.testing``, found without an import.
 
-Lives here: which database the tests are about, and what stands between two tests and two workers.
+Holds: which database is under test, and what separates two tests and two workers.
 Must not know: how anything is rolled back, copied or counted.
 """
 
@@ -24,20 +24,20 @@ WRITE = f'write {OPTION} = "shop.main:db" in the pytest section, or a session fi
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the configuration name the database."""
-    parser.addini(OPTION, "where the Database under test is, as module:name; the global db if not given", default="")
+    """Add the option that names the database."""
+    parser.addini(OPTION, "the Database under test, as module:name; default: the global db", default="")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Describe the marker."""
     config.addinivalue_line(
-        "markers", 'asgi_sqla(mode="copy"): how rolled_back_database undoes this test; "transaction" if not said'
+        "markers", 'asgi_sqla(mode="copy"): how rolled_back_database undoes this test; default: "transaction"'
     )
 
 
 @pytest.fixture(scope="session")
 def asgi_sqla_database(pytestconfig: pytest.Config) -> Database:
-    """Return the ``Database`` under test: the one that the configuration names. Override it to name it in code."""
+    """Return the ``Database`` under test, which the configuration names. Override this fixture to name it in code."""
     path = str(pytestconfig.getini(OPTION)) or "asgi_sqla:db"
     module, _, name = path.partition(":")
     try:
@@ -51,7 +51,7 @@ def asgi_sqla_database(pytestconfig: pytest.Config) -> Database:
 
 @pytest.fixture(scope="session")
 def asgi_sqla_worker_database(asgi_sqla_database: Database) -> Iterator[Database]:
-    """Return the database under test; under pytest-xdist it is a copy for as long as the worker runs."""
+    """Return the database under test; under pytest-xdist, a copy of it for each worker."""
     database = _checked(asgi_sqla_database)
     if not os.environ.get("PYTEST_XDIST_WORKER"):
         yield database
@@ -62,7 +62,7 @@ def asgi_sqla_worker_database(asgi_sqla_database: Database) -> Iterator[Database
 
 @pytest.fixture
 def rolled_back_database(request: pytest.FixtureRequest, asgi_sqla_worker_database: Database) -> Iterator[Database]:
-    """Return the database under test, and undo after the test all that happened through it."""
+    """Return the database under test, and undo after the test everything that happened through it."""
     marker = request.node.get_closest_marker("asgi_sqla")
     options: dict[str, Any] = {} if marker is None else marker.kwargs
     with testing.rolled_back(asgi_sqla_worker_database, **options) as database:
@@ -71,36 +71,36 @@ def rolled_back_database(request: pytest.FixtureRequest, asgi_sqla_worker_databa
 
 @pytest.fixture
 def captured_callbacks() -> Iterator[list[Callback]]:
-    """Return the list of callbacks that fall due in the test; they are not called."""
+    """Return the list of callbacks that are due in the test; they are not called."""
     with testing.captured_callbacks() as callbacks:
         yield callbacks
 
 
 @pytest.fixture
 def count_statements(asgi_sqla_database: Database) -> Callable[..., AbstractContextManager[list[str]]]:
-    """Return ``count_statements`` of the database under test."""
+    """Return ``count_statements`` for the database under test."""
     return partial(testing.count_statements, asgi_sqla_database)
 
 
 @pytest.fixture
 def assert_statements(asgi_sqla_database: Database) -> Callable[..., AbstractContextManager[list[str]]]:
-    """Return ``assert_statements`` of the database under test."""
+    """Return ``assert_statements`` for the database under test."""
     return partial(testing.assert_statements, asgi_sqla_database)
 
 
 @pytest.fixture
 def fail_commit(asgi_sqla_database: Database) -> Callable[..., AbstractContextManager[None]]:
-    """Return ``fail_commit`` of the database under test."""
+    """Return ``fail_commit`` for the database under test."""
     return partial(testing.fail_commit, asgi_sqla_database)
 
 
 @pytest.fixture
 def kill_connection(asgi_sqla_database: Database) -> Callable[..., AbstractContextManager[None]]:
-    """Return ``kill_connection`` of the database under test."""
+    """Return ``kill_connection`` for the database under test."""
     return partial(testing.kill_connection, asgi_sqla_database)
 
 
 def _checked(database: object) -> Database:
     if not isinstance(database, Database):
-        raise pytest.UsageError(f"{OPTION} is {hidden(database)}, which is no Database; {WRITE}")
+        raise pytest.UsageError(f"{OPTION} is {hidden(database)}, which is not a Database; {WRITE}")
     return database

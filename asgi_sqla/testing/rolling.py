@@ -1,6 +1,6 @@
-"""``rolled_back()``: whatever happens through a database inside it is undone at the end.
+"""``rolled_back()``: everything that happens through a database inside it is undone at the end.
 
-Lives here: the context manager in both kinds, and its two modes.
+Holds: the context manager of both kinds, and its two modes.
 Must not know: pytest.
 """
 
@@ -25,7 +25,7 @@ Mode: TypeAlias = Literal["transaction", "copy"]
 
 
 class World(Protocol):
-    """What a database is replaced with for a while."""
+    """What replaces the engines of a database for a while."""
 
     def end(self) -> None:
         """Undo everything, from a thread without a running event loop."""
@@ -35,34 +35,37 @@ class World(Protocol):
 
 
 class rolled_back:  # noqa: N801  # as contextlib's own
-    """Undo, at the end of the block, everything that happens through ``database`` (``db`` if left out) inside it.
+    """Undo, at the end of the block, everything that happens through ``database`` inside it.
 
-    For ``with`` and ``async with``; the value is the database. Requests, ``session_scope()`` and the
-    database's engines all work as ever, from any task or thread.
+    For ``with`` and ``async with``; the value is the database. Requests, ``session_scope()`` and the engines of the
+    database work as usual, from any task or thread.
 
-    ``mode`` "transaction": all of it happens in one transaction on one connection, in which the application's
-    are savepoints. They take turns; one begun inside another's ``with`` block is nested in it. A constraint
-    deferred to COMMIT is checked where the application commits. Only one kind of session, and for AsyncSession
-    one event loop, or an error says what to write instead.
+    - ``database``: the ``Database``; default: the global ``db``.
+    - ``mode``: "transaction" runs everything in one transaction on one connection; transactions of the application are
+      savepoints in it, and take turns. "copy" replaces the database with a copy, which is dropped: slower, and without
+      restrictions; default: "transaction".
 
-    ``mode`` "copy": the database is replaced with a copy, which is dropped: slower, and nothing is restricted.
-    On PostgreSQL and SQLite a clone of what is there; on MariaDB and MySQL a clone for each process, whose
-    tables are filled again.
+    In mode "transaction" constraints deferred to COMMIT are checked when the application commits. Only one kind of
+    session can be used, and only one event loop. A transaction that begins inside another's ``with`` block is nested in
+    it.
 
-    Raises ConfigurationError for wrong arguments, at once.
+    In mode "copy" PostgreSQL and SQLite clone the database with its rows. MariaDB and MySQL clone it once per process,
+    and fill the tables of the clone each time.
+
+    Raises ConfigurationError for a wrong argument, at once, and for a use that the mode does not allow.
     """
 
     def __init__(self, database: Database | None = None, *, mode: Mode = "transaction") -> None:
         checked = checked_database(database, "rolled_back")
         if mode not in ("transaction", "copy"):
-            raise ConfigurationError(f'mode={hidden(mode)} is none of "transaction" and "copy"')
+            raise ConfigurationError(f'mode={hidden(mode)} is not one of "transaction" and "copy"')
         self._database = checked
         self._mode = mode
         self._world: World | None = None
         self._undo: Callable[[], None] | None = None
 
     def __enter__(self) -> Database:
-        if self._mode == "copy":  # in the way of which idle connections would be
+        if self._mode == "copy":  # idle connections would prevent the copy
             self._database.dispose()
         return self._enter(awaits=False)
 
@@ -93,7 +96,7 @@ class rolled_back:  # noqa: N801  # as contextlib's own
             return inside
 
         self._undo = self._database._substitute(make)
-        blocking_warnings.append(False)  # what a test does on its event loop keeps nobody waiting
+        blocking_warnings.append(False)  # nothing else waits for the event loop of a test
         return self._database
 
     def _refuse_second(self) -> None:
@@ -101,7 +104,7 @@ class rolled_back:  # noqa: N801  # as contextlib's own
             raise ConfigurationError("this rolled_back() is open already; call rolled_back() again for a second one")
 
     def _leave(self) -> World:
-        """Have the database be what it was before, and return what is left to end."""
+        """Restore the database, and return what remains to be ended."""
         world, undo = self._world, self._undo
         assert world is not None
         assert undo is not None

@@ -1,6 +1,6 @@
-"""An engine whose every transaction is a savepoint in the one transaction of one connection.
+"""An engine whose transactions are savepoints in one transaction of one connection.
 
-Lives here: what BEGIN, COMMIT and ROLLBACK become, and that constraints deferred to the COMMIT are checked there.
+Holds: what replaces BEGIN, COMMIT and ROLLBACK, and how constraints deferred to COMMIT are checked.
 Must not know: who opened the connection, or when its transaction ends.
 """
 
@@ -22,39 +22,41 @@ DEFERRED_ON_SQLITE = "SELECT 1 FROM sqlite_master WHERE sql LIKE '%DEFERRED%' LI
 
 
 class World:
-    """What an engine is for as long as an outer transaction lasts; this one is before and after."""
+    """The outer transaction of an engine; this class stands for the time before and after."""
 
     turns: Turns = Turns(awaits=False)
     """The turns on its one connection."""
 
     def connect(self) -> Any:
-        """Return the driver's connection; called by who has the turn."""
-        raise ConfigurationError("this engine was of a rolled_back() that is over; ask the Database for one again")
+        """Return the driver's connection; called by the holder of the turn."""
+        raise ConfigurationError(
+            "this engine belonged to a rolled_back() that has ended; get a new one from the Database"
+        )
 
     def lose(self) -> None:
-        """Take note that the connection is not to be used again."""
+        """Record that the connection must not be used again."""
 
     def note(self, statement: str) -> None:
-        """Take note of a statement."""
+        """Record a statement."""
 
 
 NOWHERE = World()
 
 
 class Savepoints(Dialect):
-    """What a dialect does differently here; mixed into the class of the real one."""
+    """What a dialect does differently on savepoints; mixed into the class of the real one."""
 
     world: World
 
     def do_begin(self, dbapi_connection: Any) -> None:
-        """SAVEPOINT."""
+        """Send SAVEPOINT."""
         turn = _turn(dbapi_connection)
         self.world.turns.wait_for(turn)
         run(dbapi_connection, f"SAVEPOINT {turn.name}")
         turn.begun = True
 
     def do_commit(self, dbapi_connection: Any) -> None:
-        """Check what was deferred to now, and RELEASE."""
+        """Check the deferred constraints, and send RELEASE."""
         turn = _turn(dbapi_connection)
         if turn.begun and not turn.over:
             self.world.turns.wait_for(turn)
@@ -63,7 +65,7 @@ class Savepoints(Dialect):
             turn.begun = False
 
     def do_rollback(self, dbapi_connection: Any) -> None:
-        """ROLLBACK TO the savepoint."""
+        """Send ROLLBACK TO the savepoint."""
         turn = _turn(dbapi_connection)
         if turn.begun and not turn.over:
             self.world.turns.wait_for(turn)
@@ -72,27 +74,27 @@ class Savepoints(Dialect):
             turn.begun = False
 
     def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
-        """Leave out what MariaDB and MySQL allow only before a transaction has begun; the session still refuses."""
+        """Skip what MariaDB and MySQL allow only before a transaction; the session still refuses writes."""
         if self.name not in ("mariadb", "mysql") or statement != TRANSACTION[self.name]:
             super().do_execute(cursor, statement, parameters, context)
 
     def do_close(self, dbapi_connection: Any) -> None:
-        """Do nothing, as others use the connection too."""
+        """Do nothing, because others use the connection too."""
 
     def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
-        """Do nothing, as the transaction has begun; nor is there anybody to be isolated from."""
+        """Do nothing: the transaction has begun, and no other transaction is concurrent."""
 
     def reset_isolation_level(self, dbapi_connection: Any) -> None:
-        """Do nothing, as nothing was set."""
+        """Do nothing, because nothing was set."""
 
     def set_readonly(self, dbapi_connection: Any, value: bool) -> None:
-        """Do nothing, as the transaction has begun."""
+        """Do nothing, because the transaction has begun."""
 
     def set_deferrable(self, dbapi_connection: Any, value: bool) -> None:
-        """Do nothing, as the transaction has begun."""
+        """Do nothing, because the transaction has begun."""
 
     def _check_deferred(self, dbapi_connection: Any, turn: Turn) -> None:
-        """Raise what COMMIT would of the constraints that are deferred to it, and leave them deferred."""
+        """Raise what COMMIT would raise for deferred constraints, and leave them deferred."""
         if self.name == "postgresql":
             run(dbapi_connection, f"SAVEPOINT {turn.name}_check")
             run(dbapi_connection, "SET CONSTRAINTS ALL IMMEDIATE")
@@ -105,7 +107,7 @@ class Savepoints(Dialect):
 
 _classes: dict[type[Dialect], type[Dialect]] = {}
 _idle: WeakKeyDictionary[Engine, Engine] = WeakKeyDictionary()
-"""Engines whose world has ended, by the real one; they know their statements in compiled form."""
+"""Engines whose outer transaction has ended, by the real engine; they keep their compiled statements."""
 
 
 def savepoint_engine(real: Engine, world: World) -> Engine:
@@ -117,7 +119,7 @@ def savepoint_engine(real: Engine, world: World) -> Engine:
 
 
 def let_go(real: Engine, engine: Engine) -> None:
-    """Keep ``engine`` for the next world."""
+    """Keep ``engine`` for the next outer transaction."""
     dialect: Any = engine.dialect
     dialect.world = NOWHERE
     _idle[real] = engine
@@ -154,10 +156,10 @@ def _make(real: Engine) -> Engine:
 
 
 def _on_savepoints(real: Dialect) -> Any:
-    """Return a dialect that knows all that ``real`` found out of its database, without its events."""
+    """Return a dialect with everything that ``real`` knows of its database, but without its events."""
     cls = type(real)
     if not issubclass(cls, Savepoints):
-        own = {"supports_statement_cache": cls.supports_statement_cache}  # asked of each class by itself
+        own = {"supports_statement_cache": cls.supports_statement_cache}  # each class must state it
         cls = _classes.setdefault(cls, type(f"Savepoints{cls.__name__}", (Savepoints, cls), own))
     dialect: Any = cls.__new__(cls)
     dialect.__dict__.update({name: value for name, value in vars(real).items() if name != "dispatch"})
@@ -165,7 +167,7 @@ def _on_savepoints(real: Dialect) -> Any:
 
 
 def run(dbapi_connection: Any, statement: str) -> Any:
-    """Run ``statement``, past SQLAlchemy's events, and return the first column of the first row, if any."""
+    """Run ``statement`` without SQLAlchemy's events; return the first column of the first row, or None."""
     cursor = dbapi_connection.cursor()
     try:
         cursor.execute(statement)

@@ -1,6 +1,6 @@
 """Counting the statements that reach a database.
 
-Lives here: which statements count, and the two ways to say how many there may be.
+Holds: which statements count, and the two ways to limit their number.
 Must not know: who sends them.
 """
 
@@ -20,11 +20,11 @@ from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
 
 CONTROL = ("BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK", "COMMIT", "SET ", "PRAGMA")
-"""How statements begin that are about the transaction or the connection, and do not count."""
+"""The first words of statements about the transaction or the connection, which do not count."""
 
 
 class Statements(list[str]):
-    """The SQL that was sent, in order; one entry for an executemany."""
+    """The SQL that was sent, in order, as a list of strings; one entry for an executemany."""
 
     def __str__(self) -> str:
         return "\n".join(f"{number}. {' '.join(sql.split())}" for number, sql in enumerate(self, 1)) or "none"
@@ -32,9 +32,13 @@ class Statements(list[str]):
 
 @contextmanager
 def count_statements(database: Database | None = None) -> Iterator[Statements]:
-    """Collect the SQL sent through ``database`` (``db`` if left out) inside the block, by whatever task or thread.
+    """Collect the SQL that is sent through ``database`` inside the block, by any task or thread.
 
-    The value is a list: ``len(statements)``. What begins or ends transactions and savepoints is left out.
+    The value is a list: ``len(statements)``. Statements that begin or end transactions and savepoints do not count.
+
+    - ``database``: the ``Database``; default: the global ``db``.
+
+    Raises ConfigurationError for a wrong argument.
     """
     of = checked_database(database, "count_statements")
     statements = Statements()
@@ -56,12 +60,16 @@ def count_statements(database: Database | None = None) -> Iterator[Statements]:
 def assert_statements(
     database: Database | None = None,
     *,
-    max: int | None = None,  # noqa: A002  # read at the call
+    max: int | None = None,  # noqa: A002  # it reads well at the call
     exactly: int | None = None,
 ) -> Iterator[Statements]:
-    """Do what ``count_statements`` does, and raise AssertionError, with the SQL, if there were not as many as said.
+    """Do what ``count_statements`` does, and raise AssertionError with the SQL if the number is wrong.
 
-    Raises ConfigurationError, at once, unless one of ``max`` and ``exactly`` is given.
+    - ``database``: the ``Database``; default: the global ``db``.
+    - ``max``: the highest number of statements.
+    - ``exactly``: the exact number of statements.
+
+    Raises ConfigurationError unless one of ``max`` and ``exactly`` is given.
     """
     if (max is None) == (exactly is None):
         raise ConfigurationError("assert_statements() needs max= or exactly=; write assert_statements(max=3)")
@@ -71,20 +79,20 @@ def assert_statements(
         yield statements
     found = len(statements)
     if exactly is not None and found != exactly:
-        raise AssertionError(f"expected {exactly} statement(s), {found} sent:\n{statements}")
+        raise AssertionError(f"expected {exactly} statement(s), but {found} were sent:\n{statements}")
     if max is not None and found > max:
-        raise AssertionError(f"expected at most {max} statement(s), {found} sent:\n{statements}")
+        raise AssertionError(f"expected at most {max} statement(s), but {found} were sent:\n{statements}")
 
 
 def checked_database(database: Any, call: str) -> Database:
-    """Return ``database``, or ``db`` for None; raise ConfigurationError, naming ``call``, for anything else."""
+    """Return ``database``, or ``db`` for None; for anything else raise ConfigurationError, naming ``call``."""
     if not isinstance(database, Database | None):
-        raise ConfigurationError(f"database={hidden(database)} is no Database; write {call}(Database(...))")
+        raise ConfigurationError(f"database={hidden(database)} is not a Database; write {call}(Database(...))")
     return database or db
 
 
 def is_of(connection: Connection, database: Database) -> bool:
-    """Whether ``connection`` leads to ``database``."""
+    """Return whether ``connection`` is one to ``database``."""
     url = _url(database)
     return url is not None and _place(connection.engine.url) == _place(url)
 
@@ -96,7 +104,7 @@ def _url(database: Database) -> URL | None:
         pass
     try:
         return database.async_engine.url
-    except WrongEventLoopError:  # it has async engines only, and what is asked about runs on none
+    except WrongEventLoopError:  # it has only async engines, and there is no event loop in this thread
         return None
 
 

@@ -1,6 +1,6 @@
-"""Turns on one connection: of several transactions inside one, only the innermost may speak.
+"""Turns on one connection: of several nested transactions only the innermost may run statements.
 
-Lives here: who is innermost, who may begin inside whom, and how the others wait.
+Holds: which transaction is innermost, which may begin inside which, and how the others wait.
 Must not know: databases, or what a turn is used for.
 """
 
@@ -24,7 +24,7 @@ _numbers = count(1)
 
 
 class Turn:
-    """One connection's turn, from its checkout to its return."""
+    """The turn of one connection, from its checkout to its return."""
 
     __slots__ = ("begun", "holder", "name", "over")
 
@@ -36,7 +36,7 @@ class Turn:
 
 
 _inside: ContextVar[tuple[Turn, ...]] = ContextVar("asgi_sqla_turns", default=())
-"""The turns that were taken in this context, or in one it is a copy of: what runs here may begin inside them."""
+"""The turns of this context, or of the one it was copied from: code in it may begin inside them."""
 
 
 class Turns:
@@ -50,11 +50,11 @@ class Turns:
 
     @property
     def innermost(self) -> Turn:
-        """The turn that may speak."""
+        """The turn that may run statements."""
         return self._stack[-1]
 
     def take(self) -> Turn:
-        """Wait until nobody is in a transaction but those that this code runs inside of, and return a new turn."""
+        """Wait until only transactions around this code are open, and return a new turn."""
         inside = tuple(turn for turn in _inside.get() if not turn.over)
         turn = Turn()
 
@@ -69,7 +69,7 @@ class Turns:
         return turn
 
     def wait_for(self, turn: Turn) -> None:
-        """Wait until everything that was begun inside ``turn`` is over."""
+        """Wait until everything inside ``turn`` has ended."""
         if not turn.over and self._stack and self._stack[-1] is not turn:
             self._wait_until(lambda: turn.over or self._stack[-1] is turn)
 
@@ -84,7 +84,7 @@ class Turns:
             one.set_result(None) if one.set_running_or_notify_cancel() else None
 
     def end(self) -> None:
-        """End every turn, as what they are turns on has ended."""
+        """End every turn, because the connection has ended."""
         for turn in list(self._stack):
             self.give_back(turn)
 
@@ -101,7 +101,7 @@ class Turns:
             except TimeoutError:
                 raise SessionInUseError(
                     f"inside rolled_back() transactions take turns, as they share one connection: {holder} has been "
-                    f"in one for {PATIENCE:g} seconds; have it commit, or leave its session_scope(), before that"
+                    f"in one for {PATIENCE:g} seconds; let it commit, or leave its session_scope(), before that"
                 ) from None
 
 

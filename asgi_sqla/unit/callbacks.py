@@ -1,10 +1,10 @@
-"""Callbacks of a unit of work: what is called after its commit, or after its rollback.
+"""Callbacks of a unit of work: what runs after its commit, or after its rollback.
 
-A callback belongs to the transactions, or savepoints, that were open when it was registered, and what becomes of
-those decides; one that was registered before any belongs to the unit as a whole.
+A callback belongs to the transactions and savepoints that were open when it was registered, and shares their fate. A
+callback registered before any transaction belongs to the whole unit.
 
 Holds: which callbacks are due, and how one is called.
-Must not know: when a unit ends, or how the one is made that a callback runs in.
+Must not know: when a unit ends, or how the unit is made that a callback runs in.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Moment: TypeAlias = Literal["commit", "rollback"]
 
 
 class Callback:
-    """One callable with its arguments, and where and under which transactions it was registered."""
+    """One callable with its arguments, its thread or loop, and the transactions it was registered in."""
 
     __slots__ = ("_on_loop", "args", "begun", "fate", "function", "kwargs", "moment")
 
@@ -50,7 +50,7 @@ class Callback:
         self._on_loop = loop_is_running()
         self.begun: tuple[SessionTransaction, ...] = tuple(begun)
         self.fate: Fate | None = None
-        """What became of ``begun``, once that is known."""
+        """The fate of ``begun``, once it is known."""
 
     def __str__(self) -> str:
         return f"on_{self.moment} callback {getattr(self.function, '__qualname__', self.function)}"
@@ -60,7 +60,7 @@ class Callback:
         call_now(self.function, self.args, self.kwargs)
 
     async def call(self) -> None:
-        """Call it where it was registered: on the event loop, or in a worker thread; await what it returns."""
+        """Call it where it was registered, on the event loop or in a worker thread; await what it returns."""
         if self._on_loop or is_async(self.function):
             result = self.function(*self.args, **self.kwargs)
         else:
@@ -80,7 +80,7 @@ class Callbacks:
     __slots__ = ("_waiting",)
 
     watch: Watch | None = None
-    """Is shown what is due, and returns what is to be called; for ``asgi_sqla.testing``."""
+    """Receives the due callbacks and returns those to call; for ``asgi_sqla.testing``."""
 
     def __init__(self) -> None:
         self._waiting: list[Callback] = []
@@ -90,17 +90,17 @@ class Callbacks:
         self._waiting.append(callback)
 
     def note(self, fate: Fate, ended: SessionTransaction) -> None:
-        """Take note of what became of a transaction or savepoint, and so of all that was done in it."""
+        """Record the fate of a transaction or savepoint, and so of everything done in it."""
         for callback in self._waiting:
             if callback.fate is None and _within(callback.begun, ended):
                 callback.begun = tuple(one for one in callback.begun if not _within((one,), ended))
-                if fate != "commit" or not callback.begun:  # of several databases, all are to commit
+                if fate != "commit" or not callback.begun:  # with several databases, all must commit
                     callback.fate = fate
 
     def take(self, end: Fate) -> list[Callback]:
-        """Return the callbacks that are due, once; those of what was rolled back before the ``end`` come first."""
+        """Return the due callbacks, once; those of work that was rolled back before the ``end`` come first."""
         waiting, self._waiting = self._waiting, []
-        if end == "commit":  # what was cancelled in a rollback() of the application's ended without a word
+        if end == "commit":  # a cancelled rollback() of the application fires no event
             for one in waiting:
                 one.fate = one.fate or ("rollback" if one.begun else None)
         due = [one for one in waiting if one.fate == one.moment == "rollback"]
@@ -113,12 +113,12 @@ class Scope(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Its name."""
         ...
 
     @property
     def ended(self) -> bool:
-        """Whether it is over."""
+        """Whether it has ended."""
         ...
 
     async def _close(self, commit: bool, cause: BaseException | None = None) -> object:
@@ -128,11 +128,14 @@ class Scope(Protocol):
         """End it in this thread."""
 
     def _empty(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
 
 
 def run(callback: Callback, unit: Scope) -> BaseException | None:
-    """Call ``callback`` in ``unit``; a failure is logged, for what it follows is done. Return what ends the process."""
+    """Call ``callback`` in ``unit``, and return an exception that must end the process.
+
+    Any other failure is logged, because the commit that it follows is done.
+    """
     token = enter(unit)
     try:
         callback.call_now()
@@ -162,7 +165,7 @@ async def run_async(callback: Callback, unit: Scope) -> BaseException | None:
     failure: BaseException | None = None
     try:
         await callback.call()
-    except BaseException as exc:  # a future that somebody else cancelled raises CancelledError, too
+    except BaseException as exc:  # a future cancelled elsewhere raises CancelledError too
         failure = exc
     try:
         finished = await unit._close(commit=failure is None, cause=failure)
@@ -176,18 +179,18 @@ async def run_async(callback: Callback, unit: Scope) -> BaseException | None:
 
 
 def _fatal(failure: BaseException | None) -> BaseException | None:
-    """Return what is to be raised once every callback was called: KeyboardInterrupt or SystemExit, say."""
+    """Return an exception to raise after every callback was called, such as KeyboardInterrupt or SystemExit."""
     return None if failure is None or isinstance(failure, Exception | CancelledError) else failure
 
 
 def call_now(function: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-    """Call ``function``; what it returns must not have to be awaited, or ConfigurationError is raised."""
+    """Call ``function``; raise ConfigurationError if it returns an awaitable."""
     result = function(*args, **kwargs)
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()
         raise ConfigurationError(
-            f"callback={hidden(function)} returned {result!r}, and nothing awaits it; pass a plain function, or "
+            f"callback={hidden(function)} returned {result!r}, but nothing awaits it; pass a plain function, or "
             "register it in a unit of work: async with session_scope()"
         )
 
@@ -200,18 +203,18 @@ def check_callback(function: object, *, awaits: bool, unit: object) -> None:
         )
     if not awaits and is_async(function):
         raise ConfigurationError(
-            f"callback={hidden(function)} is async, and {unit} ends where nothing can be awaited; "
+            f"callback={hidden(function)} is async, but {unit} ends where nothing can be awaited; "
             "pass a plain function, or open the scope with: async with session_scope()"
         )
 
 
 def check_hook(hook: object) -> None:
-    """Raise ConfigurationError unless ``hook`` is a plain function: a transaction begins where nothing is awaited."""
+    """Raise ConfigurationError unless ``hook`` is a plain function: nothing is awaited when a transaction begins."""
     if not callable(hook):
         raise ConfigurationError(f"hook={hidden(hook)} cannot be called; pass a function of the connection")
     if is_async(hook):
         raise ConfigurationError(
-            f"hook={hidden(hook)} is async, and nothing awaits it when a transaction begins; pass a plain function "
+            f"hook={hidden(hook)} is async, but nothing awaits it when a transaction begins; pass a plain function "
             "of the Connection, which is a sync one under an AsyncSession too"
         )
     if not takes(hook, "connection"):
@@ -221,7 +224,7 @@ def check_hook(hook: object) -> None:
 
 
 def hook_too_late(hook: object, unit: object) -> ConfigurationError:
-    """Return the error for a hook that is registered once a transaction of ``unit`` has begun."""
+    """Return the error for a hook that is registered after a transaction of ``unit`` has begun."""
     return ConfigurationError(
         f"hook={hidden(hook)} comes too late for a transaction of {unit}; register it before the first query, and give "
         "a read-only scope an isolation_level="
@@ -229,18 +232,18 @@ def hook_too_late(hook: object, unit: object) -> ConfigurationError:
 
 
 def call_hook(hook: Callable[..., object], connection: object) -> None:
-    """Call ``hook``; what it returns must not have to be awaited, or ConfigurationError is raised."""
+    """Call ``hook``; raise ConfigurationError if it returns an awaitable."""
     result = hook(connection)
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()
         raise ConfigurationError(
-            f"hook={hidden(hook)} returned {result!r}, and nothing awaits it when a transaction begins"
+            f"hook={hidden(hook)} returned {result!r}, but nothing awaits it when a transaction begins"
         )
 
 
 def _within(begun: tuple[SessionTransaction, ...], ended: SessionTransaction) -> bool:
-    """Whether one of ``begun`` is ``ended``, or a savepoint inside it."""
+    """Return whether one of ``begun`` is ``ended``, or a savepoint inside it."""
     for transaction in begun:
         inside: SessionTransaction | None = transaction
         while inside is not None:

@@ -1,6 +1,6 @@
-"""Lets what has begun run to its end, whoever cancels its caller, and for a bounded time.
+"""Runs work to its end even if its caller is cancelled, but waits only for a bounded time.
 
-Holds: the one combination that holds against both kinds of cancellation, and the bound.
+Holds: the one combination that withstands both kinds of cancellation, and the bound.
 Must not know: what runs, or how it is cut short.
 """
 
@@ -19,21 +19,21 @@ import anyio
 from asgi_sqla.session.guard import running_loop
 
 CANCELLED_LIMIT = 3.0
-"""Seconds that a cancelled caller waits for a COMMIT, and anybody for a ROLLBACK; then the connections are cut."""
+"""Seconds that a cancelled caller waits for a COMMIT, and any caller for a ROLLBACK; then the connections are cut."""
 CUT_LIMIT = 1.0
-"""Seconds for what was cut to end; then it is cancelled, or goes on without anybody waiting for it."""
+"""Seconds that cut work has to end; then it is cancelled, or goes on without anybody waiting for it."""
 
 _left: set[Running] = set()
-"""What goes on by itself; an event loop holds its tasks weakly."""
+"""Work that goes on by itself; an event loop keeps only weak references to its tasks."""
 
 
 class Finished(NamedTuple):
-    """How something ended."""
+    """How some work ended."""
 
     failure: BaseException | None = None
     """What it raised."""
     cancelled: BaseException | None = None
-    """The cancellation of its caller, to be raised once the failure has been seen to."""
+    """The cancellation of its caller, to raise after the failure has been handled."""
 
     def check(self) -> None:
         """Raise the cancellation, or else the failure."""
@@ -47,7 +47,7 @@ FINE = Finished()
 
 
 class Running(Protocol):
-    """What runs in another thread or task."""
+    """Work in another thread or task."""
 
     def done(self) -> bool:
         """Whether it has ended."""
@@ -58,36 +58,36 @@ class Running(Protocol):
         ...
 
     def cancelled(self) -> bool:
-        """Whether it was cancelled itself."""
+        """Whether it was itself cancelled."""
         ...
 
     def cancel(self) -> object:
-        """Have it end."""
+        """Cancel it."""
 
     def add_done_callback(self, fn: Callable[[Any], object], /) -> object:
-        """Call ``fn`` at its end."""
+        """Call ``fn`` when it has ended."""
 
 
 async def to_completion(
     work: Coroutine[Any, Any, object] | Running, cut: Callable[[], bool] = lambda: False, *, bounded: bool = False
 ) -> Finished:
-    """Await ``work``, a coroutine or what a thread does, until it is done, and return how it ended.
+    """Await ``work``, a coroutine or a call in a thread, until it is done, and return how it ended.
 
-    A cancellation of the caller is kept until then: ``CANCELLED_LIMIT`` seconds at most, after which ``cut()`` is
-    called to wake what waits for a server that does not answer; it says whether there was anything to cut. The same
-    bound holds without a cancellation if the work is ``bounded``.
+    A cancellation of the caller is kept until then, for ``CANCELLED_LIMIT`` seconds at most. After that ``cut()`` wakes
+    work that waits for a silent server, and returns whether there was anything to cut. The same bound holds without a
+    cancellation if the work is ``bounded``.
 
     anyio's shield alone does not stop a plain ``task.cancel()``; a separate task alone busy-loops under a cancelled
-    anyio scope (26,578 wake-ups in 180 ms). The CancelledError kept is the one received: anyio does not know any
-    other as its own.
+    anyio scope (26,578 wake-ups in 180 ms). The CancelledError kept is the one received: anyio recognises no other as
+    its own.
     """
     loop = running_loop()
-    if loop is None:  # trio knows no task.cancel(), so the shield is enough; and no thread of ours is used there
+    if loop is None:  # trio has no task.cancel(), so the shield is enough, and our threads are not used there
         finished: Finished = await _shielded(finish(work))
         return finished
     end: asyncio.Future[None] = loop.create_future()
     running: Any = work
-    if isinstance(work, CoroutineType):  # an abstract class would take ten times as long to ask
+    if isinstance(work, CoroutineType):  # isinstance with an abstract class takes ten times as long
         running = loop.create_task(_telling(end, work))
     else:
         running.add_done_callback(partial(_set_soon, loop, end))
@@ -95,12 +95,12 @@ async def to_completion(
     timer = loop.call_later(CANCELLED_LIMIT, _set, end) if bounded else None
     try:
         await end
-        if not running.done():  # it was the timer
+        if not running.done():  # the timer fired
             cancelled = await _shielded(_wait(loop, running, cut, 0.0))
     except asyncio.CancelledError as exc:
-        # Asked now: a scope that is cancelled later must not make anyio's own of a plain task.cancel().
+        # Checked now: if a scope is cancelled later, a plain task.cancel() must not be taken for anyio's.
         kept = None if _comes_again() else exc
-        # Only now, for a shield costs more than all the rest.
+        # Only now, because a shield costs more than everything else.
         cancelled = (await _shielded(_wait(loop, running, cut, CANCELLED_LIMIT))) or kept
     finally:
         if timer is not None:
@@ -110,7 +110,7 @@ async def to_completion(
 
 
 async def _telling(end: asyncio.Future[None], work: Coroutine[Any, Any, object]) -> object:
-    """Do ``work``, and end ``end`` as the last thing: a turn of the event loop before a task tells of its own."""
+    """Do ``work``, and set ``end`` last: one turn of the event loop before the task would report its own end."""
     try:
         return await work
     finally:
@@ -118,7 +118,7 @@ async def _telling(end: asyncio.Future[None], work: Coroutine[Any, Any, object])
 
 
 async def finish(work: Any) -> Finished:
-    """Await ``work``, which a cancellation may cut, and return how it ended."""
+    """Await ``work``, which a cancellation may interrupt, and return how it ended."""
     try:
         await work
     except asyncio.CancelledError:
@@ -131,22 +131,22 @@ async def finish(work: Any) -> Finished:
 async def _shielded(work: Coroutine[Any, Any, Any]) -> Any:
     with anyio.CancelScope(shield=True):
         return await work
-    raise AssertionError  # a scope that nobody cancels swallows nothing
+    raise AssertionError  # unreachable: a scope that is not cancelled suppresses nothing
 
 
 async def _wait(
     loop: asyncio.AbstractEventLoop, running: Running, cut: Callable[[], bool], limit: float
 ) -> asyncio.CancelledError | None:
-    """Wait until ``running`` is done, or as long as one may; return the last cancellation that came meanwhile."""
+    """Wait until ``running`` is done or the limits are over; return the last cancellation that arrived meanwhile."""
     cancelled = await _wait_until(loop, running, limit)
     if running.done():
         return cancelled
     if cut():
         cancelled = await _wait_until(loop, running, CUT_LIMIT) or cancelled
-    if not running.done() and cut():  # what was woken may have sent a ROLLBACK to another dark server
+    if not running.done() and cut():  # the woken work may have sent a ROLLBACK to another silent server
         running.cancel()
         cancelled = await _wait_until(loop, running, CUT_LIMIT) or cancelled
-    if not running.done():  # callbacks, with nothing open any more; or a driver that cannot be cut
+    if not running.done():  # callbacks, with no transaction open; or a driver that cannot be cut
         _left.add(running)
         running.add_done_callback(_left.discard)
     return cancelled
@@ -170,19 +170,19 @@ async def _wait_until(loop: asyncio.AbstractEventLoop, running: Running, limit: 
 
 def _failure_of(running: Running) -> BaseException | None:
     if not running.done():
-        return TimeoutError("the database has not answered, and nobody waits for it any longer")
+        return TimeoutError("the database has not answered in time, and the caller does not wait any longer")
     if running.cancelled():
         return asyncio.CancelledError()
     return running.exception()
 
 
 def _comes_again() -> bool:
-    """Whether a cancellation was anyio's, which is repeated at each await until its scope is left."""
+    """Return whether a cancellation was anyio's, which repeats it at each await until its scope is left."""
     return anyio.current_effective_deadline() == -math.inf
 
 
 def _set_soon(loop: asyncio.AbstractEventLoop, end: asyncio.Future[None], _done: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has been closed, and nobody waits
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing waits
         loop.call_soon_threadsafe(_set, end)
 
 

@@ -1,11 +1,11 @@
 """How a unit of work ends: the only room that commits, rolls back or closes a session.
 
-The order is written once, as plain functions, for sync and async alike. No step is left out because one before it
-failed, whatever it failed with: a KeyboardInterrupt, or the exception that a worker raises into its threads at a time
-limit, must leave no connection out and none idle in a transaction.
+The order is written once, as plain functions, for sync and async alike. Every step is taken, whatever the steps before
+it raised. A KeyboardInterrupt, or an exception that a worker raises into its threads at a time limit, must not leave a
+connection checked out or idle in a transaction.
 
 Holds: the order of an end, and the four operations on a session.
-Must not know: what a unit is beside its sessions, who is told what, or where a step runs.
+Must not know: anything of a unit but its sessions, who is notified, or in which thread or task a step runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
 class End:
-    """The end of a unit: its sessions, the verdict, and what speaks against a commit."""
+    """The end of a unit: its sessions, the verdict, and what forbids a commit."""
 
     __slots__ = ("_commit", "_doom", "_sessions", "_unit")
 
@@ -45,9 +45,9 @@ class End:
         self._doom = doom
 
     def start(self, *, closing: bool, cause: BaseException | None = None) -> Coroutine[Any, Any, None] | Future[None]:
-        """Return what runs the end without blocking this thread; where it is a thread's, it has begun.
+        """Return what runs the end without blocking this thread; a call in a thread has already begun.
 
-        ``closing`` closes every session for good as well; ``cause`` is the exception that the unit ends with.
+        ``closing`` also closes every session for good; ``cause`` is the exception that ends the unit.
         """
         end: Callable[[Step], None] = functools.partial(self.close, cause) if closing else self.settle
         loop = running_loop()
@@ -57,7 +57,7 @@ class End:
         return util.greenlet_spawn(end, inline)
 
     def _fail(self, end: Callable[[Step], None], failure: Exception) -> None:
-        """Roll back, and raise ``failure`` in place of a commit that cannot be run."""
+        """Roll back, and raise ``failure`` instead of a commit that cannot be run."""
         committing, self._commit = self._commit, False
         end(inline)
         if committing:
@@ -85,7 +85,7 @@ class End:
     def close(self, cause: BaseException | None, step: Step) -> None:
         """Settle, then close every session for good, whatever happened before."""
         failures: list[BaseException] = []
-        in_use = _in_use(self._sessions)  # asked now, for its call may return while the others are ended
+        in_use = _in_use(self._sessions)  # checked now, as its call may return while the others end
         try:
             self.settle(step)
         except BaseException as exc:
@@ -102,7 +102,10 @@ class End:
             self._tell(failures, in_use, cause)
 
     def abandon(self) -> None:
-        """Close every session where nothing can be awaited any more, as the event loop is gone: connections with it."""
+        """Close every session where nothing can be awaited, because the event loop is gone.
+
+        Their connections are closed too.
+        """
         for one in self._sessions:
             try:
                 one.session.guard_end(_close if one.async_session is None else _give_up)
@@ -110,7 +113,7 @@ class End:
                 logger.exception("%s: a session could not be closed after its event loop had ended", self._unit)
 
     def cut(self) -> bool:
-        """Cut every connection that is still waited for; return whether there was any."""
+        """Cut every connection that is still waited for; return whether there was one."""
         connections = [one for session in self._sessions for one in session.outcome.connections]
         cut = [one.cut() for one in connections]
         if any(cut):
@@ -125,17 +128,18 @@ class End:
         return any(cut)
 
     def _commit_all(self, active: list[UnitSession], step: Step, done: list[UnitSession]) -> None:
-        """Raise what speaks against it, or commit each, and note which are ``done``."""
+        """Raise what forbids a commit, or commit each session and add it to ``done``."""
         if self._doom is not None:
             raise UnitOfWorkDoomedError(
-                f"{self._unit} was to commit, but a scope that had joined it ended with an exception: {self._doom!r}"
+                f"{self._unit} cannot commit, because a scope that had joined it ended with an exception: "
+                f"{self._doom!r}"
             ) from self._doom
         if _in_use(active):
             raise SessionInUseError(still_in_use(self._unit))
         for one in self._sessions:
             if one.session.guard_outcome.state is DISCARDED:
                 raise one.session.guard_outcome.objection()
-        # Nothing takes the first COMMIT back, so all of them are asked before.
+        # The first COMMIT cannot be undone, so every session is checked before it.
         for one in active if len(active) > 1 else ():
             step(_prepare, one)
         for one in active:
@@ -143,14 +147,14 @@ class End:
             done.append(one)
 
     def _roll_back(self, sessions: list[UnitSession], step: Step) -> BaseException | None:
-        """Roll back each; return the first failure that is no error of the database's, which is logged."""
+        """Roll back each; log database errors, and return the first failure that is not one."""
         fatal: BaseException | None = None
         for one in sessions:
             try:
                 give_up(step, _roll_back, one)
-            except UnitOfWorkEndedError:  # whoever is in a call on it rolls it back
+            except UnitOfWorkEndedError:  # the call that is running on it will roll it back
                 continue
-            except SessionInUseError:  # or it would be committed with what follows the response
+            except SessionInUseError:  # otherwise the work after the response would commit it
                 logger.exception("%s: ROLLBACK failed on %r", self._unit, one.database)
                 give_up(step, _end, one)
             except Exception:
@@ -160,7 +164,7 @@ class End:
         return fatal
 
     def _tell(self, failures: list[BaseException], in_use: bool, cause: BaseException | None) -> None:
-        """Raise the first failure, unless the unit ends with ``cause`` anyway; log whatever that would hide."""
+        """Raise the first failure, unless the unit ends with ``cause`` anyway; log the failures that this hides."""
         fatal = next((one for one in failures if not isinstance(one, Exception)), None)
         raised = fatal or (failures[0] if failures and cause is None else None)
         for failure in failures:
@@ -185,7 +189,7 @@ def inline(operation: Callable[[GuardedSession], object], one: UnitSession) -> o
 
 
 def end_idle(unit: object, sessions: tuple[UnitSession, ...], cause: BaseException | None) -> None:
-    """Do what ``End.close`` does for sessions that are in no transaction, as most are at the end of a request."""
+    """Do what ``End.close`` does for sessions without a transaction, which is the usual end of a request."""
     failures: list[BaseException] = []
     in_use = False
     for one in sessions:
@@ -198,8 +202,8 @@ def end_idle(unit: object, sessions: tuple[UnitSession, ...], cause: BaseExcepti
 
 
 def _in_use(sessions: Iterable[UnitSession]) -> bool:
-    """Whether a call is running on one of those that are in a transaction."""
-    for one in sessions:  # twice in each unit, and any() takes longer
+    """Return whether a call is running on one of the sessions that are in a transaction."""
+    for one in sessions:  # called twice in each unit, and any() is slower
         if one.session.guard_lock.locked() and not one.session.guard_is_over and one.session.in_transaction():
             return True
     return False
@@ -214,11 +218,11 @@ def _commit(session: GuardedSession) -> None:
         session.commit()
     except Exception:
         raise
-    except BaseException:  # it came at any point: the driver knows whether COMMIT was sent
+    except BaseException:  # it may have been raised anywhere: the driver knows whether COMMIT was sent
         if outcome.committing and not _is_open(session):
             outcome.in_doubt = True
         raise
-    finally:  # the unit's own is what a log line is to tell, whatever the application committed before
+    finally:  # logs report the unit's own commit, whatever the application committed before
         by = session.guard_outcome.committed
         outcome.committed = UNIT if by is APPLICATION else by or before
 
@@ -233,12 +237,12 @@ def _is_open(session: GuardedSession) -> bool:
 
 
 def _roll_back(session: GuardedSession) -> None:
-    """Roll back; a connection on which that fails is in doubt, and leaves the pool."""
+    """Roll back; if that fails, the connection is in doubt and leaves the pool."""
     try:
         session.guard_outcome.look()
         session.guard_close_streams()
         session.rollback()
-    except (SessionInUseError, UnitOfWorkEndedError):  # whoever uses it ends it
+    except (SessionInUseError, UnitOfWorkEndedError):  # the call that is using it ends it
         raise
     except BaseException:
         session.guard_give_up()
@@ -246,7 +250,7 @@ def _roll_back(session: GuardedSession) -> None:
 
 
 def _end(session: GuardedSession) -> bool:
-    """Close for good now; or have it done by whoever is in a call, when that returns, and say False."""
+    """Close for good now and return True; or return False, and the running call does it when it returns."""
     return session.guard_end(_close)
 
 
@@ -266,5 +270,5 @@ def _give_up(session: GuardedSession) -> None:
 
 
 def renew(session: GuardedSession) -> None:
-    """Let go of what a session held, so that the next unit may use it."""
+    """Release what a session held, so that the next unit can use it."""
     session.guard_renew()

@@ -1,6 +1,6 @@
-"""The one ContextVar: which unit of work is the current one.
+"""The one ContextVar: which unit of work is current.
 
-Holds: entering, leaving, asking, and why there is none.
+Holds: how to enter and leave a unit, how to find it, and why there is none.
 Must not know: what a unit does.
 """
 
@@ -17,11 +17,11 @@ from asgi_sqla.session.guard import loop_is_running
 
 
 class Unit(Protocol):
-    """All that is known of a unit in this room."""
+    """The part of a unit that this room knows."""
 
     @property
     def ended(self) -> bool:
-        """Whether it is over."""
+        """Whether it has ended."""
         ...
 
 
@@ -30,15 +30,15 @@ _middlewares = 0
 
 
 enter: Callable[[Unit | None], Token[Unit | None]] = _current.set
-"""Make a unit the current one; the token returned undoes it. (The bound method itself: each request calls it.)"""
+"""Make a unit current, and return a token that undoes it. (The bound method itself, as each request calls it.)"""
 lookup: Callable[[], Unit | None] = _current.get
-"""Return the unit of this context, whether it is open or over. (The bound method itself, as above.)"""
+"""Return the unit of this context, open or ended. (The bound method itself, as above.)"""
 leave: Callable[[Token[Unit | None]], None] = _current.reset
 """Undo ``enter`` with its token, in the same context."""
 
 
 def leave_anywhere(token: Token[Unit | None]) -> None:
-    """Undo ``enter``; in a copy of the context entered, where nothing can be undone, do nothing."""
+    """Undo ``enter``; do nothing in a copy of the context that was entered, where it cannot be undone."""
     try:
         _current.reset(token)
     except ValueError:
@@ -46,7 +46,7 @@ def leave_anywhere(token: Token[Unit | None]) -> None:
 
 
 def inherited() -> Unit | None:
-    """Return the unit of this context, if there is one and it is open."""
+    """Return the unit of this context if there is an open one, else None."""
     unit = _current.get()
     return None if unit is None or unit.ended else unit
 
@@ -62,32 +62,32 @@ def current() -> Any:
 
 
 def outside(token: Token[Unit | None]) -> Unit | None:
-    """Return the unit around the one that ``token`` undoes, if there is one and it is open."""
+    """Return the unit around the one that ``token`` undoes, if there is an open one, else None."""
     unit = token.old_value
     return None if unit is Token.MISSING or unit is None or unit.ended else unit
 
 
 def note_middleware() -> None:
-    """Take note that there is a middleware, for the message of whoever asks outside it."""
+    """Record that a middleware exists, for the error message outside it."""
     global _middlewares
     _middlewares += 1
 
 
 def _cause() -> str:
-    """Return why there is none, as far as that can be told, and what to write."""
+    """Return the likely reason why there is no unit, and what to write."""
     scope = f"outside a request, open one: with session_scope() as session: ..., {OWN_SCOPE}"
     thread = threading.current_thread()
     copied = type(thread).__module__.startswith("anyio.")  # where frameworks run plain functions
     if thread is not threading.main_thread() and not copied and not loop_is_running():
         return (
-            "this thread got no copy of the request's context, as loop.run_in_executor() and threads of one's own do "
-            f"not copy it; write await asyncio.to_thread(...), or {scope}"
+            "this thread has no copy of the request's context: loop.run_in_executor() and threading.Thread do not "
+            f"copy it; write await asyncio.to_thread(...), or {scope}"
         )
     if _middlewares:
         return (
-            "there is a SQLAlchemyMiddleware, but not around this code: it may be added inside this middleware or "
-            "error handler, or the application may be served without it; add it outermost, and serve what it "
-            f"returns. Or {scope}"
+            "there is a SQLAlchemyMiddleware, but not around this code: it was added inside this middleware or error "
+            "handler, or the application is served without it; add it as the outermost middleware, and serve what "
+            f"it returns. Or {scope}"
         )
     return f"wrap the application in SQLAlchemyMiddleware(app, database), or {scope}"
 

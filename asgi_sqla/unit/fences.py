@@ -1,7 +1,7 @@
-"""What forbids to run a unit of work again: a retry must never write twice.
+"""What forbids a retry of a unit of work: a retry must never write twice.
 
-Holds: when a request or a function may be retried, what is heard of commits past a unit's own sessions, and what is
-said of a commit whose caller was cancelled.
+Holds: when a request or a function may be retried, how commits outside a unit's sessions are noticed, and the log line
+about a commit whose caller was cancelled.
 Must not know: who retries, or how.
 """
 
@@ -21,20 +21,22 @@ logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
 def may_retry(unit: UnitOfWork, failure: BaseException) -> bool:
-    """Whether a transient error stopped ``unit``, and nothing of it is in a database for good, or may be."""
+    """Return whether a transient error stopped ``unit``, and nothing of it was committed, or may have been."""
     errors = (failure, *unit._sessions.failures())
     return any(is_transient(one) for one in errors) and unit._may_be_repeated()
 
 
 def tell_cancelled(unit: UnitOfWork, cancelled: BaseException | None) -> None:
-    """Say so in the log if the caller gets a cancellation although something of ``unit`` is in a database for good."""
+    """Log that the caller gets a cancellation although some work of ``unit`` was committed."""
     outcomes = [one.session.guard_outcome for one in unit._sessions.all]
     if cancelled is not None and any(one.committed or one.in_doubt for one in outcomes):
-        logger.warning("%s: cancelled at its end, but work of it was committed, or its COMMIT is in doubt", unit)
+        logger.warning(
+            "%s: cancelled while it ended, but some of its work was committed, or its COMMIT is in doubt", unit
+        )
 
 
 def watch_commits(watch: Callable[[str, Callable[[Connection], None]], object]) -> None:
-    """Hear, by ``watch(event, function)``, of what is committed past a session, on its own connection or another."""
+    """Use ``watch(event, function)`` to notice commits that bypass a session, on its connection or another."""
     watch("commit", _note_commit)
     watch("begin", _note_autocommit)
     watch("rollback", note_rollback)  # a textual COMMIT may have come before

@@ -1,10 +1,10 @@
-"""Where the steps of an end run: inline, in SQLAlchemy's greenlet, or in a worker thread; all in one if possible.
+"""Where the steps of an end run: inline, in SQLAlchemy's greenlet, or in a worker thread; all in one place if possible.
 
-A greenlet carries plain functions to where an async driver can be awaited, so the order of an end is written once. A
-sync session blocks, so a thread ends it where an event loop runs.
+A greenlet runs plain functions where an async driver can be awaited, so the order of an end is written once. A sync
+session blocks, so under an event loop a thread ends it.
 
-Holds: the three places, and which one a session can be used in.
-Must not know: what the steps are, or in which order they come.
+Holds: the three places, and which one suits a session.
+Must not know: what the steps are, or their order.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from asgi_sqla.unit.sessions import UnitSession
 
 Operation: TypeAlias = Callable[[GuardedSession], object]
 Step: TypeAlias = Callable[[Operation, UnitSession], object]
-"""Does an operation to a session where that can be used; raises what the operation raises."""
+"""Applies an operation to a session in the place that suits it; raises what the operation raises."""
 
 _await: Callable[[Any], Any] = getattr(util, "await_", None) or util.await_only
-"""SQLAlchemy's way to wait inside its greenlet: the new name, and that of 2.0."""
+"""SQLAlchemy's way to await inside its greenlet: the new name, and that of 2.0."""
 
 
 def start_off_the_loop(
@@ -36,9 +36,9 @@ def start_off_the_loop(
     inline: Step,
     fail: Callable[[Exception], None],
 ) -> Coroutine[Any, Any, None] | Future[None]:
-    """Return what runs ``end`` where not every one of ``sessions`` is async and of the running event loop.
+    """Return what runs ``end`` if not all ``sessions`` are async sessions of the running event loop.
 
-    Where no thread can be started, ``fail(error)`` is run instead, in this one.
+    If no thread can be started, ``fail(error)`` runs instead, in this thread.
     """
     if running_loop() is not None and all(one.loop is None for one in sessions):
         try:
@@ -49,7 +49,10 @@ def start_off_the_loop(
 
 
 def give_up(step: Step, operation: Operation, one: UnitSession) -> object:
-    """Take a step that gives work up: in this thread where no other can be started, as it must not be left undone."""
+    """Take a step that discards work; in this thread if no other can be started.
+
+    It must not be left undone.
+    """
     try:
         return step(operation, one)
     except threads.NoThreadError:
@@ -57,7 +60,7 @@ def give_up(step: Step, operation: Operation, one: UnitSession) -> object:
 
 
 def _elsewhere(operation: Operation, one: UnitSession) -> object:
-    """Take a step where its session can be used, and wait for it as SQLAlchemy waits for an async driver."""
+    """Take a step in the place of its session, and wait for it as SQLAlchemy waits for an async driver."""
     return _await(_perform(operation, one))
 
 
@@ -73,7 +76,7 @@ async def _perform(operation: Operation, one: UnitSession) -> None:
 
 
 async def _on_its_loop(operation: Operation, one: UnitSession) -> None:
-    """Run ``operation`` on the event loop the session was made on, which may be another thread's."""
+    """Run ``operation`` on the event loop of the session, which may run in another thread."""
     assert one.async_session is not None
     work = one.async_session.run_sync(cast("Callable[[Session], object]", operation))
     if one.loop is asyncio.get_running_loop():
@@ -83,6 +86,6 @@ async def _on_its_loop(operation: Operation, one: UnitSession) -> None:
     else:
         work.close()
         raise WrongEventLoopError(
-            f"an AsyncSession of {one.session.guard_unit} was made on an event loop that has ended, and "
-            f"its work with it; in code that runs on a loop of its own, open a unit of work: {OWN_SCOPE}"
+            f"an AsyncSession of {one.session.guard_unit} was made on an event loop that has ended, so its work is "
+            f"lost; code that runs on its own event loop must open its own unit of work: {OWN_SCOPE}"
         )

@@ -38,7 +38,7 @@ Propagation: TypeAlias = Literal["new", "join", "nested"]
 
 
 class Database(Protocol):
-    """Where sessions come from; the class itself lives above."""
+    """Where sessions come from; the class itself is in a room above."""
 
     def _session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> Session:
         """Return the ``Session`` of ``unit``."""
@@ -49,11 +49,11 @@ class Database(Protocol):
         ...
 
     def _dialect(self) -> Any:
-        """Return its dialect, if that is known."""
+        """Return its dialect, or None if it is not known yet."""
 
 
 class Arguments(NamedTuple):
-    """The arguments of a ``session_scope()``, but for its database."""
+    """The arguments of a ``session_scope()``, except its database."""
 
     propagation: Propagation
     session_options: Mapping[str, Any]
@@ -63,7 +63,7 @@ class Arguments(NamedTuple):
 
 
 class SessionScope:
-    """What ``session_scope()`` returns: for ``with``, ``async with``, or as a decorator."""
+    """What ``session_scope()`` returns: use it in ``with``, in ``async with``, or as a decorator."""
 
     __slots__ = ("_arguments", "_attempt", "_database", "_name", "_savepoint", "_token", "_unit")
 
@@ -140,13 +140,18 @@ class SessionScope:
             self._undo()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Return ``function`` with each call of it in a scope of its own."""
+        """Return ``function`` so that each call of it runs in a scope of its own.
+
+        - ``function``: a plain or async function, but not a generator.
+
+        Raises ConfigurationError for a generator function, and for what is not callable.
+        """
         if not callable(function):
-            raise ConfigurationError(f"@session_scope() on {hidden(function)}, which is no function")
+            raise ConfigurationError(f"@session_scope() on {hidden(function)}, which is not a function")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(
-                f"@session_scope() on the generator {function!r}: a generator runs when it is "
-                "consumed, which nobody can scope; write the with statement inside it"
+                f"@session_scope() on the generator {function!r}: a generator runs while it is "
+                "consumed, after its scope would have ended; write the with statement inside it"
             )
         if is_async(function):
 
@@ -199,7 +204,7 @@ class SessionScope:
         return SessionScope(self._database, self._arguments, getattr(function, "__qualname__", repr(function)), attempt)
 
     def _pause_after(self, failure: Exception) -> float:
-        """Return the seconds to wait before the next attempt, or raise ``failure`` if it was the last."""
+        """Return the seconds to wait before the next attempt, or raise ``failure`` after the last."""
         unit = cast("UnitOfWork", self._unit)
         if self._attempt > self._arguments.retries or not may_retry(unit, failure):
             raise failure
@@ -222,7 +227,7 @@ class SessionScope:
                 f"retries={arguments.retries} cannot run a with block again; "
                 "write a function and decorate it: @session_scope(retries=...)"
             )
-        if arguments.isolation_level is not None:  # again, as the global db may have been configured meanwhile
+        if arguments.isolation_level is not None:  # once more, as the global db may have been configured meanwhile
             checked_isolation_level(arguments.isolation_level, self._database._dialect())
         unit = None if arguments.propagation == "new" else cast("UnitOfWork | None", inherited())
         if unit is None:
@@ -234,7 +239,7 @@ class SessionScope:
         return unit
 
     def _undo(self) -> None:
-        """Leave the context as it was before."""
+        """Restore the context as it was before."""
         token = self._token
         self._token = self._savepoint = None
         if token is not None:
@@ -246,6 +251,6 @@ class SessionScope:
                 unit._empty()
 
     def _forget(self) -> None:
-        """Let go of what a decorated call's unit still has."""
+        """Release what the unit of a decorated call still holds."""
         if self._unit is not None and self._unit.ended:
             self._unit._empty()

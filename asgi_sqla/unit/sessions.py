@@ -1,6 +1,6 @@
 """The sessions of one unit of work: at most one of each kind for each database.
 
-Holds: which there are, on which event loop they may be used, and that none is added once the unit ends.
+Holds: which sessions exist, which event loop they belong to, and that none is added after the unit ends.
 Must not know: how a session is made, or how it ends.
 """
 
@@ -19,7 +19,7 @@ from asgi_sqla.session.outcome import Outcome
 
 
 class UnitSession:
-    """One session of a unit: its sync core, the ``AsyncSession`` around that if it has one, and whose it is."""
+    """One session of a unit: its sync core, its ``AsyncSession`` if it has one, its database and its event loop."""
 
     __slots__ = ("async_session", "database", "loop", "session")
 
@@ -37,7 +37,7 @@ class UnitSession:
 
     @property
     def outcome(self) -> Outcome:
-        """What is known of its transaction."""
+        """The record of its transaction."""
         return self.session.guard_outcome
 
 
@@ -47,27 +47,27 @@ class Sessions:
     __slots__ = ("_awaits", "_by_database", "_loop", "_unit", "all", "closed", "lock", "users", "writes")
 
     def __init__(self, unit: object, *, awaits: bool = True) -> None:
-        self._unit = ref(unit)  # or each would keep the other alive
+        self._unit = ref(unit)  # a strong reference would keep both alive
         self._awaits = awaits
         self._loop: asyncio.AbstractEventLoop | None = None
         self.lock: Lock = Lock()
         self.closed: bool = False
-        """Set under ``lock`` when the unit ends: who makes a session now gets an error, and none that nobody ends."""
+        """Set under ``lock`` when the unit ends: a session made later raises, as nothing would end it."""
         self._by_database: dict[tuple[object, bool], UnitSession] = {}
         self.all: tuple[UnitSession, ...] = ()
         self.writes: bool = False
         """Whether any of them may have something to commit."""
         self.users: set[User] | None = None
-        """Everybody who used a session, kept only where someone needs to know."""
+        """Every task and thread that used a session; None where the unit does not need to know."""
 
     def sync(self, database: object) -> UnitSession | None:
         """Return the ``Session`` of ``database``, if there is one."""
         if self.users is not None and not isinstance(user := current_user(), int):
-            self.users.add(user)  # a thread counts once it uses the session: frameworks run plain dependencies in one
+            self.users.add(user)  # a thread counts when it uses the session: plain dependencies run in threads
         return self._by_database.get((database, False))
 
     def asynchronous(self, database: object) -> UnitSession | None:
-        """Return the ``AsyncSession`` of ``database``, if there is one; only on the unit's event loop."""
+        """Return the ``AsyncSession`` of ``database``, if there is one; raise on another event loop than the unit's."""
         running = running_loop()
         if running is None or self._loop is not running:
             self._check_loop(running)
@@ -76,7 +76,7 @@ class Sessions:
         return self._by_database.get((database, True))
 
     def add(self, made: UnitSession) -> UnitSession:
-        """Hold a session that was ``made`` on first use; return the one that was first, of two threads at once."""
+        """Add a session ``made`` on first use, and return it; of two threads at once, both get the first one."""
         asynchronous = made.async_session is not None
         made.loop = self._loop if asynchronous else None
         with self.lock:
@@ -91,41 +91,44 @@ class Sessions:
         raise ended(self._unit())
 
     def adopt(self, unit: object) -> None:
-        """Go on as the sessions of the next ``unit``."""
+        """Hand the sessions over to the next ``unit``."""
         self._unit = ref(unit)
         for one in self.all:
             one.session.guard(unit, one.loop, self.users)  # type: ignore[arg-type]  # a unit has the hooks
 
     @property
     def in_transaction(self) -> bool:
-        """Whether any of them is."""
-        for one in self.all:  # noqa: SIM110  # every request asks this, and any() takes twice as long
+        """Whether any session is in a transaction."""
+        for one in self.all:  # noqa: SIM110  # every request reads this, and any() takes twice as long
             if one.session.in_transaction():
                 return True
         return False
 
     def begun(self) -> list[SessionTransaction]:
-        """Return the innermost transaction, or savepoint, that each is in."""
+        """Return the innermost transaction or savepoint of each session."""
         innermost = [one.session.get_nested_transaction() or one.session.get_transaction() for one in self.all]
         return [transaction for transaction in innermost if transaction is not None]
 
     def failures(self, *, unhandled: bool = False) -> list[Exception]:
-        """Return what error of the database each ran into; on request only where nothing was rolled back since."""
+        """Return the database error of each session, if it had one.
+
+        With ``unhandled`` an error counts only if nothing was rolled back since.
+        """
         outcomes = [one.outcome for one in self.all]
         return [one.error for one in outcomes if one.error is not None and (one.unhandled or not unhandled)]
 
     def _check_loop(self, running: asyncio.AbstractEventLoop | None) -> None:
-        """Raise unless the running event loop is the only one for AsyncSessions of this unit from now on."""
+        """Make the running event loop the one for this unit's AsyncSessions; raise if another one is."""
         if self._loop is None and self._awaits and running is not None:
             self._loop = running
             return
         where = "where no asyncio event loop runs" if running is None else "on another event loop"
         where = where if self._awaits else "in a sync scope"
         raise WrongEventLoopError(
-            f"an AsyncSession of {self._unit()} was asked for {where}; use the sync session there, "
+            f"an AsyncSession of {self._unit()} was requested {where}; use the sync session there, "
             f"or open a unit of work in async code: {OWN_SCOPE}"
         )
 
 
 NONE = Sessions(Sessions)
-"""The sessions of a unit that nobody has used."""
+"""The sessions of an unused unit."""

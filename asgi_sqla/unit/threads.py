@@ -1,8 +1,8 @@
-"""Worker threads for the ends of sync sessions: one for each that is wanted, none queued, idle ones end.
+"""Worker threads that end sync sessions: one for each call, none queued, and idle ones end.
 
-Not anyio's default limiter, which frameworks share: handlers that wait for a connection in every thread would starve
-the very COMMIT that frees one (160 of 200 requests failed so). And not a ThreadPoolExecutor, which queues the call
-before it starts a thread: where none can be started the caller is told of an error, and an idle thread commits later.
+They do not use anyio's default limiter, which frameworks share. Handlers that wait for a connection in every thread
+would starve the COMMIT that frees one (160 of 200 requests failed). A ThreadPoolExecutor is no alternative: it queues a
+call before it starts a thread. If no thread can be started, the caller gets an error, and an idle thread commits later.
 
 Holds: the threads.
 Must not know: what is called in them.
@@ -20,9 +20,9 @@ from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
 IDLE_LIMIT = 10.0
-"""Seconds after which a thread that has nothing to do ends."""
+"""Seconds after which an idle thread ends."""
 EXIT_LIMIT = 10.0
-"""Seconds that an interpreter waits at its exit for a COMMIT under way."""
+"""Seconds that the interpreter waits at its exit for a running COMMIT."""
 
 Call: TypeAlias = "tuple[Future[None], Callable[[], object]]"
 
@@ -32,7 +32,7 @@ class NoThreadError(RuntimeError):
 
 
 class Threads:
-    """Threads that are started when they are wanted."""
+    """Threads that are started on demand."""
 
     def __init__(self) -> None:
         self._idle: list[SimpleQueue[Call]] = []
@@ -46,7 +46,7 @@ class Threads:
         """
         context = copy_context()
         future: Future[None] = Future()
-        future.set_running_or_notify_cancel()  # what a thread has begun cannot be cancelled, and ends by itself
+        future.set_running_or_notify_cancel()  # a call in a thread cannot be cancelled, and ends by itself
         call = (future, lambda: context.run(function))
         with self._lock:
             inbox = self._idle.pop() if self._idle else None
@@ -62,7 +62,7 @@ class Threads:
         return future
 
     def finish(self) -> None:
-        """Wait for what is under way: a daemon thread is cut in the middle of it when the interpreter exits."""
+        """Wait for the running calls: the interpreter stops daemon threads in the middle when it exits."""
         for future in list(self._busy):
             try:
                 future.exception(EXIT_LIMIT)
@@ -78,21 +78,21 @@ class Threads:
                     if inbox in self._idle:
                         self._idle.remove(inbox)
                         return
-                continue  # somebody has just taken it
+                continue  # another call has just taken this thread
             failure: BaseException | None = None
             try:
                 function()
             except BaseException as exc:
                 failure = exc
             self._busy.discard(future)
-            with self._lock:  # first, or who is told of the end and comes again would start another thread
+            with self._lock:  # before the result, or a caller that submits again would start another thread
                 self._idle.append(inbox)
             future.set_result(None) if failure is None else future.set_exception(failure)
-            del future, function, failure  # what an idle thread holds is kept alive
+            del future, function, failure  # an idle thread must not keep them alive
 
 
 def _make() -> None:
-    global _threads  # a forked child has the object, but none of its threads
+    global _threads  # a forked child inherits the object, but none of its threads
     _threads = Threads()
 
 

@@ -1,7 +1,7 @@
 """The unit of work: everything that one request, one socket message or one job does to its databases.
 
-Holds: ``UnitOfWork``, what it gives out, and when its end and its callbacks happen.
-Must not know: ASGI, HTTP statuses, how a database is configured, or where an end runs.
+Holds: ``UnitOfWork``, the sessions and callbacks that it gives out, and the order of its end.
+Must not know: ASGI, HTTP statuses, how a database is configured, or in which thread or task an end runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from asgi_sqla.unit.sessions import NONE, Sessions
 
 
 class Stage(Enum):
-    """How far a unit is."""
+    """The stage of a unit's life."""
 
     OPEN = "it gives out sessions"
     ENDING = "its sessions are being ended: a flush may still register callbacks, and nobody gets a new session"
@@ -44,37 +44,37 @@ OPEN, ENDING, ENDED = Stage.OPEN, Stage.ENDING, Stage.ENDED
 
 
 class UnitOfWork:
-    """Everything one request, one socket message or one job does to its databases.
+    """Everything that one request, one socket message or one job does to its databases.
 
-    Get the running one with ``current_unit()``; the middleware and ``session_scope()`` make them.
-    It holds at most one ``Session`` and one ``AsyncSession`` per ``Database``, ends in commit or
-    rollback, and is then closed for good.
+    Get the running unit with ``current_unit()``; the middleware and ``session_scope()`` make units. A unit has at most
+    one ``Session`` and one ``AsyncSession`` per ``Database``. It ends in commit or rollback, and is then closed for
+    good.
     """
 
-    # Defaults of the class, so that a unit nobody uses costs next to nothing to make.
+    # Defaults on the class, so that an unused unit costs almost nothing to make.
     attempt = 1
-    """How many times this request or function has been run, itself counted."""
+    """Which attempt at its request or function this is: 1 for the first, 2 for the first retry."""
     isolation_level: str | None = None
-    """The isolation level of its transactions, None for the engine's own."""
+    """SQLAlchemy's name of the isolation level of its transactions; None for the engine's own."""
     _awaits = True
-    """Whether its end is awaited; a unit that ends inline has no AsyncSessions."""
+    """Whether its end is awaited; a unit that ends in its own thread has no AsyncSessions."""
     _sessions: Sessions = NONE
     _callbacks: Callbacks | None = None
     _begin_hooks: tuple[Callable[[Connection], object], ...] = ()
     _hears_begin = False
-    """Whether it is to be told of each transaction."""
+    """Whether it must be notified of each transaction."""
     _used: bool = False
-    """Whether any session was made, or any callback registered."""
+    """Whether a session was made or a callback registered."""
     _stage: Stage = OPEN
     _fenced = False
-    """Whether something was done inside it, past its own sessions, that must not be done twice."""
+    """Whether something inside it, outside its own sessions, forbids a retry."""
     _name = "without a name"
     _read_only = _rollback_only = False
     _doom: BaseException | None = None
 
     @property
     def name(self) -> str:
-        """What it is called in errors and logs."""
+        """Its name in errors and logs, such as ``POST /orders``."""
         return self._name
 
     @property
@@ -84,40 +84,55 @@ class UnitOfWork:
 
     @property
     def ended(self) -> bool:
-        """Whether it is over, and its sessions closed for good."""
+        """Whether it has ended, and its sessions are closed for good."""
         return self._stage is ENDED
 
     def __repr__(self) -> str:
         return f"<UnitOfWork {self.name} {'open' if self._stage is OPEN else 'ended'}>"
 
     def rollback_only(self) -> None:
-        """Have the unit roll back whatever the response status, as for a dry run. It is no error."""
+        """Roll the unit back at its end, whatever the response status is, as for a dry run. This is not an error."""
         self._rollback_only = True
 
     def on_commit(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None:
         """Call ``callback(*args, **kwargs)`` once every database of the unit has committed.
 
-        Callbacks are called in order, before the response leaves, each in a scope of its own, so that
-        it may use the database. A plain function runs where it was registered, on the event loop or
-        in a worker thread; what an async one returns is awaited. One registered inside a transaction or
-        savepoint that is rolled back is dropped. An exception is logged, and the next one called.
+        Callbacks run in order, before the response starts, each in its own unit of work, so it can use the database. A
+        plain function runs where it was registered: on the event loop or in a worker thread. An async one is awaited. A
+        callback registered inside a transaction or savepoint that is rolled back is dropped. An exception in a callback
+        is logged.
 
-        Raises ConfigurationError for an async callback in a unit that has no event loop.
+        - ``callback``: the function to call, plain or async.
+        - ``*args``: its positional arguments.
+        - ``**kwargs``: its keyword arguments.
+
+        Raises ConfigurationError if ``callback`` is not callable, or is async in a unit without an event loop, and
+        UnitOfWorkEndedError after the unit has ended.
         """
         self._add_callback("commit", callback, args, kwargs)
 
     def on_rollback(self, callback: Callable[..., object], *args: object, **kwargs: object) -> None:
-        """Call ``callback``, as ``on_commit`` does, once the unit, or the savepoint it is in, was rolled back."""
+        """Call ``callback(*args, **kwargs)`` once the unit, or the savepoint it was registered in, was rolled back.
+
+        It runs as ``on_commit`` callbacks do. It is not called if a COMMIT is in doubt.
+
+        - ``callback``: the function to call, plain or async.
+        - ``*args``: its positional arguments.
+        - ``**kwargs``: its keyword arguments.
+
+        Raises what ``on_commit`` raises.
+        """
         self._add_callback("rollback", callback, args, kwargs)
 
     def on_begin(self, hook: Callable[[Connection], object]) -> None:
-        """Call ``hook(connection)`` when a transaction of the unit begins, as for ``SET LOCAL``.
+        """Call ``hook(connection)`` whenever a transaction of the unit begins, for example for ``SET LOCAL``.
 
-        ``hook`` is a plain function; ``connection`` is a sync ``Connection``, under an ``AsyncSession`` too.
-        It is called again after a commit the application made in the middle.
+        A transaction begins with the first statement, and again after a commit or rollback in the middle.
 
-        Raises ConfigurationError for an async function, for what cannot be called, and once a transaction has begun,
-        for that one would go without.
+        - ``hook``: a plain function of one sync ``Connection``, also under an ``AsyncSession``.
+
+        Raises ConfigurationError for an async function, for a function with other parameters, and after a transaction
+        has begun, because that transaction would run without the hook.
         """
         check_hook(hook)
         if self._sessions.in_transaction or (self._sessions is not NONE and self._reads_in_autocommit()):
@@ -125,24 +140,27 @@ class UnitOfWork:
         self._begin_hooks = (*self._begin_hooks, hook)
         self._hears_begin = True
 
-    # What follows is for the rooms above and for the listeners of sessions.
+    # The rooms above and the listeners of sessions use what follows.
 
     def _open_sessions(self) -> Sessions:
-        """Return the sessions, to look one up or to add one."""
+        """Return the sessions, to find or to add one; raise UnitOfWorkEndedError after the end."""
         if self._stage is not OPEN and (self._stage is ENDED or self._sessions is NONE):
             raise ended(self)
         self._used = True
         if self._sessions is NONE:
-            # A dictionary's setdefault is atomic: of two threads that come first at once, both get the same.
+            # A dictionary's setdefault is atomic: two threads that call this at once get the same object.
             self.__dict__.setdefault("_sessions", Sessions(self, awaits=self._awaits))
         return self._sessions
 
     def _reads_in_autocommit(self) -> bool:
-        """Whether its sessions need no transaction: they only read, and nobody asked for one."""
+        """Return whether its sessions need no transaction: the unit only reads, and nothing asked for one."""
         return self.read_only and self.isolation_level is None and not self._begin_hooks
 
     def _may_be_repeated(self) -> bool:
-        """Whether nothing of it is in a database for good, or may be: what a drivers' last word says included."""
+        """Return whether a retry is safe: nothing was committed, or may have been.
+
+        The drivers are asked too.
+        """
         for one in self._sessions.all:
             one.session.guard_outcome.look()
             if one.session.guard_writes and (one.session.guard_outcome.committed or one.session.guard_outcome.in_doubt):
@@ -150,26 +168,30 @@ class UnitOfWork:
         return not self._fenced
 
     def _tell(self, outer: object) -> None:
-        """Have the unit around this one know of what must not be done twice."""
+        """Forbid a retry of the unit around this one, if a retry of this one is forbidden."""
         if isinstance(outer, UnitOfWork) and not self._may_be_repeated():
             outer._fenced = True
 
     def _doomed_by(self, cause: BaseException) -> None:
-        """Make it an error to commit this unit, because ``cause`` left a scope that had joined it."""
+        """Make a commit of this unit an error, because ``cause`` left a scope that had joined it."""
         self._doom = self._doom or cause
 
     async def _settle(self, commit: bool) -> Finished:
-        """Commit, or roll back, every open transaction; the sessions stay usable. Return how that ended.
+        """Commit or roll back every open transaction, and return how that ended. The sessions stay usable.
 
-        All commit in the order of first use. If one cannot, it and those after it are rolled back, and its exception
-        has a note of what had been committed. Callbacks are called. A cancellation waits for a bounded time.
+        Sessions commit in the order of first use. If one cannot, it and those after it are rolled back, and a note on
+        its exception names the databases that had committed. Then callbacks run. A cancelled caller waits for a bounded
+        time.
         """
         if not self._has_work():
             return FINE
         return await self._run(self._end(commit), commit, closing=False, cause=None)
 
     async def _close(self, commit: bool, cause: BaseException | None = None) -> Finished:
-        """Settle, then close every session for good; return how that ended. ``cause`` is what the unit ends with."""
+        """Settle, then close every session for good, and return how that ended.
+
+        ``cause`` is the exception that ends the unit.
+        """
         self._stage = ENDING
         sessions = self._sessions
         if sessions is not NONE:
@@ -187,7 +209,7 @@ class UnitOfWork:
             self._stage = ENDED
 
     async def _renew(self) -> Finished:
-        """Commit, and end; the sessions let go of all they have, to be adopted by the next unit."""
+        """Commit and end; the sessions release everything that they hold, and the next unit adopts them."""
         finished = await self._settle(commit=True)
         self._fenced = not self._may_be_repeated()
         if self._sessions.in_transaction:
@@ -200,7 +222,7 @@ class UnitOfWork:
         return finished
 
     def _close_now(self, commit: bool, cause: BaseException | None = None) -> None:
-        """Do what ``_close`` does in this thread, and raise; for a unit without an event loop."""
+        """Do in this thread what ``_close`` does, and raise its failure; for a unit without an event loop."""
         self._stage = ENDING
         with self._sessions.lock:
             self._sessions.closed = self._sessions is not NONE
@@ -217,12 +239,12 @@ class UnitOfWork:
             raise failure
 
     def _abandon(self) -> None:
-        """End where nothing can be awaited any more, as the event loop is gone."""
+        """End where nothing can be awaited, because the event loop is gone."""
         self._stage = ENDED
         self._end(commit=False).abandon()
 
     def _empty(self) -> None:
-        """Let go of everything: contexts that a pooled connection or a long-lived task captured keep this object."""
+        """Release everything: contexts captured by a pooled connection or a long-lived task keep this object."""
         self._sessions = NONE
         self._callbacks = self._doom = None
         self._begin_hooks = ()
@@ -230,10 +252,10 @@ class UnitOfWork:
     async def _run(self, end: End, commit: bool, *, closing: bool, cause: BaseException | None) -> Finished:
         running = end.start(closing=closing, cause=cause)
         if commit and self._callbacks is None and not self._sessions.writes and isinstance(running, Coroutine):
-            return await finish(running)  # what only read may be cancelled
-        # Often a ROLLBACK is what a cancellation ends with, which is over by then; and cutting one loses nothing.
+            return await finish(running)  # a unit that only read may be cancelled
+        # Most cancellations end with a ROLLBACK. Its wait is bounded, as cutting a ROLLBACK loses nothing.
         finished = await to_completion(running, end.cut, bounded=not commit)
-        if self._callbacks is None:  # asked only now, as a flush of the COMMIT may have registered one
+        if self._callbacks is None:  # only now, as a flush during the COMMIT may have registered one
             return finished
         called = await to_completion(self._call_back(self._due(commit, finished.failure)))
         return Finished(finished.failure or called.failure, called.cancelled or finished.cancelled)
@@ -261,7 +283,7 @@ class UnitOfWork:
         return [] if self._callbacks is None else self._callbacks.take(self._fate(commit, failure))
 
     def _fate(self, commit: bool, failure: BaseException | None) -> Fate:
-        """Return what became of the unit, for callbacks that were registered before any transaction."""
+        """Return the fate of the unit, for callbacks that were registered before any transaction."""
         outcomes = [one.session.guard_outcome for one in self._sessions.all]
         if any(one.in_doubt for one in outcomes):
             return "in doubt"
@@ -285,7 +307,7 @@ class UnitOfWork:
 
 
 class Job(UnitOfWork):
-    """A unit of work outside a request: one ``session_scope()``, or one callback, and named after it."""
+    """A unit of work outside a request: one ``session_scope()`` or one callback, and named after it."""
 
     def __init__(self, name: str, *, awaits: bool, read_only: bool = False) -> None:
         self._name = name
@@ -296,13 +318,20 @@ class Job(UnitOfWork):
 def current_unit() -> UnitOfWork:
     """Return the unit of work of this request, socket message or scope.
 
-    Raises NoUnitOfWorkError outside any, and UnitOfWorkEndedError where only an ended one is known.
+    Raises NoUnitOfWorkError outside any unit, and UnitOfWorkEndedError if the unit of this context has ended.
     """
     return cast("UnitOfWork", current())
 
 
 def on_commit(callback: Callable[..., object], *args: object, **kwargs: object) -> None:
-    """Do what ``current_unit().on_commit()`` does; outside any unit, call ``callback`` at once, if it is not async."""
+    """Call ``callback`` once the current unit of work has committed; outside any unit, call it at once.
+
+    - ``callback``: the function to call; outside a unit it must be a plain one.
+    - ``*args``: its positional arguments.
+    - ``**kwargs``: its keyword arguments.
+
+    Raises ConfigurationError if ``callback`` is not callable, or is async where nothing can await it.
+    """
     unit = cast("UnitOfWork | None", inherited())
     if unit is not None:
         unit.on_commit(callback, *args, **kwargs)
