@@ -1,0 +1,1 @@
+"""A small shop: people, and what they order."""
