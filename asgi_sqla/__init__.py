@@ -4,9 +4,12 @@ A middleware gives every request one unit of work. Its transaction ends before t
 status below 400 finds its data committed, and a COMMIT that fails becomes an error response. No connection is held
 while a client reads slowly, while a websocket is idle, or by a request that does not use the database.
 
+An application uses it like this::
+
     from asgi_sqla import Database, SQLAlchemyMiddleware
 
     db = Database("postgresql://localhost/shop")
+    app = FastAPI()
     app.add_middleware(SQLAlchemyMiddleware, database=db)
 
     db.async_session   # the AsyncSession of the current request, for async def

@@ -141,10 +141,10 @@ CASES = [
     named("database", "sqlite://", session_scope, hint="write session_scope(Database(...))"),
     case(
         "no parentheses",
-        lambda: session_scope(app),
+        lambda: session_scope(app),  # type: ignore[arg-type]
         "database=<function app",
         "parentheses as a decorator: @session_scope()",
-    ),  # type: ignore[arg-type]
+    ),
     named("propagation", "joined", session_scope, hint='"new", "join" and "nested"'),
     case(
         "options for another's session",

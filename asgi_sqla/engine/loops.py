@@ -1,4 +1,4 @@
-"""An async engine belongs to one event loop, and is disposed when that loop ends, whoever runs it.
+"""An async engine belongs to one event loop, and is disposed when that loop ends, whatever runs it.
 
 Holds: how the end of a loop is noticed, what is done then, and how long it may take.
 Must not know: how engines are made, or for whom.

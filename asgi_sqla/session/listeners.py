@@ -147,7 +147,7 @@ def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any, send
     outermost = session._guard_inside is not getcurrent() and session._guard_enter(getcurrent())
     try:
         watched.before(statement)
-        # Set in an argument, in the statement, in a Query or in the session's options: all of them end up here.
+        # Set in an argument, in the statement, in a Query or in the session's options: this holds them all.
         if context.execution_options.get("stream_results"):
             watched.outcome.note_stream(context)
         if not outermost:

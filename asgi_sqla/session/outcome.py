@@ -1,8 +1,8 @@
 """The outcome: the one record of a session's transaction, and the basis of every decision.
 
 It trusts three sources, in this order: what the driver says that the server last said; what SQLAlchemy's events say;
-what our own code did. So it finds what no event reports: SQLite, or MariaDB at a lock timeout, has rolled everything
-back by itself; a textual COMMIT or a DDL statement has ended the transaction; a statement has failed outside
+what our own code did. So it finds what no event reports. SQLite, or MariaDB at a lock timeout, has rolled everything
+back by itself. A textual COMMIT or a DDL statement has ended the transaction. A statement has failed outside
 SQLAlchemy.
 
 Holds: the record of a session.

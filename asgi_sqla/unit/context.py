@@ -86,8 +86,8 @@ def _cause() -> str:
     if _middlewares:
         return (
             "there is a SQLAlchemyMiddleware, but not around this code: it was added inside this middleware or error "
-            "handler, or the application is served without it; add it as the outermost middleware, and serve what "
-            f"it returns. Or {scope}"
+            "handler, or the application is served without it. Add it as the outermost middleware, and serve what "
+            f"it returns; or {scope}"
         )
     return f"wrap the application in SQLAlchemyMiddleware(app, database), or {scope}"
 
