@@ -25,6 +25,8 @@ An application uses it like this::
 - ``AsgiSqlaError``: the base class of every error of this package.
 """
 
+from typing import TYPE_CHECKING
+
 from asgi_sqla.asgi.answers import ERROR_RESPONSES
 from asgi_sqla.database import Database, db
 from asgi_sqla.errors import (
@@ -65,3 +67,18 @@ __all__ = [
     "on_commit",
     "session_scope",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+else:  # a type checker that saw this would let any name pass
+
+    def __getattr__(name: str) -> str:
+        """Return ``__version__``; read on demand, as that can take longer than the whole import of this package."""
+        import sys
+
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("asgi-sqla")
+        # With the module, Python can say which name was meant.
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])

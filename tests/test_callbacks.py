@@ -480,3 +480,56 @@ async def test_a_decorated_function_has_callbacks(database: Database, backend: B
         await write_async("a")
 
     assert called == [["a"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_callback_whose_own_commit_fails_is_logged(
+    sqlite: Backend, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it follows is committed, and the next callback is called."""
+    database = Database(sqlite.url)
+    called: list[str] = []
+
+    def callback(name: str) -> None:
+        called.append(name)
+        if name == "first":
+            session = database.session if kind == "sync" else database.async_session
+            session.add(Item(name=name, owner_id=NO_OWNER))
+
+    def register() -> None:
+        current_unit().on_commit(callback, "first")
+        current_unit().on_commit(callback, "second")
+
+    if kind == "sync":
+        with session_scope(database) as session:
+            session.add(Item(name="a"))
+            register()
+    else:
+        async with session_scope(database) as async_session:
+            async_session.add(Item(name="a"))
+            register()
+    await database.async_dispose()
+
+    assert (called, sqlite.names()) == (["first", "second"], ["a"])
+    assert len(errors(caplog)) == 1
+
+
+class Later:
+    """Something to await that is no coroutine, such as a future."""
+
+    def __await__(self) -> Any:
+        """Never run."""
+        raise AssertionError
+
+
+def test_what_nothing_awaits_is_refused(sqlite: Backend) -> None:
+    """A callback outside any unit, and a begin hook, must not return what has to be awaited."""
+    with pytest.raises(ConfigurationError, match="awaits"):
+        on_commit(Later)
+    database = Database(sqlite.url)
+    with session_scope(database) as session:
+        current_unit().on_begin(lambda _connection: Later())
+        with pytest.raises(ConfigurationError, match="awaits"):
+            session.connection()
+        session.rollback()
+    database.dispose()

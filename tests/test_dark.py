@@ -432,3 +432,32 @@ def test_an_event_loop_ends_in_the_dark(
 
     asyncio.run(again())
     assert backend.names() == ["after", "before"]
+
+
+@pytest.mark.parametrize("pool_size", [2], indirect=True, ids=["pool of 2"])
+@pytest.mark.parametrize("backend", ["asyncpg"], indirect=True)
+@pytest.mark.usefixtures("_impatient")
+async def test_a_dispose_ends_whatever_the_driver_does(
+    database: Database, backend: Backend, proxy: tuple[Dark, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives up a connection that not even a cut wakes, and passes over one that was lost before."""
+    cuts: list[object] = []
+    monkeypatch.setattr(loops, "cut", lambda connection, _dialect: cuts.append(connection))
+    both = asyncio.Barrier(2)
+
+    async def use(*, lose: bool) -> None:
+        async with session_scope(database) as session:
+            await execute(database, "async", "SELECT 1")
+            await both.wait()
+            if lose:
+                await (await session.connection()).invalidate()
+                await session.rollback()
+
+    await asyncio.gather(use(lose=False), use(lose=True))
+    proxy[0].go_dark()
+    await asyncio.wait_for(database.async_dispose(), PATIENCE)
+    proxy[0].let_through()
+
+    assert len(cuts) == 1
+    async with asyncio.timeout(PATIENCE), session_scope(database):
+        assert await execute(database, "async", "SELECT 1") == 1

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import make_url, select, text
+from sqlalchemy import insert, make_url, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, QueuePool
@@ -17,6 +18,7 @@ from sqlmodel import select as sqlmodel_select
 from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelAsyncSession
 from support.asgi import Call, respond
 from support.databases import NO_OWNER, Backend, Base, Item, backend_names, make_backend
+from support.rivals import busy
 
 from asgi_sqla import (
     ConfigurationError,
@@ -266,3 +268,27 @@ async def test_the_middleware_configures_the_global_database(global_db: Database
         SQLAlchemyMiddleware(app, url="sqlite://")
     await global_db.async_dispose()
     assert sqlite.names() == ["a"]
+
+
+async def test_a_database_that_is_configured_late_is_watched_all_the_same(
+    global_db: Database, sqlite: Backend, tmp_path: Path
+) -> None:
+    """A middleware that retries knows of commits past the sessions, on every engine that comes after it."""
+    attempts: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        attempts.append(1)
+        with global_db.engine.begin() as connection:
+            connection.execute(insert(Item).values(name=f"attempt {len(attempts)}"))
+        busy(sqlite, global_db.session)
+
+    middleware = SQLAlchemyMiddleware(app, global_db, retries=1)
+    global_db.configure(f"sqlite:///{tmp_path / 'other.db'}")
+    global_db.dispose()
+    global_db.configure(sqlite.url)
+
+    call = await Call(middleware)()
+    await global_db.async_dispose()
+
+    assert isinstance(call.raised, OperationalError)
+    assert sqlite.names() == ["attempt 1"]

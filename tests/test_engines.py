@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.util import greenlet_spawn
 from support.asgi import Call, respond
 from support.databases import Backend, Item
 from support.failing import BrokenError
@@ -371,17 +372,20 @@ async def test_an_event_loop_that_ends_takes_its_connections_along(backend: Back
         assert left(backend) == 0
 
 
-async def test_a_connection_in_use_outlives_a_dispose(backend: Backend) -> None:
-    """Its unit goes on and commits; then the connection is closed."""
-    database = Database(backend.url)
+async def test_a_connection_in_use_outlives_a_dispose(database: Database, backend: Backend) -> None:
+    """Its unit goes on and commits, and the next one has a connection of a new pool."""
+    pool = database.async_engine.pool
     async with session_scope(database) as session:
         session.add(Item(name="a"))
         await session.flush()
         await database.async_dispose()
         assert await session.scalar(text("SELECT count(*) FROM item")) == 1
-    gc.collect()
-    assert backend.names() == ["a"]
-    assert left(backend) == 0
+    async with session_scope(database) as session:
+        session.add(Item(name="b"))
+    await greenlet_spawn(pool.dispose)  # of what came back to it
+
+    assert backend.names() == ["a", "b"]
+    assert database.async_engine.pool is not pool
 
 
 def test_a_database_may_outlive_its_loop_and_be_dropped(sqlite: Backend) -> None:

@@ -116,3 +116,38 @@ def test_a_transient_failure_of_a_flush_is_retried(sqlite: Backend) -> None:
     job()
     database.dispose()
     assert (attempts, sqlite.names()) == ([0, 0], ["a"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_a_lost_savepoint_was_given_is_never_written(
+    database: Database, backend: Backend, kind: str
+) -> None:
+    """What is added, changed or deleted in a nested scope after a caught failure goes with it; what is around stays."""
+    kept, old = Item(name="kept"), Item(name="old")
+    spoiled: list[bool] = []
+
+    def spoil(session: Session) -> None:
+        with pytest.raises(IntegrityError):
+            twice(session)
+        session.add(Item(name="after"))
+        kept.name = "changed"
+        session.delete(old)
+        spoiled.append(True)
+
+    if kind == "sync":
+        with session_scope(database) as session:
+            session.add_all([kept, old])
+            session.flush()
+            with pytest.raises(PendingRollbackError), session_scope(database, propagation="nested"):
+                spoil(session)
+            session.add(Item(name="later"))
+    else:
+        async with session_scope(database) as async_session:
+            async_session.add_all([kept, old])
+            await async_session.flush()
+            with pytest.raises(PendingRollbackError):
+                async with session_scope(database, propagation="nested"):
+                    await async_session.run_sync(spoil)
+            async_session.add(Item(name="later"))
+
+    assert (spoiled, backend.names()) == ([True], ["kept", "later", "old"])

@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 
@@ -99,12 +100,25 @@ def test_there_is_no_circle_of_rooms() -> None:
 
 
 def test_the_door_holds_only_reexports() -> None:
-    """``__init__`` is a docstring, imports and ``__all__``."""
+    """``__init__`` is a docstring, imports, ``__all__``, and the version for whoever asks."""
     body = TREES[HOUSE / "__init__.py"].body
     kinds = [type(node) for node in body]
-    assert kinds == [ast.Expr, *[ast.ImportFrom] * (len(body) - 2), ast.Assign]
+    assert kinds == [ast.Expr, *[ast.ImportFrom] * (len(body) - 3), ast.Assign, ast.If]
     names = [alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
-    assert sorted(names) == sorted(asgi_sqla.__all__)
+    assert sorted(names) == sorted([*asgi_sqla.__all__, "TYPE_CHECKING"])
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    """It is read only when somebody asks, as that can take longer than the import; another name is an error as ever."""
+    program = (
+        "import importlib.metadata as metadata; version = metadata.version; metadata.version = None; import asgi_sqla; "
+        "metadata.version = version; print(asgi_sqla.__version__)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == metadata.version("asgi-sqla")
+    with pytest.raises(AttributeError, match="module 'asgi_sqla' has no attribute 'Databse'") as raised:
+        getattr(asgi_sqla, "Databse")  # noqa: B009  # a type checker knows that there is none
+    assert raised.value.obj is asgi_sqla  # so that Python can say which name was meant
 
 
 def test_all_is_sorted() -> None:

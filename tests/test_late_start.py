@@ -348,3 +348,30 @@ async def test_a_session_that_was_kept_past_its_unit(database: Database, backend
     with pytest.raises(UnitOfWorkEndedError):
         kept[0].add(Item(name="late"))
     assert connections_out(database) == 0
+
+
+async def test_a_first_session_is_refused_while_callbacks_run(sqlite: Backend) -> None:
+    """A task that outlives its application finds no unit that could end a session, though one is still ending."""
+    database = Database(sqlite.url)
+    called, go_on = asyncio.Event(), asyncio.Event()
+    refused: list[bool] = []
+
+    async def callback() -> None:
+        called.set()
+        await go_on.wait()
+
+    async def late() -> None:
+        await called.wait()
+        with pytest.raises(UnitOfWorkEndedError):
+            _ = database.session
+        refused.append(True)
+        go_on.set()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        current_unit().on_rollback(callback)
+        tasks.append(asyncio.create_task(late()))
+
+    tasks: list[asyncio.Task[None]] = []
+    await asyncio.wait_for(Call(SQLAlchemyMiddleware(app, database))(), PATIENCE)
+    await tasks[0]
+    assert refused == [True]

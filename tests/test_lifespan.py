@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import trio
 from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 from support.databases import Backend, Item
 
 from asgi_sqla import Database, NoUnitOfWorkError, SQLAlchemyMiddleware, current_unit, session_scope
@@ -212,3 +214,30 @@ async def test_a_check_without_an_async_driver(sqlite: Backend, monkeypatch: pyt
     monkeypatch.setattr("asgi_sqla.engine.engines._installed", lambda module: module == "sqlite3")
     database = Database(sqlite.url)
     assert await Server(SQLAlchemyMiddleware(speaks, database, check_on_startup=True)).run() == [STARTED, STOPPED]
+
+
+async def test_a_database_that_is_not_configured_is_passed_over(global_db: Database) -> None:
+    """Such as the global one, where an application never configures it."""
+    assert await Server(SQLAlchemyMiddleware(speaks, global_db)).run() == [STARTED, STOPPED]
+
+
+async def test_a_check_uses_the_async_engine_that_was_handed_in(sqlite: Backend) -> None:
+    """No other could be made, as there is no URL."""
+    engine = create_async_engine(sqlite.url.replace("sqlite:", "sqlite+aiosqlite:"))
+    database = Database(async_engine=engine)
+    assert await Server(SQLAlchemyMiddleware(speaks, database, check_on_startup=True)).run() == [STARTED, STOPPED]
+    assert engine.pool.checkedin() == 1  # type: ignore[attr-defined]  # a queue pool
+    await engine.dispose()
+
+
+def test_under_trio_the_sync_engine_is_disposed(sqlite: Backend) -> None:
+    """There are no async ones."""
+    database = Database(sqlite.url)
+
+    async def work() -> None:
+        with session_scope(database) as session:
+            session.add(Item(name="a"))
+        assert connections(database) == 1
+
+    assert trio.run(Server(SQLAlchemyMiddleware(speaks, database), work).run) == [STARTED, STOPPED]
+    assert connections(database) == 0

@@ -13,7 +13,7 @@ from contextvars import copy_context
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select, text
+from sqlalchemy import event, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -669,3 +669,95 @@ def test_a_context_that_ends_elsewhere_is_left_alone(sqlite: Backend) -> None:
     scope.__exit__(None, None, None)
     database.dispose()
     assert sqlite.names() == ["a"]
+
+
+def test_only_a_function_can_be_decorated(sqlite: Backend) -> None:
+    """The error shows what it was put on."""
+    not_a_function: Any = 5
+    with pytest.raises(ConfigurationError, match="5"):
+        session_scope(Database(sqlite.url))(not_a_function)
+
+
+def test_a_plain_function_that_returns_a_coroutine_is_refused(sqlite: Backend) -> None:
+    """It would run when its scope has ended; nothing is committed."""
+    database = Database(sqlite.url)
+
+    async def later() -> None:
+        raise AssertionError
+
+    @session_scope(database)
+    def job() -> Coroutine[Any, Any, None]:
+        database.session.add(Item(name="a"))
+        return later()
+
+    with pytest.raises(ConfigurationError, match="async def"):
+        _ = job()
+    database.dispose()
+    assert sqlite.names() == []
+
+
+def test_a_decorated_function_may_join(sqlite: Backend) -> None:
+    """The unit around it goes on, and commits both."""
+    database = Database(sqlite.url)
+
+    @session_scope(database, propagation="join")
+    def inner() -> None:
+        database.session.add(Item(name="inner"))
+
+    with session_scope(database) as session:
+        inner()
+        session.add(Item(name="outer"))
+    database.dispose()
+    assert sqlite.names() == ["inner", "outer"]
+
+
+class MeetingSession(Session):
+    """A session class of the user's own, two of which are made at the same moment."""
+
+    together: threading.Barrier | None = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        if MeetingSession.together is not None:
+            MeetingSession.together.wait(10)
+
+
+async def test_two_threads_that_come_first_share_one_session(sqlite: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the two that are made only one is the unit's, and nobody has the other."""
+    database = Database(sqlite.url, session_options={"class_": MeetingSession})
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        monkeypatch.setattr(MeetingSession, "together", threading.Barrier(2))
+        one, other = await asyncio.gather(*(asyncio.to_thread(database.get_session) for _ in range(2)))
+        assert one is other
+        await asyncio.to_thread(one.execute, insert(Item).values(name="a"))
+        await respond(send, 201)
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+    database.dispose()
+    assert (call.raised, call.status, sqlite.names()) == (None, 201, ["a"])
+
+
+async def test_a_session_that_was_made_on_another_loop_that_still_runs_is_ended_there(
+    backend: Backend, database: Database
+) -> None:
+    """Some frameworks run a handler on a loop in another thread, which goes on after the response."""
+    other = asyncio.new_event_loop()
+    thread = threading.Thread(target=other.run_forever)
+    thread.start()
+
+    async def work() -> None:
+        database.async_session.add(Item(name="a"))
+        await database.async_session.flush()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), other))
+        await respond(send, 201)
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+    await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(other.shutdown_asyncgens(), other))
+    other.call_soon_threadsafe(other.stop)
+    thread.join()
+    other.close()
+
+    assert (call.raised, call.status, backend.names()) == (None, 201, ["a"])

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from support.databases import Backend, Base, Item
 
-from asgi_sqla import Database, session_scope
+from asgi_sqla import ConfigurationError, Database, session_scope
 
 KINDS = ["sync", "async"]
 
@@ -372,3 +372,11 @@ async def test_a_savepoint_of_sqlite3s_own_mode_is_known(sqlite: Backend, kind: 
     assert sorted(sqlite.names()) == sorted(kept if lost else before + inside + after)
     await async_engine.dispose()
     engine.dispose()
+
+
+def test_an_old_sqlite_has_no_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says which version is needed, and what to write instead; a file needs none."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 35, 5))
+    with pytest.raises(ConfigurationError, match=r"SQLite 3\.36"):
+        Database("sqlite://")
+    Database("sqlite:///app.db")

@@ -116,3 +116,17 @@ def test_a_result_is_kept_only_while_somebody_may_read_it(sqlite: Backend) -> No
 
         outcome: Any = session.guard_outcome  # type: ignore[attr-defined]  # it is a guarded session
         assert len(outcome.streams) == 0
+
+
+def test_two_results_may_be_read_in_turns(sqlite: Backend) -> None:
+    """Both are closed with their unit, if nobody reads them to the end."""
+    with sqlite.witness.begin() as connection:
+        connection.execute(insert(Item), [{"name": f"row {number:02}"} for number in range(ROWS)])
+    database = one_connection(sqlite)
+    with session_scope(database) as session:
+        both = [iter(session.scalars(select(Item.name), execution_options={"yield_per": 2})) for _ in range(2)]
+        assert [next(each) for _ in range(2) for each in both] == ["row 00"] * 2 + ["row 01"] * 2
+    for each in both:
+        with pytest.raises(Exception):  # noqa: B017, PT011  # each driver has its own
+            list(each)
+    database.dispose()

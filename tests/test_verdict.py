@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from asgi_sqla import ConfigurationError
 from asgi_sqla.asgi.verdict import below_400, verdict_of
 
 SCOPE = {"type": "http", "method": "POST", "path": "/"}
@@ -67,3 +68,31 @@ def test_a_callable_sees_the_scope_and_the_start() -> None:
 
     assert verdict_of(verdict)(SCOPE, start(500)) is True
     assert seen == [(SCOPE, start(500))]
+
+
+@pytest.mark.parametrize(("answer", "commits"), [(1, True), ("yes", True), (0, False), (None, False)])
+def test_an_answer_is_taken_as_an_if_would_take_it(answer: Any, commits: bool) -> None:
+    """It need not be a bool."""
+    verdict: Any = lambda _scope, _message: answer  # noqa: E731  # typed, a plain function could not return it
+    assert verdict_of(verdict)(SCOPE, start(200)) is commits
+
+
+class Later:
+    """Something to await that is no coroutine, such as a future."""
+
+    def __await__(self) -> Any:
+        """Never run."""
+        raise AssertionError
+
+
+def test_an_answer_to_be_awaited_is_none() -> None:
+    """Nothing awaits it, so it says nothing."""
+    verdict: Any = lambda _scope, _message: Later()  # noqa: E731  # as above
+    with pytest.raises(ConfigurationError, match="awaited"):
+        verdict_of(verdict)(SCOPE, start(200))
+
+
+def test_a_callable_that_does_not_tell_its_parameters_is_taken() -> None:
+    """Some that are written in C do not; whether they fit shows when they are called."""
+    verdict: Any = max
+    assert verdict_of(verdict)(0, 1) is True

@@ -1,0 +1,137 @@
+"""Work whose event loop was closed under it: nothing can be awaited any more, and nothing of it stays."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import warnings
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+from support.asgi import Call, http_scope
+from support.databases import Backend, Item, sqlite_backend
+from support.failing import BrokenError
+from support.marks import KINDS
+from support.servers import wait_until
+
+from asgi_sqla import Database, SQLAlchemyMiddleware, session_scope
+
+Work = Callable[[], Coroutine[Any, Any, None]]
+
+
+async def in_request(database: Database, work: Work) -> None:
+    """Do ``work`` in a request."""
+
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        await work()
+
+    await Call(SQLAlchemyMiddleware(app, database))()
+
+
+async def in_websocket(database: Database, work: Work) -> None:
+    """Do ``work`` in a websocket."""
+
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        await work()
+
+    await Call(SQLAlchemyMiddleware(app, database), {**http_scope(), "type": "websocket"})()
+
+
+async def in_scope(database: Database, work: Work) -> None:
+    """Do ``work`` in a scope."""
+    async with session_scope(database):
+        await work()
+
+
+def leave_unfinished(database: Database, kind: str, run: Callable[[Database, Work], Coroutine[Any, Any, None]]) -> None:
+    """Begin to write on an event loop, and close that in the middle without another word."""
+    written: list[bool] = []
+
+    async def work() -> None:
+        if kind == "sync":
+            database.session.add(Item(name="a"))
+            database.session.flush()
+        else:
+            database.async_session.add(Item(name="a"))
+            await database.async_session.flush()
+        written.append(True)
+        await asyncio.Event().wait()
+
+    async def until_written() -> None:
+        while not written:  # noqa: ASYNC110 -- it sets no event
+            await asyncio.sleep(0.005)
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(run(database, work))
+    loop.run_until_complete(until_written())
+    loop.close()
+    del task
+    gc.collect()
+
+
+@pytest.fixture
+def _careless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Bear what asyncio and the drivers say of such a loop, which is true."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _unraisable: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+        gc.collect()
+
+
+@pytest.mark.usefixtures("_careless")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("run", [in_request, in_websocket, in_scope])
+def test_what_was_begun_is_rolled_back(
+    backend: Backend, kind: str, run: Callable[[Database, Work], Coroutine[Any, Any, None]]
+) -> None:
+    """Nothing of it is kept, no connection of it is in a transaction, and the database goes on."""
+    database = Database(backend.url)
+
+    leave_unfinished(database, kind, run)
+
+    if backend.name != "sqlite":
+        assert wait_until(lambda: backend.backends("idle in transaction") == 0)
+    with session_scope(database) as session:
+        session.add(Item(name="b"))
+    database.dispose()
+    assert backend.names() == ["b"]
+
+
+class StubbornSession(Session):
+    """A session class of the user's own that cannot be closed."""
+
+    def close(self) -> None:
+        super().close()
+        raise BrokenError
+
+
+@pytest.mark.usefixtures("_careless")
+def test_a_session_that_cannot_be_closed_keeps_no_other_open(
+    sqlite: Backend, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says so, and the sessions after it are closed all the same."""
+    (tmp_path / "first").mkdir()
+    first = sqlite_backend(tmp_path / "first")
+    stubborn = Database(first.url, session_options={"class_": StubbornSession})
+    database = Database(sqlite.url)
+
+    async def in_both(database: Database, work: Work) -> None:
+        async with session_scope(database):
+            stubborn.session.add(Item(name="a"))
+            stubborn.session.flush()
+            await work()
+
+    leave_unfinished(database, "sync", in_both)
+
+    failed = [record.exc_info for record in caplog.records if record.name == "asgi_sqla"]
+    assert [one and one[0] for one in failed] == [BrokenError]
+    assert [one.engine.pool.checkedout() for one in (stubborn, database)] == [0, 0]  # type: ignore[attr-defined]  # queues
+    for one in (stubborn, database):
+        one.dispose()
+    first.witness.dispose()
+    assert (first.names(), sqlite.names()) == ([], [])
