@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+from fastapi import FastAPI
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from support.databases import Backend, Item
@@ -191,8 +192,10 @@ async def test_a_database_that_cannot_be_reached_stops_the_start(
         await app(scope, receive, send)
 
     good, bad = Database(sqlite.url), Database("postgresql://me:s3cret@127.0.0.1:9/shop?connect_timeout=2")
-    with caplog.at_level(logging.ERROR, "asgi_sqla"):
-        (answer,) = await Server(SQLAlchemyMiddleware(recorded, [good, bad], check_on_startup=True)).run()
+    server = Server(SQLAlchemyMiddleware(recorded, [good, bad], check_on_startup=True))
+    with caplog.at_level(logging.ERROR, "asgi_sqla"), pytest.raises(OSError, match="Connect call failed"):
+        await server.run()
+    (answer,) = server.sent
     assert answer["type"] == "lifespan.startup.failed"
     assert answer["message"].startswith(
         "<Database postgresql://me:***@127.0.0.1:9/shop?connect_timeout=2> cannot be used: "
@@ -201,6 +204,20 @@ async def test_a_database_that_cannot_be_reached_stops_the_start(
     assert asked == []
     (record,) = caplog.records
     assert record.exc_info is not None
+
+
+@pytest.mark.filterwarnings("ignore:Using .httpx. with")  # Starlette's test client prefers a newer one
+def test_a_start_up_that_fails_ends_a_test_client(sqlite: Backend) -> None:
+    """It gets the error, as from Starlette's own lifespan, and does not wait for what never comes."""
+    from fastapi.testclient import TestClient  # warns when it is imported
+
+    async def start() -> None:
+        raise LookupError("no such tenant")
+
+    app = FastAPI()
+    app.add_middleware(SQLAlchemyMiddleware, database=Database(sqlite.url), on_startup=start)
+    with pytest.raises(LookupError, match="no such tenant"), TestClient(app):
+        raise AssertionError("it has started")
 
 
 async def test_without_a_check_nothing_connects(sqlite: Backend) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -545,7 +546,8 @@ async def start(project: Project) -> list[str]:
 
     migrations = project.migrations
     middleware = SQLAlchemyMiddleware(app, migrations.database, on_startup=migrations.async_sync)
-    await middleware({"type": "lifespan"}, receive, send)
+    with suppress(MigrationError):  # which the server was told of before
+        await middleware({"type": "lifespan"}, receive, send)
     return told
 
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import SecretStr
 from sqlalchemy import URL, Connection, create_engine, make_url
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Mapped, Session, mapped_column
 from support.asgi import App, Call, Message, http_scope, respond
@@ -233,8 +233,9 @@ async def test_a_database_that_cannot_be_reached_is_told_of_without_its_password
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await middleware({"type": "lifespan"}, receive, send)
-    printed = f"{database!r} {middleware!r} {Migrations(database, 'm')!r} {sent!r}"
+    with pytest.raises(OperationalError) as raised:
+        await middleware({"type": "lifespan"}, receive, send)
+    printed = f"{database!r} {middleware!r} {Migrations(database, 'm')!r} {sent!r} {raised.value!r}"
 
     assert sent[0]["type"] == "lifespan.startup.failed"
     assert "s3cret" not in printed + caplog.text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from asgiref.typing import ASGI3Application, ASGIReceiveCallable, ASGISendCallable
@@ -35,6 +35,14 @@ _LAST = ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shut
 """The messages after which an application sends nothing more."""
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
+
+
+class Failure(NamedTuple):
+    """Why the application must not start."""
+
+    message: str
+    """What the server is told."""
+    error: Exception
 
 
 class Lifespan:
@@ -67,8 +75,8 @@ class Lifespan:
         if failure is not None:
             await self._receive()
             await self._dispose()
-            await self._send_event("lifespan.startup.failed", message=failure)
-            return
+            await self._send_event("lifespan.startup.failed", message=failure.message)
+            raise failure.error  # as Starlette does: its TestClient waits for that, or for ever
         try:
             await app(self._scope, self.receive, self.send)
         except Exception as exc:
@@ -96,21 +104,21 @@ class Lifespan:
         await self._dispose()
         await self._send_event("lifespan.shutdown.complete")
 
-    async def _first_failure(self) -> str | None:
+    async def _first_failure(self) -> Failure | None:
         for database in self._databases:
             try:
                 await database.check()
             except Exception as exc:
                 logger.error("%r cannot be used at startup", database, exc_info=exc)
-                return f"{database!r} cannot be used: {type(exc).__name__}: {exc}"
+                return Failure(f"{database!r} cannot be used: {type(exc).__name__}: {exc}", exc)
         return None
 
-    async def _failure_of(self, on_startup: OnStartup) -> str | None:
+    async def _failure_of(self, on_startup: OnStartup) -> Failure | None:
         try:
             await on_startup()
         except Exception as exc:
             logger.error("on_startup=%r failed", on_startup, exc_info=exc)
-            return f"on_startup failed: {type(exc).__name__}: {exc}"
+            return Failure(f"on_startup failed: {type(exc).__name__}: {exc}", exc)
         return None
 
     async def _dispose(self) -> None:

@@ -214,13 +214,15 @@ class Player:
         moment, _, what = step.how.partition(" ")
         pending = {name: tuple(each.writes) for name, each in self.ledger.transactions.items()}
         inner = [one for each in self.ledger.transactions.values() for one in each.savepoints[-1].writes]
+        # A session in a savepoint counts although it has written nothing: the savepoint may be rolled back by itself.
+        taking_part = [bool(each.writes) or len(each.savepoints) > 1 for each in self.ledger.transactions.values()]
         stage = self.stage
         own = Ledger(self.ledger.attempt)
         called = Called(
             moment,
             step.number,
             tuple(write for writes in pending.values() for write in writes),
-            innermost=tuple(inner) if sum(map(bool, pending.values())) == 1 else (),
+            innermost=tuple(inner) if sum(taking_part) == 1 else (),
         )
 
         def callback() -> None:

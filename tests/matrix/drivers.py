@@ -64,7 +64,7 @@ class DriversPlugin:
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Keep the matrix itself, and what takes a database."""
         core = [item for item in items if item.path.parent == CORE]
-        elsewhere = [item for item in core if backend_of(item) is None or item.path.stem in ELSEWHERE]
+        elsewhere = [item for item in core if backend_of(item) not in DRIVERS or item.path.stem in ELSEWHERE]
         for item in core:
             if item not in elsewhere:
                 suite = item.path.stem.removeprefix("test_")
