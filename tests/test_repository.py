@@ -1,0 +1,98 @@
+"""What the repository says of itself: its instructions name what there is, and its files have the form they say."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import asgi_sqla
+
+ROOT = Path(__file__).parent.parent
+HOUSE = Path(asgi_sqla.__file__).parent
+CONTRIBUTING = (ROOT / "CONTRIBUTING.rst").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MAX_WORDS = 35
+"""In a sentence."""
+
+
+def sessions() -> set[str]:
+    """Return the name of every session of nox."""
+    tree = ast.parse((ROOT / "noxfile.py").read_text())
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    return {one.name for one in functions if any("nox.session" in ast.unparse(each) for each in one.decorator_list)}
+
+
+def section(title: str) -> str:
+    """Return the text below a heading of CONTRIBUTING.rst."""
+    found = re.search(rf"^{title}\n-+\n(.*?)(?=^\S[^\n]*\n---+\n|\Z)", CONTRIBUTING, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def files() -> Iterator[Path]:
+    """Yield every file that somebody writes by hand."""
+    folders = (ROOT / name for name in ("asgi_sqla", "benchmarks", "tests"))
+    written = (path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts)
+    for path in (*ROOT.iterdir(), *written):
+        if path.suffix in {".ini", ".py", ".rst", ".toml", ".yaml"} or path.name == ".editorconfig":
+            yield path
+
+
+def test_every_session_of_nox_is_described() -> None:
+    """CONTRIBUTING.rst has a line for each, and for no other."""
+    described = re.findall(r"^- ``(\w+)``: ", section("Run tests"), re.MULTILINE)
+    assert sorted(described) == sorted(sessions())
+
+
+def test_the_hooks_run_sessions_of_ci() -> None:
+    """What is refused at a commit or a push is what CI refuses."""
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"^ +entry: nox .*--session (\w+)$", hooks, re.MULTILINE) == ["lint", "types"]
+    assert {"lint", "types"} <= sessions()
+
+
+def test_what_the_instructions_name_is_there() -> None:
+    """Files, rooms of the journey, and variables of the environment."""
+    paths = re.findall(r"\b(?:tests|unit)/[\w/]+(?:\.py|/)", CONTRIBUTING)
+    assert [path for path in paths if not ((ROOT / path).exists() or (HOUSE / path).exists())] == []
+    rooms = re.findall(r"``([a-z]+(?:\.[a-z]+)?)``", section("How a request travels through the rooms"))
+    assert len(rooms) > 10
+    assert [room for room in rooms if not (HOUSE / f"{room.replace('.', '/')}.py").is_file()] == []
+    support = "".join(path.read_text() for path in (ROOT / "tests" / "support").glob("*.py"))
+    assert [name for name in re.findall(r"ASGI_SQLA_\w+", CONTRIBUTING) if name not in support] == []
+
+
+def test_every_sentence_of_the_instructions_is_short() -> None:
+    """As in the README."""
+    prose = re.sub(r"^\.\. code-block::.*?(?=^\S)", "", CONTRIBUTING, flags=re.MULTILINE | re.DOTALL)
+    sentences = re.split(r"[.:?]\s|\n\n|^- |^\d+\. ", prose, flags=re.MULTILINE)
+    assert [one for one in sentences if len(one.split()) > MAX_WORDS] == []
+
+
+def test_the_changelog_begins_with_the_version() -> None:
+    """Whether it is released or not."""
+    heading = re.search(r"^(\S+) \(.+\)\n---", (ROOT / "CHANGELOG.rst").read_text(), re.MULTILINE)
+    assert heading is not None
+    assert heading[1] == PROJECT["project"]["version"]
+
+
+def test_editors_are_told_what_the_files_do() -> None:
+    """One kind of line end, none missing, nothing before it, no tabs, and the width that ruff allows."""
+    told = configparser.ConfigParser()
+    told.read_string("[root]\n" + (ROOT / ".editorconfig").read_text())
+    assert told["*.{py,toml}"]["max_line_length"] == str(PROJECT["tool"]["ruff"]["line-length"])
+    odd = re.compile(rb"\r|\t|[ ]\n|(?<!\n)\Z|\n\n\Z")
+    assert [path for path in files() if (written := path.read_bytes()) and odd.search(written)] == []
+
+
+@pytest.mark.skipif("site-packages" not in HOUSE.parts, reason="the package was not installed from its wheel")
+def test_the_wheel_carries_nothing_to_read_in_the_source() -> None:
+    """What a folder says of itself is for whoever has the sdist or the repository."""
+    assert list(HOUSE.rglob("*.rst")) == []
+    assert (HOUSE / "py.typed").is_file()
