@@ -7,12 +7,12 @@ Must not know: when a transaction ends, or anything of ASGI.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Self, TypedDict, Unpack, cast
+from typing import Any, Generic, NoReturn, Self, TypedDict, Unpack, cast
 
 import anyio
 from sqlalchemy import orm
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.ext import asyncio as orm_asyncio
+from sqlalchemy.ext import asyncio as sa_async
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import text
@@ -21,7 +21,7 @@ from asgi_sqla.engine.engines import Engines, Role
 from asgi_sqla.engine.events import checked_listener
 from asgi_sqla.engine.options import Configuration, TransactionMode, check_names, checked
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.session.classes import guarded, guarded_async, session_classes
+from asgi_sqla.session.classes import A_co, S_co, guarded, guarded_async, session_classes
 from asgi_sqla.session.factories import AsyncSessionFactory, SessionFactory
 from asgi_sqla.session.guard import GuardedSession, running_loop
 from asgi_sqla.session.read_only import ReadOnlySession
@@ -43,7 +43,7 @@ class DatabaseOptions(TypedDict, total=False):
     transaction_mode: TransactionMode | None
 
 
-class Database:
+class Database(Generic[S_co, A_co]):
     """One database: its engines, its sessions and their defaults.
 
     Both engines are made from the URL, each on first use, an async one for each event loop. The middleware disposes
@@ -62,11 +62,13 @@ class Database:
     - ``read_only_url``: the URL of a replica for read-only units, or a sequence of URLs, used in turn; default: none.
     - ``transaction_mode``: how SQLite transactions begin: "deferred" or "immediate"; default: "deferred".
 
+    To type checkers its sessions are SQLAlchemy's. With other classes write them in brackets, as for SQLModel:
+    ``db: Database[Session, AsyncSession] = Database(url, session_options=...)``.
+
     Raises ConfigurationError for a wrong argument, and MissingDriverError if no driver is installed; both at once.
     """
 
-    _substituted = False
-    _watching = False
+    _substituted = _watching = False
 
     def __init__(self, url: str | URL | None = None, **options: Unpack[DatabaseOptions]) -> None:
         self._prepare()
@@ -141,7 +143,7 @@ class Database:
         return self._ready().asynchronous()
 
     @property
-    def session(self) -> Session:
+    def session(self) -> S_co:
         """The ``Session`` of the current unit of work, made on first use.
 
         The unit commits or rolls back and closes it. On an event loop each statement blocks every request, which is a
@@ -153,7 +155,7 @@ class Database:
         return self._session_of(unit if unit is not None and unit._stage is OPEN else current(), {})
 
     @property
-    def async_session(self) -> AsyncSession:
+    def async_session(self) -> A_co:
         """The ``AsyncSession`` of the current unit of work, made on first use.
 
         The unit commits or rolls back and closes it.
@@ -165,36 +167,39 @@ class Database:
         return self._async_session_of(unit if unit is not None and unit._stage is OPEN else current(), {})
 
     @property
-    def sessionmaker(self) -> orm.sessionmaker[Session]:
+    def sessionmaker(self) -> orm.sessionmaker[S_co]:
         """A factory of sessions that you commit and close yourself; each is bound to ``engine``, or to ``bind=``.
 
         Raises ConfigurationError if this object is not configured.
         """
         self._ready()
-        return SessionFactory(self._classes, lambda: self.engine)
+        return cast("orm.sessionmaker[S_co]", SessionFactory(self._classes, lambda: self.engine))
 
     @property
-    def async_sessionmaker(self) -> orm_asyncio.async_sessionmaker[AsyncSession]:
+    def async_sessionmaker(self) -> sa_async.async_sessionmaker[A_co]:
         """A factory of sessions that you commit and close yourself; each is bound to ``async_engine``, or to ``bind=``.
 
         Raises ConfigurationError if this object is not configured.
         """
         self._ready()
-        return AsyncSessionFactory(self._classes, lambda: self.async_engine)
+        return cast("sa_async.async_sessionmaker[A_co]", AsyncSessionFactory(self._classes, lambda: self.async_engine))
 
-    def get_session(self) -> Session:
+    def get_session(self) -> S_co:
         """Return ``session``, for dependency injection: ``Depends(db.get_session)``. It takes no arguments.
 
         Raises what ``session`` raises.
         """
         return self.session
 
-    async def get_async_session(self) -> AsyncSession:
+    async def get_async_session(self) -> A_co:
         """Return ``async_session``, for dependency injection: ``Depends(db.get_async_session)``. It takes no arguments.
 
         Raises what ``async_session`` raises.
         """
         return self.async_session
+
+    # Some frameworks inject by the type that a function returns.
+    get_session.__annotations__["return"], get_async_session.__annotations__["return"] = Session, AsyncSession
 
     def listen(self, identifier: str, function: Callable[..., object]) -> None:
         """Call ``function`` at an event of every engine: of each event loop, for reading, and made after ``dispose()``.
@@ -240,7 +245,7 @@ class Database:
 
     # The other rooms and asgi_sqla.testing use what follows.
 
-    def _session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> Session:
+    def _session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> S_co:
         """Return the ``Session`` of ``unit``, made on first use with ``options``."""
         sessions = unit._open_sessions()
         held = sessions.sync(self)
@@ -251,9 +256,9 @@ class Database:
                 engine = engine.execution_options(isolation_level=unit.isolation_level)
             cls = self._guarded.get((role, unit.isolation_level)) or self._guard(role, unit)
             held = sessions.add(UnitSession(self, cls(bind=engine, **{**self._classes.options, **options})))
-        return held.session
+        return held.session  # type: ignore[return-value]  # it was made of that class
 
-    def _async_session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> AsyncSession:
+    def _async_session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> A_co:
         """Return the ``AsyncSession`` of ``unit``, made on first use with ``options``."""
         sessions = unit._open_sessions()
         held = sessions.asynchronous(self)

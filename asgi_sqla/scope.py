@@ -14,20 +14,20 @@ from asgi_sqla.engine.isolation import checked_isolation_level
 from asgi_sqla.engine.options import checked_count, known_arguments
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.session.classes import check_session_options
+from asgi_sqla.session.classes import A_co, S_co, check_session_options
 from asgi_sqla.unit.scope import Arguments, Propagation, SessionScope
 
 
 @known_arguments({"db": "database=", "url": "session_scope(Database(url))"})
 def session_scope(
-    database: Database | None = None,
+    database: Database[S_co, A_co] | None = None,
     *,
     propagation: Propagation = "new",
     session_options: Mapping[str, Any] | None = None,
     read_only: bool = False,
     isolation_level: str | None = None,
     retries: int = 0,
-) -> SessionScope:
+) -> SessionScope[S_co, A_co]:
     """Open a unit of work outside a request: it commits when the block ends, and rolls back on an exception.
 
     ``with`` gives a ``Session``, ``async with`` an ``AsyncSession``. It also decorates ``def`` and ``async def``
@@ -47,7 +47,7 @@ def session_scope(
     """
     if not isinstance(database, Database | None):
         raise _wrong_database(database)
-    of = database or db
+    of: Database[Any, Any] = database or db
     alone = propagation == "new" and session_options is None and isolation_level is None
     if alone and read_only is False and type(retries) is int and not retries:  # as in most scopes: nothing to check
         return SessionScope(of, _DEFAULTS)

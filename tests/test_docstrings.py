@@ -26,7 +26,7 @@ ROOMS = [path for path in FILES if path.name not in ("__init__.py", "__main__.py
 MAX_WORDS = 35
 """Words of a sentence."""
 NOT_OURS = re.compile(
-    r"\b(begun again|tried again|gives? up|given up|gave up|whoever|of whom|of which|manner|here|for ever)\b",
+    r"\b(begun again|tried again|gives? up|given up|gave up|whoever|of whom|of which|manner|here)\b",
     re.IGNORECASE,
 )
 """Words of our own where the field has a word, and inverted order: write retry, attempt, disconnect and so on."""

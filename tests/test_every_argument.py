@@ -360,7 +360,7 @@ def test_every_public_callable_is_in_the_table() -> None:
     names = {name for name in (*asgi_sqla.__all__, *testing.__all__) if callable(public[name])}
     errors = {name for name in names if isinstance(public[name], type) and issubclass(public[name], Exception)}
     without_arguments = {name for name in names - errors if not keywords(public[name])}
-    made_by_us = {"UnitOfWork", "Statements", "db"}
+    made_by_us = {"UnitOfWork", "Callback", "Statements", "db"}
     methods = {f"{cls.__name__}.{name}" for cls in (Database, UnitOfWork) for name in public_methods(cls)}
     in_modules = {"Migrations", "database_from", "migrations_from"}
 

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from inspect import isfunction
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import ArgumentError
@@ -23,6 +23,18 @@ from asgi_sqla.engine.options import mapping
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.guard import GuardedSession, guarding, refusing, unless_over
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    # The session classes of a ``Database``. Without them it has SQLAlchemy's, by the defaults (PEP 696).
+    S_co = TypeVar("S_co", bound=Session, default=Session, covariant=True)
+    A_co = TypeVar("A_co", bound=AsyncSession, default=AsyncSession, covariant=True)
+else:  # typing has the defaults from Python 3.13
+    from typing import TypeVar
+
+    S_co = TypeVar("S_co", covariant=True)
+    A_co = TypeVar("A_co", covariant=True)
 
 CALLS = (
     ("begin_nested", "bulk_insert_mappings", "bulk_save_objects", "bulk_update_mappings", "close", "commit")

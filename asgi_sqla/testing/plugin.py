@@ -17,7 +17,7 @@ import pytest
 
 from asgi_sqla import Database, testing
 from asgi_sqla.engine.urls import hidden
-from asgi_sqla.unit.callbacks import Callback
+from asgi_sqla.testing import Callback, Statements
 
 OPTION = "asgi_sqla_database"
 WRITE = f'write {OPTION} = "shop.main:db" in the pytest section, or a session fixture of that name that returns it'
@@ -77,13 +77,13 @@ def captured_callbacks() -> Iterator[list[Callback]]:
 
 
 @pytest.fixture
-def count_statements(asgi_sqla_database: Database) -> Callable[..., AbstractContextManager[list[str]]]:
+def count_statements(asgi_sqla_database: Database) -> Callable[..., AbstractContextManager[Statements]]:
     """Return ``count_statements`` for the database under test."""
     return partial(testing.count_statements, asgi_sqla_database)
 
 
 @pytest.fixture
-def assert_statements(asgi_sqla_database: Database) -> Callable[..., AbstractContextManager[list[str]]]:
+def assert_statements(asgi_sqla_database: Database) -> Callable[..., AbstractContextManager[Statements]]:
     """Return ``assert_statements`` for the database under test."""
     return partial(testing.assert_statements, asgi_sqla_database)
 

@@ -31,7 +31,14 @@ Moment: TypeAlias = Literal["commit", "rollback"]
 
 
 class Callback:
-    """One callable with its arguments, its thread or loop, and the transactions it was registered in."""
+    """A registered callback: a callable with its arguments, and the transactions it was registered in.
+
+    - ``moment``: "commit" or "rollback".
+    - ``function``: the callable.
+    - ``args``: its positional arguments.
+    - ``kwargs``: its keyword arguments.
+    - ``begun``: the transactions and savepoints that were open when it was registered.
+    """
 
     __slots__ = ("_on_loop", "args", "begun", "fate", "function", "kwargs", "moment")
 

@@ -13,16 +13,17 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import Token
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import anyio
-from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.ext.asyncio import AsyncSessionTransaction
+from sqlalchemy.orm import SessionTransaction
 
 from asgi_sqla.engine.callables import is_async
 from asgi_sqla.engine.isolation import checked_isolation_level
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.session.classes import A_co, S_co
 from asgi_sqla.session.guard import running_loop
 from asgi_sqla.session.transactions import failure_in, leave_lost
 from asgi_sqla.session.transient import pause
@@ -37,16 +38,12 @@ R = TypeVar("R")
 Propagation: TypeAlias = Literal["new", "join", "nested"]
 
 
-class Database(Protocol):
+class Database(Protocol[S_co, A_co]):
     """Where sessions come from; the class itself is in a room above."""
 
-    def _session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> Session:
-        """Return the ``Session`` of ``unit``."""
-        ...
+    def _session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> S_co: ...
 
-    def _async_session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> AsyncSession:
-        """Return the ``AsyncSession`` of ``unit``."""
-        ...
+    def _async_session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> A_co: ...
 
     def _dialect(self) -> Any:
         """Return its dialect, or None if it is not known yet."""
@@ -62,13 +59,13 @@ class Arguments(NamedTuple):
     retries: int
 
 
-class SessionScope:
+class SessionScope(Generic[S_co, A_co]):
     """What ``session_scope()`` returns: use it in ``with``, in ``async with``, or as a decorator."""
 
     __slots__ = ("_arguments", "_attempt", "_database", "_name", "_savepoint", "_token", "_unit")
 
     def __init__(
-        self, database: Database, arguments: Arguments, name: str = "session_scope()", attempt: int = 0
+        self, database: Database[S_co, A_co], arguments: Arguments, name: str = "session_scope()", attempt: int = 0
     ) -> None:
         self._database = database
         self._arguments = arguments
@@ -78,7 +75,7 @@ class SessionScope:
         self._token: Token[Unit | None] | None = None
         self._savepoint: SessionTransaction | AsyncSessionTransaction | None = None
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> S_co:
         unit = self._open(awaits=False)
         try:
             session = self._database._session_of(unit, self._arguments.session_options)
@@ -106,7 +103,7 @@ class SessionScope:
         finally:
             self._undo()
 
-    async def __aenter__(self) -> AsyncSession:
+    async def __aenter__(self) -> A_co:
         unit = self._open(awaits=True)
         try:
             session = self._database._async_session_of(unit, self._arguments.session_options)
@@ -200,7 +197,7 @@ class SessionScope:
                 scope._forget()
             attempt += 1
 
-    def _of(self, function: Callable[..., Any], attempt: int) -> SessionScope:
+    def _of(self, function: Callable[..., Any], attempt: int) -> SessionScope[S_co, A_co]:
         return SessionScope(self._database, self._arguments, getattr(function, "__qualname__", repr(function)), attempt)
 
     def _pause_after(self, failure: Exception) -> float:
