@@ -1,4 +1,4 @@
-"""Fixtures for every test: a database of each kind, and a witness of what is in it."""
+"""Fixtures for every test: a database of each kind, and a witness of its rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asgi_sqla import Database, db
 
 @pytest.fixture
 def global_db() -> Iterator[Database]:
-    """Return the global database, as unconfigured before the test as after it."""
+    """Return the global database, unconfigured before and after the test."""
     before = dict(vars(db))
     yield db
     vars(db).clear()
@@ -22,7 +22,7 @@ def global_db() -> Iterator[Database]:
 
 @pytest.fixture(autouse=True)
 def global_db_is_left_alone() -> Iterator[None]:
-    """Fail the test that leaves the global database configured, not the ones that come after it."""
+    """Fail a test that leaves the global database configured, instead of the tests after it."""
     yield
     assert not db.configured, "the test has configured the global db; it is to use the fixture global_db"
 

@@ -1,4 +1,4 @@
-"""Wrong arguments: an error at construction that names the argument, its value, and what to write instead."""
+"""Wrong arguments raise at construction; the error names the argument and its value, and says what to write."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def one_argument(scope: Any) -> None:
-    """Be an application of ASGI 2, or none."""
+    """Have the signature of an ASGI 2 application."""
 
 
 async def async_verdict(scope: Any, message: Any) -> bool:
-    """Come too late."""
+    """Return a verdict that is never awaited."""
     return True
 
 
 class AsyncVerdict:
-    """A callable whose call nobody would await."""
+    """A callable whose result is never awaited."""
 
     async def __call__(self, scope: Any, message: Any) -> bool:
         return True
 
 
 def generator() -> Iterator[int]:
-    """Run when it is consumed."""
+    """Run while it is consumed."""
     yield 1
 
 
 async def async_generator() -> AsyncIterator[int]:
-    """Run when it is consumed."""
+    """Run while it is consumed."""
     yield 1
 
 
 class Other:
-    """No session class."""
+    """A class that is not a session class."""
 
 
 def middleware(**arguments: Any) -> SQLAlchemyMiddleware:
-    """Return a middleware with something wrong."""
+    """Return a middleware with a wrong argument."""
     return SQLAlchemyMiddleware(arguments.pop("app", app), arguments.pop("database", DATABASE), **arguments)
 
 
 def database(url: str | None = "sqlite://", **options: Any) -> Database:
-    """Return a database with something wrong; for mypy, which takes no ``partial()`` of a class with defaults."""
+    """Return a database with a wrong argument; mypy accepts no ``partial()`` of a class with type defaults."""
     return Database(url, **options)
 
 
 def named(argument: str, value: Any, call: Callable[..., object], *, hint: str) -> Any:
-    """Return a case: ``call(argument=value)`` raises an error with both, and ``hint``, in it."""
+    """Return a case: ``call(argument=value)`` raises an error that contains both, and ``hint``."""
     return pytest.param(
         functools.partial(call, **{argument: value}),
         (f"{argument}={value!r}", hint),
@@ -75,7 +75,7 @@ def named(argument: str, value: Any, call: Callable[..., object], *, hint: str) 
 
 
 def case(name: str, call: Callable[[], object], *parts: str) -> Any:
-    """Return a case: ``call()`` raises an error with ``parts`` in it."""
+    """Return a case: ``call()`` raises an error that contains ``parts``."""
     return pytest.param(call, parts, id=name)
 
 
@@ -173,7 +173,7 @@ CASES = [
 
 @pytest.mark.parametrize(("call", "parts"), CASES)
 def test_a_wrong_argument_raises_at_construction(call: Callable[[], object], parts: tuple[str, ...]) -> None:
-    """It is a ValueError that names the argument, the value and what to write instead, and shows no password."""
+    """The error is a ValueError. It names the argument and its value, says what to write, and shows no password."""
     with pytest.raises(ConfigurationError) as caught:
         call()
     message = str(caught.value)
@@ -186,7 +186,7 @@ def test_a_wrong_argument_raises_at_construction(call: Callable[[], object], par
     ("url", "extra"), [("oracle+oracledb://u:s3cret@h/d", "oracle"), ("mssql+pyodbc://u:s3cret@h/d", "mssql")]
 )
 def test_a_missing_driver_raises_at_construction(url: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not at the first query; and it names the extra to install."""
+    """The error is raised before the first query, and names the extra to install."""
     monkeypatch.setattr("asgi_sqla.engine.engines._installed", lambda _module: False)
     with pytest.raises(MissingDriverError) as caught:
         Database(url)
@@ -195,15 +195,15 @@ def test_a_missing_driver_raises_at_construction(url: str, extra: str, monkeypat
 
 
 def test_one_kind_of_driver_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An application that is async throughout needs no sync driver, until it asks for one."""
+    """An async application needs no sync driver until it uses the sync engine."""
     monkeypatch.setattr("asgi_sqla.engine.engines._installed", lambda module: module == "asyncpg")
     database = Database("postgresql://u:s3cret@h/d")
     with pytest.raises(MissingDriverError, match="needs psycopg or psycopg2 as its sync driver"):
         _ = database.engine
 
 
-async def test_the_other_kind_of_engine_must_be_handed_in_too() -> None:
-    """From an engine no other one can be made."""
+async def test_the_other_kind_of_engine_must_be_passed_in_too() -> None:
+    """No second engine can be made from an engine that was passed in."""
     with pytest.raises(ConfigurationError, match="has neither a URL nor async_engine=; pass one of them to Database"):
         _ = Database(engine=ENGINE).async_engine
     with pytest.raises(ConfigurationError, match="has neither a URL nor engine=; pass one of them to Database"):

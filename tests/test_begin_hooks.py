@@ -1,4 +1,4 @@
-"""Hooks at begin: settings that hold for every transaction of a unit, as for row-level security."""
+"""Hooks at begin: settings that apply to every transaction of a unit, such as row-level security."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def as_tenant(tenant: str) -> Callable[[Connection], object]:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_hook_is_called_at_each_begin(database: Database, backend: Backend, kind: str) -> None:
-    """Of the first transaction, and of those after a commit or a rollback in the middle; not of a savepoint."""
+    """It runs for the first transaction and after each commit or rollback in the middle, but not for a savepoint."""
     begun: list[str] = []
 
     def work(session: Session) -> None:
@@ -52,8 +52,8 @@ async def test_a_hook_is_called_at_each_begin(database: Database, backend: Backe
 
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
-async def test_a_setting_is_there_again_after_a_commit(database: Database, backend: Backend, kind: str) -> None:
-    """SET LOCAL ends with its transaction, and the next request on that connection has none."""
+async def test_a_setting_is_repeated_after_a_commit(database: Database, backend: Backend, kind: str) -> None:
+    """SET LOCAL ends with its transaction, and the next request on that connection does not see it."""
     seen: list[Any] = []
 
     def work(session: Session) -> None:
@@ -76,7 +76,7 @@ async def test_a_setting_is_there_again_after_a_commit(database: Database, backe
 
 @pytest.fixture
 def secrets(backend: Backend) -> Iterator[None]:
-    """Make a table of which each tenant sees its own rows, and a role that this holds for."""
+    """Create a table whose rows each tenant sees only of its own, and a role under that rule."""
     drop = ["DROP TABLE IF EXISTS secret", "DROP ROLE IF EXISTS asgi_sqla_tenant"]
     create = [
         "CREATE TABLE secret (tenant TEXT, word TEXT)",
@@ -99,7 +99,7 @@ def secrets(backend: Backend) -> Iterator[None]:
 @on_postgresql
 @pytest.mark.usefixtures("secrets")
 async def test_row_level_security_hides_rows(database: Database, backend: Backend, kind: str, read_only: bool) -> None:
-    """Each tenant sees its own rows, in writing and in read-only requests, and one without a tenant none."""
+    """Each tenant sees its own rows, in writing and in read-only requests. Without a tenant there are none."""
     seen: dict[str, list[Any]] = {}
 
     def hook(tenant: str) -> Callable[[Connection], None]:
@@ -130,7 +130,7 @@ async def test_row_level_security_hides_rows(database: Database, backend: Backen
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
 async def test_a_hook_makes_a_read_only_unit_a_transaction(database: Database, backend: Backend, kind: str) -> None:
-    """Where there is something to set for a transaction there is one, and it still refuses to write."""
+    """A hook needs a transaction, so the unit begins one, and it still refuses to write."""
     seen: list[Any] = []
 
     def work(session: Session) -> None:
@@ -151,7 +151,7 @@ async def test_a_hook_makes_a_read_only_unit_a_transaction(database: Database, b
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_hook_that_comes_too_late_is_refused(database: Database, backend: Backend, kind: str) -> None:
-    """A transaction that has begun would go without it; the unit is none the worse."""
+    """The open transaction would run without the hook, so it is refused; the unit stays usable."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await perform(database, kind, lambda session: session.add(Item(name="a")))
@@ -165,7 +165,7 @@ async def test_a_hook_that_comes_too_late_is_refused(database: Database, backend
 
 
 async def test_a_hook_that_comes_too_late_for_reading_is_refused(database: Database, backend: Backend) -> None:
-    """A read-only unit in autocommit has no begin, from its first session on."""
+    """A read-only unit in autocommit never begins, so it refuses hooks after its first session."""
     async with session_scope(database, read_only=True):
         with pytest.raises(ConfigurationError, match="comes too late"):
             current_unit().on_begin(print)
@@ -173,7 +173,7 @@ async def test_a_hook_that_comes_too_late_for_reading_is_refused(database: Datab
 
 @on_postgresql
 async def test_a_read_only_scope_with_a_level_takes_a_hook(database: Database, backend: Backend) -> None:
-    """It is a transaction, so it has a begin."""
+    """A read-only scope with an isolation level is a transaction, so it accepts a hook."""
     async with session_scope(database, read_only=True, isolation_level="REPEATABLE READ") as session:
         current_unit().on_begin(as_tenant("7"))
         assert await session.scalar(text(TENANT)) == "7"
@@ -181,7 +181,7 @@ async def test_a_read_only_scope_with_a_level_takes_a_hook(database: Database, b
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_hook_that_fails_fails_the_query(database: Database, backend: Backend, kind: str) -> None:
-    """Nothing is done without the settings it was to make."""
+    """No statement runs without the settings that the hook was to make."""
 
     def breaks(connection: Connection) -> None:
         raise BrokenError
@@ -197,8 +197,8 @@ async def test_a_hook_that_fails_fails_the_query(database: Database, backend: Ba
     assert (call.starts, backend.names()) == ([], [])
 
 
-async def test_every_session_of_the_unit_begins_so(database: Database, backend: Backend) -> None:
-    """Both kinds, in order of registration; a scope of its own has hooks of its own."""
+async def test_every_session_of_the_unit_calls_the_hooks(database: Database, backend: Backend) -> None:
+    """Both kinds of session call the hooks, in the order of registration. A scope inside has its own hooks."""
     called: list[str] = []
 
     def note(word: str, _connection: Connection) -> None:
@@ -218,8 +218,8 @@ async def test_every_session_of_the_unit_begins_so(database: Database, backend: 
     assert called == ["one", "two"] * 2
 
 
-async def test_each_attempt_registers_its_own(database: Database, backend: Backend) -> None:
-    """A request that is begun again is a new unit, whose handler registers the hook again."""
+async def test_each_attempt_registers_its_own_hook(database: Database, backend: Backend) -> None:
+    """A retried request is a new unit, and its handler registers the hook again."""
     attempts: list[int] = []
     rows(backend)
 

@@ -1,4 +1,4 @@
-"""What misleads most: a sync session that blocks the event loop, code outside any unit, an aborted transaction."""
+"""Frequent mistakes: a sync session that blocks the event loop, code outside any unit, an aborted transaction."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TEXT = (
 
 @pytest.fixture
 def told() -> Iterator[list[warnings.WarningMessage]]:
-    """Return the warnings of the test, which Python filters as it does when nobody asks it to do otherwise."""
+    """Return the warnings of the test, filtered as Python filters them by default."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.resetwarnings()
         warnings.simplefilter("default")
@@ -56,7 +56,7 @@ def told() -> Iterator[list[warnings.WarningMessage]]:
 
 
 def blocking(told: list[warnings.WarningMessage]) -> list[tuple[str, int]]:
-    """Return where each of our warnings points to."""
+    """Return the line that each of our warnings points to."""
     return [(each.filename, each.lineno) for each in told if each.category is BlockingSessionWarning]
 
 
@@ -69,12 +69,12 @@ def database(sqlite: Backend) -> Iterator[Database]:
 
 
 def line() -> int:
-    """Return the number of the line that calls."""
+    """Return the line number of the caller."""
     return sys._getframe(1).f_lineno
 
 
 def ways(database: Database) -> dict[str, Callable[[Session], object]]:
-    """Return what begins a transaction, and sends a statement or is about to."""
+    """Return calls that begin a transaction and send a statement, or are about to."""
     return {
         "execute": lambda session: session.execute(text("SELECT 1")),
         "scalar": lambda session: session.scalar(select(Item.id)),
@@ -92,7 +92,7 @@ def ways(database: Database) -> dict[str, Callable[[Session], object]]:
 async def test_a_sync_session_on_the_event_loop_is_warned_of(
     database: Database, told: list[warnings.WarningMessage], way: str
 ) -> None:
-    """At its first statement, whatever sends that; the warning points to the line of the user's that did."""
+    """The first statement warns, however it is sent, and the warning points to the user's line."""
     work = ways(database)[way]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -109,10 +109,10 @@ async def test_a_sync_session_on_the_event_loop_is_warned_of(
     assert (warning.filename, warning.lineno) == (__file__, work.__code__.co_firstlineno)
 
 
-async def test_the_method_of_a_session_class_is_not_the_place(
+async def test_the_warning_skips_methods_of_a_session_class(
     sqlite: Backend, told: list[warnings.WarningMessage]
 ) -> None:
-    """SQLModel's ``exec()``, or one of the user's own, is called from the line that is meant."""
+    """The warning points to the line that calls ``exec()`` of SQLModel, or of the user's own class."""
     sqlmodel = pytest.importorskip("sqlmodel")
     database = Database(sqlite.url, session_options={"class_": sqlmodel.Session})
     with session_scope(database) as session:
@@ -123,7 +123,7 @@ async def test_the_method_of_a_session_class_is_not_the_place(
 
 
 async def test_each_call_site_is_warned_of_once(database: Database, told: list[warnings.WarningMessage]) -> None:
-    """With Python's own filter: a busy handler does not fill the log, and a second handler is told of, too."""
+    """With Python's default filter a busy handler warns once, and a second handler warns too."""
     lines = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -145,7 +145,7 @@ async def test_each_call_site_is_warned_of_once(database: Database, told: list[w
 
 
 async def test_a_scope_on_the_event_loop_is_warned_of(database: Database, told: list[warnings.WarningMessage]) -> None:
-    """``with session_scope()`` in a coroutine blocks as ``db.session`` does; where only its end writes, too."""
+    """``with session_scope()`` in a coroutine blocks like ``db.session``, also if only its end writes."""
     with session_scope(database) as session:
         where = line() + 1
         session.execute(text("SELECT 1"))
@@ -156,7 +156,7 @@ async def test_a_scope_on_the_event_loop_is_warned_of(database: Database, told: 
 
 
 async def test_a_filter_of_ones_own_makes_it_an_error(database: Database) -> None:
-    """So that a test suite or a CI run finds every place."""
+    """A test suite or a CI run can turn the warning into an error and find every place."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", BlockingSessionWarning)
         with session_scope(database) as session, pytest.raises(BlockingSessionWarning, match="write await"):
@@ -166,7 +166,7 @@ async def test_a_filter_of_ones_own_makes_it_an_error(database: Database) -> Non
 async def test_a_session_in_a_worker_thread_is_not_warned_of(
     database: Database, told: list[warnings.WarningMessage]
 ) -> None:
-    """Nor the end of its unit, which happens in a thread of ours."""
+    """Neither the session in a worker thread nor the end of its unit, in a thread of ours, warns."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await perform(database, "sync", lambda session: session.execute(insert(Item).values(name="a")))
@@ -177,7 +177,7 @@ async def test_a_session_in_a_worker_thread_is_not_warned_of(
 
 
 async def test_an_async_session_is_not_warned_of(database: Database, told: list[warnings.WarningMessage]) -> None:
-    """Its sync session runs in a greenlet of the event loop's thread, and waits for nothing there."""
+    """The sync session inside an AsyncSession runs in a greenlet, and does not block the event loop."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         database.async_session.add(Item(name="a"))
@@ -195,7 +195,7 @@ async def test_an_async_session_is_not_warned_of(database: Database, told: list[
 def test_a_session_without_an_event_loop_is_not_warned_of(
     database: Database, told: list[warnings.WarningMessage]
 ) -> None:
-    """A script waits for itself alone."""
+    """A script blocks only itself."""
     with session_scope(database) as session:
         session.add(Item(name="a"))
     assert blocking(told) == []
@@ -208,7 +208,7 @@ def use(database: Database) -> None:
 
 
 async def test_nothing_is_warned_of_inside_rolled_back(database: Database, told: list[warnings.WarningMessage]) -> None:
-    """A test may look at its rows on its own event loop: nobody else waits for that one. Outside, all is as before."""
+    """A test may read its rows on its own event loop, where nothing else waits. Outside, the warning is back."""
     with rolled_back(database):
         use(database)
         with rolled_back(Database("sqlite://")):
@@ -227,8 +227,8 @@ async def fail_inside(world: rolled_back) -> None:
 
 
 @pytest.mark.parametrize("mode", ["transaction", "copy"])
-async def test_the_warning_is_back_whatever_becomes_of_rolled_back(sqlite: Backend, mode: Any) -> None:
-    """After an exception inside, a refusal to begin, a second entry, and an end that is out of order."""
+async def test_the_warning_is_back_however_rolled_back_ends(sqlite: Backend, mode: Any) -> None:
+    """It is back after an exception inside, a refused start, a second entry, and ends in the wrong order."""
     database, other = Database(sqlite.url), Database("sqlite://")
     before = list(blocking_warnings)
     with pytest.raises(ZeroDivisionError):
@@ -277,8 +277,8 @@ SCOPE = "with session_scope() as session: ..., async with session_scope() as ses
 
 
 @pytest.mark.usefixtures("no_middleware")
-async def test_without_a_middleware_one_is_told_to_wrap_the_application(database: Database) -> None:
-    """For each way to ask: both kinds of session, the functions for dependencies, and the unit itself."""
+async def test_without_a_middleware_the_error_says_to_wrap_the_application(database: Database) -> None:
+    """Each way to ask says so: both kinds of session, the functions for dependencies, and the unit itself."""
     expected = (
         "no unit of work: wrap the application in SQLAlchemyMiddleware(app, database), or outside a request, open one: "
         + SCOPE
@@ -301,7 +301,7 @@ def outside(database: Database) -> dict[str, Any]:
         return PlainTextResponse(why(lambda: database.session))
 
     class Outer:
-        """Added last, so it is the outermost, and asks before the middleware inside it has opened a unit."""
+        """Added last, so it is outermost, and asks before the middleware inside it has opened a unit."""
 
         def __init__(self, app: App) -> None:
             self.app = app
@@ -324,8 +324,8 @@ def outside(database: Database) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["order of middleware", "exception handler outside", "served unwrapped"])
-async def test_a_middleware_that_is_not_around_is_told_of(database: Database, name: str) -> None:
-    """The likeliest causes are named, and what to write for each."""
+async def test_the_error_mentions_a_middleware_that_is_elsewhere(database: Database, name: str) -> None:
+    """The error names the likely causes, and what to write for each."""
     call = await Call(outside(database)[name])()
     said = call.body.decode()
     assert said.startswith("no unit of work: there is a SQLAlchemyMiddleware, but not around this code: ")
@@ -333,8 +333,8 @@ async def test_a_middleware_that_is_not_around_is_told_of(database: Database, na
         assert part in said
 
 
-async def test_a_thread_without_a_copy_of_the_context_is_told_of(database: Database) -> None:
-    """An executor and a thread of one's own get none; ``asyncio.to_thread()`` and a copy by hand do."""
+async def test_the_error_names_a_thread_without_a_copy_of_the_context(database: Database) -> None:
+    """An executor and a new thread have no copy of the context; ``asyncio.to_thread()`` and a manual copy have one."""
     found: dict[str, str] = {}
 
     def ask(name: str) -> None:
@@ -365,8 +365,8 @@ async def test_a_thread_without_a_copy_of_the_context_is_told_of(database: Datab
         assert "await asyncio.to_thread(...)" in message
 
 
-def test_an_event_loop_in_a_thread_is_not_told_of_threads(database: Database) -> None:
-    """A server may run in a thread of its own, as test clients have it: there the cause is another."""
+def test_the_error_does_not_blame_the_thread_of_an_event_loop(database: Database) -> None:
+    """A server may run in its own thread, as in test clients, so the error names another cause."""
     said: list[str] = []
 
     async def main() -> None:
@@ -382,14 +382,14 @@ def test_an_event_loop_in_a_thread_is_not_told_of_threads(database: Database) ->
 
 
 def notes(error: BaseException) -> list[str]:
-    """Return what is added to an error's message."""
+    """Return the notes of an error."""
     return list(getattr(error, "__notes__", []))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
 async def test_the_aborted_transaction_of_postgresql_names_begin_nested(backend: Backend, kind: str) -> None:
-    """25P02 is seen by who goes on after a failure; its note says how one goes on."""
+    """The first statement after a failed one raises 25P02, and its note says how to continue."""
     database = Database(backend.url)
     seen: list[BaseException] = []
 
@@ -424,6 +424,6 @@ async def test_the_aborted_transaction_of_postgresql_names_begin_nested(backend:
 
 
 def test_the_filter_of_the_suite_hides_only_this_warning() -> None:
-    """The tests run sync sessions on the event loop on purpose; this file has the warning back."""
+    """The suite runs sync sessions on the event loop on purpose, so it ignores the warning; this file does not."""
     written = (Path(__file__).parent.parent / "pyproject.toml").read_text()
     assert f'"ignore:{TEXT.partition(",")[0]}:RuntimeWarning"' in written

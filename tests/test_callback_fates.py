@@ -1,4 +1,4 @@
-"""Which callbacks are called, whatever became of what they were registered with, and whatever one of them raises."""
+"""Which callbacks are called, depending on the fate of their transaction and on the errors of other callbacks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Called = list[object]
 
 @pytest.fixture
 def flushed() -> Iterator[Called]:
-    """Register a callback from each flush that inserts an item, as a search index would; return what was called."""
+    """Register a callback in each flush that inserts an item, as a search index would; return the calls."""
     called: Called = []
 
     def after_insert(_mapper: object, _connection: object, item: Item) -> None:
@@ -49,7 +49,7 @@ async def request(database: Database, work: Callable[[], Any], status: int = 201
 
 
 def adding(**fields: Any) -> Callable[[Session], None]:
-    """Return work that adds an item, and leaves its flush to the end of the unit."""
+    """Return work that adds an item, and leaves the flush to the end of the unit."""
     return lambda session: session.add(Item(**fields))
 
 
@@ -62,7 +62,7 @@ def adding(**fields: Any) -> Callable[[Session], None]:
 async def test_a_flush_of_the_commit_registers_in_a_request(
     database: Database, backend: Backend, kind: str, owner_id: int | None, flushed: Called
 ) -> None:
-    """What it registered follows the COMMIT that it was part of, and only that."""
+    """A callback registered by the flush of a COMMIT runs after that COMMIT only."""
     call = await request(database, lambda: perform(database, kind, adding(name="a", owner_id=owner_id)))
 
     kept = owner_id is None
@@ -75,7 +75,7 @@ async def test_a_flush_of_the_commit_registers_in_a_request(
 async def test_a_flush_of_the_commit_registers_in_a_scope(
     database: Database, backend: Backend, kind: str, owner_id: int | None, flushed: Called
 ) -> None:
-    """The unit is about to end by then, and takes it all the same."""
+    """A unit that is about to end still accepts the callbacks of its last flush."""
     with suppress(backend.commit_error):
         if kind == "sync":
             with session_scope(database) as session:
@@ -93,7 +93,7 @@ async def test_a_flush_of_the_commit_registers_in_a_scope(
 async def test_a_flush_of_the_last_commit_registers(
     database: Database, backend: Backend, kind: str, owner_id: int | None, flushed: Called
 ) -> None:
-    """After the response start, the work of a background task has callbacks of its own."""
+    """The work of a background task, after the response start, has its own callbacks."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await respond(send, 200)
@@ -110,10 +110,10 @@ async def test_a_flush_of_the_last_commit_registers(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("end", ["rollback", "close", "reset"])
-async def test_work_that_was_rolled_back_or_thrown_away_has_no_success(
+async def test_rolled_back_or_discarded_work_calls_no_on_commit(
     database: Database, backend: Backend, kind: str, end: str
 ) -> None:
-    """Its on_commit callbacks are dropped and its on_rollback ones called, whatever the answer is."""
+    """Its on_commit callbacks are dropped and its on_rollback ones called, whatever the response is."""
     called: Called = []
 
     def work(session: Session) -> None:
@@ -131,7 +131,7 @@ async def test_work_that_was_rolled_back_or_thrown_away_has_no_success(
 async def test_a_commit_of_the_applications_own_counts_under_an_error(
     database: Database, backend: Backend, kind: str
 ) -> None:
-    """What it had committed is there though the answer is 422, so its callbacks are called; those after it are not."""
+    """The application committed before it answered 422, so callbacks before that commit run, and later ones do not."""
     called: Called = []
 
     def work(session: Session) -> None:
@@ -152,7 +152,7 @@ async def test_a_commit_of_the_applications_own_counts_under_an_error(
 @on_postgresql
 @pytest.mark.parametrize("kind", KINDS)
 async def test_in_doubt_neither_kind_is_called(database: Database, backend: Backend, kind: str) -> None:
-    """Where the connection is lost during COMMIT nobody knows which of them would be true."""
+    """If the connection is lost during COMMIT, nobody can know which kind of callback would be right."""
     called: Called = []
 
     def lose(connection: Connection) -> None:
@@ -170,7 +170,7 @@ async def test_in_doubt_neither_kind_is_called(database: Database, backend: Back
 
 
 def engine_of_session(session: Session) -> Any:
-    """Return the engine that a session's connection comes from."""
+    """Return the engine of a session's connection."""
     return session.connection().engine
 
 
@@ -178,10 +178,10 @@ def engine_of_session(session: Session) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_callback_that_is_cancelled_keeps_nobody_from_the_next(
+async def test_a_cancelled_callback_does_not_stop_the_next_one(
     database: Database, backend: Backend, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A future that somebody else cancelled fails that callback alone: it is logged, and the answer stands."""
+    """A future that is cancelled elsewhere fails only that callback: it is logged, and the response stays."""
     called: Called = []
 
     async def wait_for_the_cancelled() -> None:
@@ -205,7 +205,7 @@ async def test_a_callback_that_is_cancelled_keeps_nobody_from_the_next(
 async def test_what_ends_the_process_waits_for_the_other_callbacks(
     database: Database, backend: Backend, kind: str, fatal: type[BaseException]
 ) -> None:
-    """The others are called, what it used is given back, and then it is raised, the commit done."""
+    """The other callbacks run and connections are returned before KeyboardInterrupt is raised; the commit is done."""
     called: Called = []
 
     def stop() -> None:
@@ -240,7 +240,7 @@ async def test_what_ends_the_process_waits_for_the_other_callbacks(
 
 
 class Array:
-    """An argument as numpy has it: comparing gives an array, whose truth is an error."""
+    """An argument like numpy's: a comparison returns an array, and its truth is an error."""
 
     def __eq__(self, other: object) -> Array:  # type: ignore[override]  # as numpy's
         return self
@@ -251,8 +251,8 @@ class Array:
     __hash__ = None  # type: ignore[assignment]  # as numpy's
 
 
-def test_callbacks_are_told_apart_by_identity(sqlite: Backend) -> None:
-    """Their arguments may be arrays; the one in a savepoint that is rolled back is dropped, its equal is not."""
+def test_callbacks_are_compared_by_identity(sqlite: Backend) -> None:
+    """Their arguments may be arrays. The one in a rolled-back savepoint is dropped, and an equal one is not."""
     called: Called = []
     with session_scope(Database(sqlite.url)) as session:
         session.execute(insert(Item).values(name="a"))
@@ -268,7 +268,7 @@ def test_callbacks_are_told_apart_by_identity(sqlite: Backend) -> None:
 
 
 async def as_tenant(_connection: Connection) -> None:
-    """Be async."""
+    """Be async, which a hook must not be."""
 
 
 class AsyncHook:
@@ -285,7 +285,7 @@ def test_a_hook_that_cannot_be_called_is_refused(sqlite: Backend, hook: Any) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_hook_that_returns_something_to_await_fails_the_query(database: Database, kind: str) -> None:
-    """Only its call tells of it, and nothing is read without what it was to set."""
+    """Only the call shows it, and then no query runs without the hook's settings."""
 
     async def app() -> None:
         current_unit().on_begin(lambda connection: as_tenant(connection))
@@ -297,10 +297,10 @@ async def test_a_hook_that_returns_something_to_await_fails_the_query(database: 
     assert isinstance(call.raised, ConfigurationError)
 
 
-async def test_a_failing_callback_is_no_failure_of_the_request(
+async def test_a_failing_callback_does_not_fail_the_request(
     database: Database, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What it follows is done, so the answer stands, and the log has the exception."""
+    """The commit is done, so the response stays, and the exception is logged."""
 
     def breaks() -> None:
         raise BrokenError

@@ -1,4 +1,4 @@
-"""Callbacks: what is called after the commit or the rollback, in which order, and in what."""
+"""Callbacks: what runs after a commit or a rollback, in which order, and in which unit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def count(database: Database) -> int:
 
 
 def doing(work: Callable[[Session], None], database: Database, kind: str) -> Any:
-    """Return an application that does ``work`` to its session, and answers 201."""
+    """Return an application that runs ``work`` on its session, and answers 201."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if kind == "sync":
@@ -57,7 +57,7 @@ def doing(work: Callable[[Session], None], database: Database, kind: str) -> Any
 async def test_callbacks_run_in_order_after_the_commit_and_before_the_start(
     database: Database, backend: Backend, kind: str
 ) -> None:
-    """Sync and async ones, with their arguments; when the client sees the status, all have run."""
+    """Sync and async callbacks have all run, with their arguments, when the client sees the status."""
     called: list[object] = []
 
     async def later(word: str, *, mark: str) -> None:
@@ -88,8 +88,10 @@ async def test_callbacks_run_in_order_after_the_commit_and_before_the_start(
 
 @pytest.mark.parametrize("how", ["status", "exception", "rollback_only"])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_rollback_calls_the_other_ones(database: Database, backend: Backend, kind: str, how: str) -> None:
-    """Whatever made the unit roll back, on_rollback callbacks run, in order, and no on_commit one."""
+async def test_a_rollback_calls_on_rollback_callbacks(
+    database: Database, backend: Backend, kind: str, how: str
+) -> None:
+    """Whatever caused the rollback, on_rollback callbacks run in order, and on_commit ones do not."""
     called: list[object] = []
 
     async def later() -> None:
@@ -114,13 +116,13 @@ async def test_a_rollback_calls_the_other_ones(database: Database, backend: Back
 
 
 def rolled_back(backend: Backend) -> list[object]:
-    """Return what on_rollback callbacks leave of a failed COMMIT, which on MariaDB loses its connection: in doubt."""
+    """Return the on_rollback callbacks that a failed COMMIT calls: none on MariaDB, where it is in doubt."""
     return [] if backend.is_mariadb else ["rolled back"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_failed_commit_is_a_rollback(database: Database, backend: Backend, kind: str) -> None:
-    """The database had the last word, so on_commit callbacks do not run, and on_rollback ones do, unless in doubt."""
+    """If COMMIT fails, on_commit callbacks do not run, and on_rollback ones do unless it is in doubt."""
     called: list[object] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -136,7 +138,7 @@ async def test_a_failed_commit_is_a_rollback(database: Database, backend: Backen
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_savepoint_takes_its_callbacks_with_it(database: Database, backend: Backend, kind: str) -> None:
-    """Of one that is rolled back on_commit callbacks are dropped, with those of savepoints inside it."""
+    """A rolled-back savepoint drops its on_commit callbacks, and those of savepoints inside it."""
     called: list[str] = []
 
     def work(session: Session) -> None:
@@ -165,7 +167,7 @@ async def test_a_savepoint_takes_its_callbacks_with_it(database: Database, backe
 async def test_a_rollback_in_the_middle_drops_what_was_registered(
     database: Database, backend: Backend, kind: str
 ) -> None:
-    """What the application rolled back is not committed, whatever the unit comes to."""
+    """Work that the application rolled back is never committed, however the unit ends."""
     called: list[str] = []
 
     def work(session: Session) -> None:
@@ -183,7 +185,7 @@ async def test_a_rollback_in_the_middle_drops_what_was_registered(
 
 
 async def test_a_nested_scope_is_a_savepoint_too(database: Database, backend: Backend) -> None:
-    """session_scope(propagation="nested") that fails drops what was registered in it."""
+    """A failed session_scope(propagation="nested") drops the callbacks that were registered in it."""
     called: list[str] = []
 
     async with session_scope(database):
@@ -201,7 +203,7 @@ async def test_a_nested_scope_is_a_savepoint_too(database: Database, backend: Ba
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_callback_has_a_unit_of_its_own(database: Database, backend: Backend, kind: str) -> None:
-    """It sees what was committed, and what it writes is committed after it."""
+    """It sees the committed rows, and its own writes are committed after it."""
     seen: list[object] = []
 
     async def later() -> None:
@@ -230,7 +232,7 @@ async def test_a_callback_has_a_unit_of_its_own(database: Database, backend: Bac
 async def test_a_failing_callback_is_logged_and_the_others_run(
     database: Database, backend: Backend, caplog: pytest.LogCaptureFixture, moment: str
 ) -> None:
-    """The answer is about the transaction, and that is over; what the callback wrote is rolled back."""
+    """The response reports the transaction, which is done; the callback's own writes are rolled back."""
     called: list[str] = []
 
     async def breaks() -> None:
@@ -262,7 +264,7 @@ async def test_a_failing_callback_is_logged_and_the_others_run(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_callback_registers_another(database: Database, backend: Backend, kind: str) -> None:
-    """It belongs to the callback's own unit, so it follows that one's commit, before the next callback."""
+    """The new callback belongs to the unit of the first, so it runs after that unit's commit, before the next one."""
     called: list[object] = []
 
     def first() -> None:
@@ -291,7 +293,7 @@ async def test_a_callback_registers_another(database: Database, backend: Backend
 async def test_callbacks_wait_for_every_database(
     database: Database, backend: Backend, tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One whose COMMIT fails makes it a rollback, though another had committed."""
+    """One failed COMMIT counts as a rollback, although another database had committed."""
     (tmp_path / "second").mkdir()
     witness = sqlite_backend(tmp_path / "second")
     second = Database(witness.url)
@@ -319,7 +321,7 @@ async def test_callbacks_wait_for_every_database(
 
 
 async def test_outside_any_unit_it_is_called_at_once(database: Database) -> None:
-    """on_commit() needs no unit, unlike current_unit(); what it calls may fail, and is not logged away."""
+    """on_commit() needs no unit, unlike current_unit(), and an exception of the callback is raised."""
     called: list[object] = []
 
     on_commit(called.append, 1)
@@ -343,7 +345,7 @@ class Async:
 
 @pytest.mark.parametrize("callback", [later, functools.partial(later), Async()], ids=["function", "partial", "object"])
 def test_an_async_callback_is_refused_in_a_sync_scope(sqlite: Backend, callback: Any) -> None:
-    """There is nothing to await it, and it is said when it is registered."""
+    """Nothing could await it, and the error is raised when it is registered."""
     database = Database(sqlite.url)
     with session_scope(database):
         for register in (on_commit, current_unit().on_commit, current_unit().on_rollback):
@@ -361,10 +363,10 @@ async def test_what_cannot_be_called_is_refused(sqlite: Backend, wrong: Any) -> 
             current_unit().on_commit(wrong)
 
 
-def test_an_awaitable_that_a_sync_scope_gets_is_an_error_in_the_log(
+def test_a_callback_that_returns_an_awaitable_in_a_sync_scope_is_logged(
     sqlite: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A plain function that returns a coroutine cannot be told before; it is not dropped in silence."""
+    """Only the call of a plain function shows that it returns a coroutine, and that is logged as an error."""
     with session_scope(Database(sqlite.url)):
         on_commit(lambda: later())
 
@@ -374,7 +376,7 @@ def test_an_awaitable_that_a_sync_scope_gets_is_an_error_in_the_log(
 
 
 async def test_a_plain_function_runs_where_it_was_registered(database: Database, backend: Backend) -> None:
-    """On the event loop, or in a worker thread: there it may block, and use the sync session."""
+    """It runs on the event loop or in a worker thread. In a thread it may block, and use the sync session."""
     loops: list[bool] = []
 
     def note() -> None:
@@ -397,7 +399,7 @@ async def test_a_plain_function_runs_where_it_was_registered(database: Database,
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_unit_without_a_database_has_callbacks_too(database: Database, kind: str) -> None:
-    """There is nothing to commit, and it went well."""
+    """A unit with nothing to commit counts as committed."""
     called: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -412,7 +414,7 @@ async def test_a_unit_without_a_database_has_callbacks_too(database: Database, k
 
 
 async def test_what_is_registered_after_the_start_follows_that_work(database: Database, backend: Backend) -> None:
-    """A streaming body and a background task have a transaction of their own, and callbacks for it."""
+    """A streaming body and a background task have their own transaction, and callbacks for it."""
     called: list[object] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -426,8 +428,8 @@ async def test_what_is_registered_after_the_start_follows_that_work(database: Da
     assert called == ["before the start", ["background"]]
 
 
-async def test_a_cancelled_request_rolls_back_and_says_so(database: Database, backend: Backend) -> None:
-    """on_rollback callbacks are run to their end before the cancellation goes on."""
+async def test_a_cancelled_request_calls_on_rollback_callbacks(database: Database, backend: Backend) -> None:
+    """on_rollback callbacks run to their end before the cancellation is raised."""
     called: list[str] = []
     reached = asyncio.Event()
 
@@ -451,7 +453,7 @@ async def test_a_cancelled_request_rolls_back_and_says_so(database: Database, ba
 
 
 async def test_a_unit_that_has_ended_takes_no_callback(database: Database) -> None:
-    """Nobody would call it."""
+    """Nothing would call it, so registering raises."""
     async with session_scope(database):
         unit = current_unit()
 
@@ -461,7 +463,7 @@ async def test_a_unit_that_has_ended_takes_no_callback(database: Database) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_decorated_function_has_callbacks(database: Database, backend: Backend, kind: str) -> None:
-    """They run before the caller has the result, in sync and in async scopes."""
+    """They run before the caller gets the result, in sync and in async scopes."""
     called: list[object] = []
 
     @session_scope(database)

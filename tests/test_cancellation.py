@@ -1,4 +1,4 @@
-"""What has begun runs to its end: no cancellation is lost, none cuts it short, and none waits for ever."""
+"""Work runs to its end: no cancellation is lost, none interrupts it, and no caller waits forever."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 class Work:
-    """What is awaited: a coroutine, or a call in a thread, that ends when it is told to."""
+    """Awaitable work: a coroutine, or a call in a thread, that ends when it is released."""
 
     def __init__(self, place: str, failure: BaseException | None = None) -> None:
         self.place = place
@@ -79,7 +79,7 @@ on_every_place = pytest.mark.parametrize("place", PLACES)
 
 
 class Caller:
-    """A task that awaits work inside a cancel scope, inside a time limit, and can be cancelled in three ways."""
+    """A task that awaits work inside a cancel scope and a time limit, and can be cancelled in three ways."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -116,7 +116,7 @@ TWICE = [("task", "task"), ("scope", "scope"), ("task", "scope", "task"), ("scop
 @pytest.mark.parametrize("order", [*ORDERS, *TWICE], ids="-".join)
 @on_every_place
 def test_no_cancellation_is_lost(run: Run, place: str, order: tuple[str, ...], turns: int) -> None:
-    """A cancelled task ends cancelled, a time limit raises TimeoutError, and a scope alone swallows its own."""
+    """A cancelled task ends cancelled, a time limit raises TimeoutError, and a scope suppresses only its own."""
 
     async def scenario() -> None:
         caller = Caller(Work(place))
@@ -140,7 +140,7 @@ def test_no_cancellation_is_lost(run: Run, place: str, order: tuple[str, ...], t
 
 @on_every_place
 def test_an_undisturbed_end_is_returned(run: Run, place: str) -> None:
-    """Nothing failed, and nobody was cancelled."""
+    """Without a failure and a cancellation the result is empty."""
 
     async def scenario() -> None:
         work = Work(place)
@@ -153,7 +153,7 @@ def test_an_undisturbed_end_is_returned(run: Run, place: str) -> None:
 @pytest.mark.parametrize("failure", [BrokenError(), KeyboardInterrupt()], ids=repr)
 @on_every_place
 def test_a_failure_is_a_value(run: Run, place: str, failure: BaseException) -> None:
-    """It is returned, not raised, beside the cancellation that came first."""
+    """The failure is returned, not raised, beside a cancellation that came before it."""
     if place == "task" and not isinstance(failure, Exception):
         return  # asyncio lets it end the event loop itself
 
@@ -174,7 +174,7 @@ def test_a_failure_is_a_value(run: Run, place: str, failure: BaseException) -> N
 
 
 def test_the_cancellation_is_raised_before_the_failure() -> None:
-    """Whoever was cancelled must stop; the failure is the log's."""
+    """A cancelled task must stop, and the failure is for the log."""
     cancelled, failure = asyncio.CancelledError(), BrokenError()
 
     with pytest.raises(asyncio.CancelledError) as raised:
@@ -191,7 +191,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def cancelled_call(work: Work, cut: Callable[[], bool]) -> Finished:
-    """Cancel a caller that waits for ``work``, and return what it was told."""
+    """Cancel a caller that waits for ``work``, and return its result."""
     told: list[Finished] = []
 
     async def call() -> None:
@@ -208,8 +208,8 @@ async def cancelled_call(work: Work, cut: Callable[[], bool]) -> Finished:
 
 @on_every_place
 @pytest.mark.usefixtures("_impatient")
-def test_what_does_not_answer_is_cut(run: Run, place: str) -> None:
-    """Once the limit is over, and not before; what that makes of the work is its end."""
+def test_work_that_does_not_answer_is_cut(run: Run, place: str) -> None:
+    """Work is cut after the limit, not before, and ends with the error that the cut causes."""
 
     async def scenario() -> None:
         work, loop = Work(place, BrokenError()), asyncio.get_running_loop()
@@ -232,7 +232,7 @@ def test_what_does_not_answer_is_cut(run: Run, place: str) -> None:
 
 @pytest.mark.usefixtures("_impatient")
 def test_a_task_that_a_cut_does_not_wake_is_cancelled(run: Run) -> None:
-    """It waits for something else by then, and nobody waits for it."""
+    """Such a task waits for something else, and its caller does not wait for it."""
 
     async def scenario() -> None:
         work = Work("task")
@@ -252,7 +252,7 @@ def test_a_task_that_a_cut_does_not_wake_is_cancelled(run: Run) -> None:
 
 @pytest.mark.usefixtures("_impatient")
 def test_a_thread_that_a_cut_does_not_wake_goes_on(run: Run) -> None:
-    """Nobody waits for it, and when its call has returned it takes the next one."""
+    """The caller does not wait for it, and the thread takes the next call when this one returns."""
 
     async def scenario() -> None:
         work = Work("thread")
@@ -270,8 +270,8 @@ def test_a_thread_that_a_cut_does_not_wake_goes_on(run: Run) -> None:
 
 @on_every_place
 @pytest.mark.usefixtures("_impatient")
-def test_where_there_is_nothing_to_cut_it_goes_on_by_itself(run: Run, place: str) -> None:
-    """Callbacks after a COMMIT, say: nobody waits for them any longer, and they are not cut short."""
+def test_work_with_nothing_to_cut_goes_on_by_itself(run: Run, place: str) -> None:
+    """Callbacks after a COMMIT, for example, go on after the caller stops waiting."""
 
     async def scenario() -> None:
         work = Work(place)
@@ -284,8 +284,8 @@ def test_where_there_is_nothing_to_cut_it_goes_on_by_itself(run: Run, place: str
     run(scenario())
 
 
-def test_only_a_cancelled_caller_is_impatient(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever is not cancelled waits for as long as the database takes."""
+def test_only_a_cancelled_caller_stops_waiting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that is not cancelled waits as long as the database takes."""
     monkeypatch.setattr(cancellation, "CANCELLED_LIMIT", 0.0)
 
     async def scenario() -> None:
@@ -300,7 +300,7 @@ def test_only_a_cancelled_caller_is_impatient(run: Run, monkeypatch: pytest.Monk
 
 
 def test_waiting_under_a_cancelled_scope_sleeps(run: Run) -> None:
-    """Anyio repeats its cancellation at each await, which must not keep the event loop busy."""
+    """The cancellation that anyio repeats at each await must not keep the event loop busy."""
 
     async def scenario() -> None:
         caller = Caller(Work("task"))
@@ -317,7 +317,7 @@ def test_waiting_under_a_cancelled_scope_sleeps(run: Run) -> None:
 
 
 def test_under_trio_a_shield_is_enough() -> None:
-    """Work ends though its scope is cancelled, and the scope swallows the cancellation then."""
+    """The work ends although its scope is cancelled, and then the scope suppresses the cancellation."""
     ended: list[bool] = []
 
     async def work() -> None:
@@ -337,7 +337,7 @@ def test_under_trio_a_shield_is_enough() -> None:
 
 
 def test_under_trio_a_failure_is_a_value() -> None:
-    """It is returned, not raised, as under asyncio."""
+    """The failure is returned, not raised, as under asyncio."""
     failure = BrokenError()
 
     async def work() -> None:
@@ -350,7 +350,7 @@ def test_under_trio_a_failure_is_a_value() -> None:
 
 
 class SlowCommit:
-    """A COMMIT that is reached, and goes on when it is told to."""
+    """A COMMIT that starts, and continues when it is released."""
 
     def __init__(self, database: Database, kind: str) -> None:
         self._loop = asyncio.get_running_loop()
@@ -373,7 +373,7 @@ class SlowCommit:
 async def test_a_time_limit_inside_that_fires_during_commit(
     database: Database, backend: Backend, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """COMMIT was done and the client is told 504, so the log says that the work is there."""
+    """COMMIT was done and the client gets a 504, so the log says that the work is committed."""
     limit = asyncio.timeout(None)
     slow = SlowCommit(database, kind)
 
@@ -403,7 +403,7 @@ async def test_a_time_limit_inside_that_fires_during_commit(
 async def test_a_cancelled_request_whose_commit_was_done(
     database: Database, backend: Backend, kind: str, answer: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever the application makes of it, returning or raising, the log says that the work is there."""
+    """Whether the application returns or raises, the log says that the work is committed."""
     slow = SlowCommit(database, kind)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -430,7 +430,7 @@ async def test_a_cancelled_request_whose_commit_was_done(
 
 @pytest.mark.parametrize("way", ["task", "scope"])
 async def test_a_cancelled_scope_waits_for_its_commit(database: Database, backend: Backend, way: str) -> None:
-    """The row is there when the cancellation goes on, and so is the connection."""
+    """The row is committed and the connection is back when the cancellation is raised."""
     slow = SlowCommit(database, "async")
     around = anyio.CancelScope()
 

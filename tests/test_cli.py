@@ -1,4 +1,4 @@
-"""The command line: what each command prints, and the exit codes a script can use."""
+"""The command line: what each command prints, and the exit codes for scripts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def ended(result: Result) -> tuple[int, str]:
 
 
 def test_a_deployment(project: Project) -> None:
-    """Status tells a script what to do, sync does it."""
+    """The command status tells a script what to do next."""
     steps = [run(project, "status"), run(project, "sync"), run(project, "status"), run(project, "sync")]
     project.second()
     steps += [run(project, "status"), run(project, "sync")]
@@ -58,7 +58,7 @@ def test_a_deployment(project: Project) -> None:
 
 
 def test_progress_goes_to_stderr(project: Project) -> None:
-    """What is created, and each revision as it runs."""
+    """Created tables and each revision are reported while they run."""
     created = run(project, "sync")
     project.second()
     upgraded = run(project, "sync")
@@ -68,7 +68,7 @@ def test_progress_goes_to_stderr(project: Project) -> None:
 
 
 def test_each_command_alone(project: Project) -> None:
-    """Create, downgrade, upgrade, revision."""
+    """create, downgrade, upgrade and revision work by themselves."""
     assert ended(run(project, "create")) == (0, "Database created.\n")
     assert ended(run(project, "downgrade", "base")) == (0, "Downgraded to base.\n")
     assert ended(run(project, "upgrade")) == (0, "Upgraded to heads.\n")
@@ -89,8 +89,8 @@ def test_drop_asks_first(project: Project) -> None:
     assert ended(run(project, "drop", "--yes")) == (0, "Database dropped.\n")
 
 
-def test_tables_without_a_version_want_a_person(project: Project) -> None:
-    """Both status and sync say so by their exit code; --stamp is the answer."""
+def test_tables_without_a_version_need_a_person(project: Project) -> None:
+    """The exit codes report it, and --stamp resolves it."""
     with project.migrations.database.engine.begin() as connection:
         connection.execute(text("CREATE TABLE customer (id INTEGER)"))
 
@@ -100,8 +100,8 @@ def test_tables_without_a_version_want_a_person(project: Project) -> None:
     assert ended(run(project, "sync", "--stamp", "heads")) == (0, "Database stamped, and up to date.\n")
 
 
-def test_a_lock_that_is_not_given_up_has_an_exit_code(project: Project) -> None:
-    """A script may try again later."""
+def test_a_held_lock_has_an_exit_code(project: Project) -> None:
+    """A script can retry later."""
     project.migrations.lock_timeout = 0.0
     project.migrations.database.configure(project.url, engine_options={"connect_args": {"timeout": 0.1}})
     other = Migrations(Database(project.url, engine_options={"poolclass": NullPool}), project.migrations.location)
@@ -125,15 +125,15 @@ def test_a_lock_that_is_not_given_up_has_an_exit_code(project: Project) -> None:
 def test_a_wrong_use_is_one_line(
     arguments: list[str], code: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And an exit code of its own."""
+    """It also has its own exit code."""
     monkeypatch.delenv("DATABASE_URL", raising=False)
     result = CliRunner().invoke(main, arguments)
 
     assert (result.exit_code, message in result.stderr) == (code, True)
 
 
-def test_a_database_that_cannot_be_reached_is_one_line(project: Project) -> None:
-    """The driver's own words."""
+def test_an_unreachable_database_is_one_line(project: Project) -> None:
+    """The line contains the driver's own words."""
     project.migrations.database.configure(f"sqlite:///{project.folder / 'missing' / 'shop.db'}")
     for command in ("status", "sync", "check"):
         result = run(project, command)
@@ -141,7 +141,7 @@ def test_a_database_that_cannot_be_reached_is_one_line(project: Project) -> None
 
 
 def test_what_alembic_refuses_is_one_line(project: Project) -> None:
-    """Its own words."""
+    """The line contains Alembic's own words."""
     result = run(project, "upgrade", "nowhere")
 
     assert (result.exit_code, result.stderr) == (
@@ -151,7 +151,7 @@ def test_what_alembic_refuses_is_one_line(project: Project) -> None:
 
 
 def test_the_environment_names_the_database(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DATABASE_URL alone will do: the revisions make the tables."""
+    """DATABASE_URL is enough, because the revisions make the tables."""
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{project.folder / 'other.db'}")
 
     assert ended(CliRunner().invoke(main, ["sync"])) == (0, "Database created.\n")
@@ -161,7 +161,7 @@ def test_the_environment_names_the_database(project: Project, monkeypatch: pytes
 
 
 def test_a_database_beside_its_metadata(project: Project) -> None:
-    """Instead of Migrations, with the default location or another."""
+    """A Database replaces Migrations, with the default location or another one."""
     found = ["--db", f"{project.module}:db", "--metadata", f"{project.module}:Base"]
     assert ended(CliRunner().invoke(main, [*found, "sync"])) == (0, "Database created.\n")
     (project.folder / "migrations").rename(project.folder / "elsewhere")
@@ -169,7 +169,7 @@ def test_a_database_beside_its_metadata(project: Project) -> None:
 
 
 def test_init_writes_what_the_other_commands_need(tmp_path: Path) -> None:
-    """From nothing to a database with a first revision, with the commands as installed."""
+    """The installed commands go from nothing to a database with a first revision."""
     (tmp_path / "shop.py").write_text(
         "from sqlalchemy.orm import Mapped, mapped_column\n"
         "from asgi_sqla import Database\n"
@@ -200,7 +200,7 @@ def test_init_writes_what_the_other_commands_need(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_check_connects_and_prints_versions_and_pool_numbers(kind: str, tmp_path: Path) -> None:
-    """In both kinds."""
+    """It does so with both kinds of engine."""
     with empty_database(kind, tmp_path) as url, importable(tmp_path):
         project = Project(tmp_path, url)
         result = run(project, "check")
@@ -225,7 +225,7 @@ def test_check_says_which_kind_has_no_driver(project: Project) -> None:
 
 
 def test_a_command_line_of_ones_own_takes_the_group(project: Project) -> None:
-    """Without options, for the migrations are known."""
+    """The group has no options, because the migrations are known."""
 
     @click.group()
     def shop() -> None:
@@ -241,7 +241,7 @@ def test_a_command_line_of_ones_own_takes_the_group(project: Project) -> None:
 
 
 def test_syncdb_is_for_a_command_of_ones_own(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    """It takes migrations, or settings, and says what was done."""
+    """It accepts migrations or settings, and prints what was done."""
     settings = {"sqlalchemy": {"url": project.url}, "alembic": {"migrations_path": project.migrations.location}}
 
     assert syncdb(project.migrations) == SyncResult.CREATED
@@ -250,15 +250,15 @@ def test_syncdb_is_for_a_command_of_ones_own(project: Project, capsys: pytest.Ca
 
 
 def test_the_script_is_installed() -> None:
-    """It says its version, and what its exit codes mean."""
+    """Its help explains the exit codes."""
     script = Path(sys.executable).with_name("asgi-sqla")
     done = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
 
     assert "4 a person has to decide" in " ".join(done.stdout.split())
 
 
-def test_the_package_knows_none_of_it() -> None:
-    """Importing it brings no Alembic, no click, no pydantic."""
+def test_the_package_imports_none_of_it() -> None:
+    """Importing the package imports neither Alembic nor click nor pydantic."""
     code = (
         "import sys, asgi_sqla; print(sorted({'alembic', 'click', 'pydantic', 'pydantic_settings'} & set(sys.modules)))"
     )

@@ -1,4 +1,4 @@
-"""Coming from older systems: the example of each one's documentation, rewritten by the README's tables."""
+"""Coming from older systems: the example of each documentation, rewritten as the README says."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -42,7 +42,7 @@ class Todo(Base):
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
-    """Return the URL of a SQLite file with the tables, and a person in it."""
+    """Return the URL of a SQLite file with the tables and one person."""
     database = Database(f"sqlite:///{tmp_path / 'app.db'}")
     Base.metadata.create_all(database.engine)
     with session_scope(database) as session:
@@ -53,7 +53,7 @@ def url(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def db() -> Iterator[Database]:
-    """Return the global database, and make it as it was before."""
+    """Return the global database, and restore it after the test."""
     before = dict(vars(global_db))
     yield global_db
     global_db.dispose()
@@ -63,7 +63,7 @@ def db() -> Iterator[Database]:
 
 @contextmanager
 def served(app: Any) -> Iterator[httpx.Client]:
-    """Serve ``app`` on a real server, and give a client of it."""
+    """Serve ``app`` on a real server, and yield a client of it."""
     with Server(app) as server, httpx.Client(base_url=server.url) as client:
         yield client
 
@@ -72,7 +72,7 @@ def served(app: Any) -> Iterator[httpx.Client]:
 
 
 def test_fastapi_sqlalchemy(url: str, db: Database) -> None:
-    """DBSessionMiddleware, db.session in a route, and db() outside of one."""
+    """DBSessionMiddleware, db.session in a route, and db() outside a route have replacements."""
     app = FastAPI()
     app.add_middleware(SQLAlchemyMiddleware, url=url)
 
@@ -88,7 +88,7 @@ def test_fastapi_sqlalchemy(url: str, db: Database) -> None:
 
 
 def test_fastapi_sqlalchemy_without_commit_on_exit(url: str, db: Database) -> None:
-    """Its default, nothing is kept that the handler did not commit, is a commit_on that says never."""
+    """Its default keeps only what the handler commits; a commit_on that is never true does the same."""
     app = FastAPI()
     app.add_middleware(SQLAlchemyMiddleware, url=url, commit_on=())
 
@@ -110,7 +110,7 @@ def test_fastapi_sqlalchemy_without_commit_on_exit(url: str, db: Database) -> No
 
 
 def test_fastapi_async_sqlalchemy(url: str, db: Database) -> None:
-    """The session in a route, a context inside a route, and one outside of any."""
+    """The session in a route, a context inside a route, and one outside have replacements."""
     people = table("coming_from_person", column("name"))
     at_start: list[Any] = []
 
@@ -143,7 +143,7 @@ def test_fastapi_async_sqlalchemy(url: str, db: Database) -> None:
 
 
 def test_fastapi_async_sqlalchemy_with_several_databases(url: str) -> None:
-    """A pair of middleware and proxy each becomes a Database each, in one middleware."""
+    """Each pair of middleware and proxy becomes a Database, all in one middleware."""
     first_db, second_db = Database(url), Database("sqlite://")
     app = FastAPI()
     app.add_middleware(SQLAlchemyMiddleware, database=(first_db, second_db))
@@ -178,7 +178,7 @@ def test_fastapi_async_sqlalchemy_with_concurrent_queries(url: str, db: Database
 
 
 def test_fastapi_async_sqlalchemy_orm(url: str, db: Database) -> None:
-    """A session that begins with its first use, and a commit in the handler, which may stay or go."""
+    """A session begins on first use, and a commit in the handler may stay or go."""
     app = FastAPI()
     app.add_middleware(SQLAlchemyMiddleware, url=url)
 
@@ -215,7 +215,7 @@ def env() -> None:
 
 
 def test_sqlalchemy_helpers_manager_and_queries(tmp_path: Path, location: Path) -> None:
-    """DatabaseManager, sync, the query functions and the model methods."""
+    """DatabaseManager, sync, the query functions and the model methods have replacements."""
     db = Database(f"sqlite:///{tmp_path / 'new.db'}")
     manager = Migrations(db, location, metadata=Base)
     assert manager.sync() == SyncResult.CREATED
@@ -237,7 +237,7 @@ def test_sqlalchemy_helpers_manager_and_queries(tmp_path: Path, location: Path) 
 
 
 def test_sqlalchemy_helpers_with_fastapi(tmp_path: Path, location: Path) -> None:
-    """Settings in its layout, syncdb, the session as a dependency, a 404, and a readiness check."""
+    """Settings in its layout, syncdb, the session as a dependency, a 404 and a readiness check have replacements."""
 
     class SQLAlchemyModel(BaseModel):
         url: str = f"sqlite:///{tmp_path / 'new.db'}"

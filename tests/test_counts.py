@@ -1,4 +1,4 @@
-"""Counts: what a request costs where no clock is needed, and so exactly. A change that raises one fails here."""
+"""Exact costs of a request, wa test no clock is needed. A change that raises one fails a test."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KNOWN_ID = 1_000_000
 
 
 class Counts(NamedTuple):
-    """What one request does."""
+    """The costs of one request."""
 
     sessions: int
     checkouts: int
@@ -37,7 +37,7 @@ class Counts(NamedTuple):
 
 
 async def bare(scope: Any, receive: Any, send: Any) -> None:
-    """Answer, and use no database."""
+    """Answer without a database."""
     await respond(send)
 
 
@@ -46,7 +46,7 @@ async def receive() -> Any:
 
 
 async def drop(message: Any) -> None:
-    """Send nowhere."""
+    """Send nothing."""
 
 
 _names = count(1)
@@ -86,7 +86,7 @@ async def calls(app: Any) -> Counter[str]:
 
 
 async def test_an_unused_request_enters_five_functions_of_ours(sqlite: Backend) -> None:
-    """The middleware, the making and the running of its unit, and ``send`` for each of two messages."""
+    """They are the middleware, making and running the unit, and ``send`` for each of two messages."""
     ours = SQLAlchemyMiddleware(bare, Database(sqlite.url))
 
     added = await calls(ours) - await calls(bare)
@@ -95,7 +95,7 @@ async def test_an_unused_request_enters_five_functions_of_ours(sqlite: Backend) 
 
 
 async def test_an_unused_request_holds_few_blocks_of_memory(sqlite: Backend) -> None:
-    """While the application runs: the request, what undoes it, and the coroutines around the application."""
+    """While the application runs there are the request, its undo, and the coroutines around the application."""
     held: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -127,7 +127,7 @@ async def test_an_unused_request_holds_few_blocks_of_memory(sqlite: Backend) -> 
 @pytest.mark.parametrize("status", [201, 422])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_request_leaves_nothing_for_the_garbage_collector(sqlite: Backend, kind: str, status: int) -> None:
-    """Units, sessions and transactions are gone when the request is, whether it used them or not."""
+    """Units, sessions and transactions are freed with the request, used or not."""
     database = Database(sqlite.url)
     app = SQLAlchemyMiddleware(writing(database, kind, status), database)
     for _ in range(3):
@@ -147,7 +147,7 @@ async def test_a_request_leaves_nothing_for_the_garbage_collector(sqlite: Backen
 
 
 class Counting(Session):
-    """Counts how many of it are made."""
+    """Counts how many instances are made."""
 
     made = 0
 
@@ -157,7 +157,7 @@ class Counting(Session):
 
 
 class Tally:
-    """Counts what requests do to one database behind a wire."""
+    """Counts the effects of requests on one database behind a wire."""
 
     def __init__(self, wire: Wire, database: Database) -> None:
         self.database = database
@@ -178,7 +178,7 @@ class Tally:
         return Counts(Counting.made, self._checkouts, self._statements, self._wire.round_trips)
 
     async def request(self, app: Any, **options: Any) -> Counts:
-        """Return what one request of ``app`` does, after some that warm it up."""
+        """Return the costs of one request of ``app``, after a few that warm it up."""
         for _ in range(8):  # psycopg prepares a statement that it has seen five times
             await self._call(app, options)
         before = self._now()
@@ -192,7 +192,7 @@ class Tally:
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
 async def tally(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Tally]:
-    """Return a count of everything on PostgreSQL, whose table holds one row."""
+    """Return a count of everything on PostgreSQL, whose table has one row."""
     backend = make_backend(request.param, tmp_path)
     with Session(backend.witness) as session:
         session.add(Item(id=KNOWN_ID, name="known"))
@@ -219,13 +219,13 @@ def reading(database: Database, kind: str) -> Any:
 
 
 async def test_an_unused_request_sends_nothing(tally: Tally) -> None:
-    """No session, no connection, no statement, no round trip."""
+    """It has no session, no connection, no statement and no round trip."""
     assert await tally.request(bare) == Counts(sessions=0, checkouts=0, statements=0, round_trips=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_select_takes_three_round_trips(tally: Tally, kind: str) -> None:
-    """BEGIN, SELECT, COMMIT, on one connection of one session."""
+    """They are BEGIN, SELECT and COMMIT, on one connection of one session."""
     app = reading(tally.database, kind)
 
     assert await tally.request(app) == Counts(sessions=1, checkouts=1, statements=1, round_trips=3)
@@ -233,7 +233,7 @@ async def test_a_select_takes_three_round_trips(tally: Tally, kind: str) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_read_only_select_takes_one_round_trip(tally: Tally, kind: str) -> None:
-    """The SELECT alone, with neither BEGIN nor COMMIT; its engine is another one, not counted here."""
+    """It sends neither BEGIN nor COMMIT; its separate engine is not counted."""
     app = reading(tally.database, kind)
 
     assert await tally.request(app, read_only={"GET"}) == Counts(sessions=1, checkouts=0, statements=0, round_trips=1)
@@ -242,7 +242,7 @@ async def test_a_read_only_select_takes_one_round_trip(tally: Tally, kind: str) 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("status", [201, 422])
 async def test_an_insert_takes_three_round_trips(tally: Tally, kind: str, status: int) -> None:
-    """BEGIN, INSERT, and COMMIT or ROLLBACK."""
+    """They are BEGIN, INSERT, and COMMIT or ROLLBACK."""
     app = writing(tally.database, kind, status)
 
     assert await tally.request(app) == Counts(sessions=1, checkouts=1, statements=1, round_trips=3)
@@ -250,7 +250,7 @@ async def test_an_insert_takes_three_round_trips(tally: Tally, kind: str, status
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_failed_commit_takes_three_round_trips(tally: Tally, kind: str) -> None:
-    """PostgreSQL has rolled back when it refuses a COMMIT, and need not be told."""
+    """PostgreSQL has rolled back when it refuses a COMMIT, so no ROLLBACK is sent."""
     app = writing(tally.database, kind, 201, NO_OWNER)
 
     assert await tally.request(app) == Counts(sessions=1, checkouts=1, statements=1, round_trips=3)

@@ -1,4 +1,4 @@
-"""A server that no longer answers: whoever cancels goes on in bounded time, and the pool recovers with the network."""
+"""A server that no longer answers: a cancelled caller goes on in bounded time, and the pool recovers."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def pool_size(request: pytest.FixtureRequest) -> int:
 
 
 def through(url: str, pool_size: int) -> Database:
-    """Return a database behind a proxy, whose pool tells soon when it has no connection to give."""
+    """Return a database behind a proxy, whose pool soon reports that it is exhausted."""
     return Database(url, engine_options={"pool_size": pool_size, "max_overflow": 0, "pool_timeout": 5})
 
 
 @pytest.fixture
 def proxy(backend: Backend) -> Iterator[tuple[Dark, str]]:
-    """Put a proxy before the server, which is light again after the test."""
+    """Put a proxy before the server; it forwards again after the test."""
     with dark(backend) as proxy:
         yield proxy
 
 
 @pytest.fixture
 async def database(proxy: tuple[Dark, str], pool_size: int) -> AsyncIterator[Database]:
-    """Return a database behind the proxy, whose connections are all in at the end."""
+    """Return a database behind the proxy, with no connection checked out at the end."""
     database = through(proxy[1], pool_size)
     yield database
     proxy[0].let_through()
@@ -70,7 +70,7 @@ async def database(proxy: tuple[Dark, str], pool_size: int) -> AsyncIterator[Dat
 
 
 class Limit:
-    """A time limit around an application, which is over as soon as the server has gone dark."""
+    """A time limit around an application; it fires when the server has gone dark."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -80,7 +80,7 @@ class Limit:
         self._timeout = asyncio.timeout(None)
 
     def over(self) -> None:
-        """Let the time be over, from any thread."""
+        """Let the time limit fire, from any thread."""
         self._loop.call_soon_threadsafe(self._over)
 
     def _over(self) -> None:
@@ -88,7 +88,7 @@ class Limit:
         self._timeout.reschedule(self._loop.time())
 
     def around(self, app: App) -> App:
-        """Return ``app`` with 504 as the answer to whatever takes too long."""
+        """Return ``app`` with 504 as the answer to everything that takes too long."""
 
         async def limited(scope: Any, receive: Any, send: Any) -> None:
             self._timeout = asyncio.timeout(None)
@@ -102,7 +102,7 @@ class Limit:
 
 
 def darken(database: Database, kind: str, where: str, proxy: Dark, loss: Loss, limit: Limit) -> None:
-    """Have the server go dark at the next COMMIT, ROLLBACK or statement, and the time be over then."""
+    """Make the server go dark at the next COMMIT, ROLLBACK or statement, and let the time limit fire."""
     left = [1]
 
     def on_event(*_arguments: Any) -> None:
@@ -149,7 +149,7 @@ async def test_a_request_whose_server_goes_dark(
     inside: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its 504 is told, it is run once, the log says what is in doubt, and the only connection is good again."""
+    """The client gets the 504, the request runs once, the log reports the doubt, and the only connection recovers."""
     limit = Limit()
     app = serve(database, kind, where, limit, inside=inside)
     usual = 422 if where == "rollback" else 201
@@ -175,10 +175,10 @@ async def test_a_request_whose_server_goes_dark(
 @pytest.mark.parametrize("pool_size", [2], indirect=True, ids=["pool of 2"])
 @on_every_driver
 @pytest.mark.usefixtures("_impatient")
-async def test_every_connection_of_a_pool_is_good_again(
+async def test_every_connection_of_a_pool_recovers(
     database: Database, backend: Backend, kind: str, proxy: tuple[Dark, str]
 ) -> None:
-    """Two requests are caught at their COMMIT together, and both give back what they had."""
+    """Two requests wait for their COMMIT at once, and both return their connections."""
     limits = [Limit(), Limit()]
     both = asyncio.Barrier(2)
 
@@ -213,7 +213,7 @@ async def test_every_connection_of_a_pool_is_good_again(
 async def test_the_documented_bound(
     database: Database, backend: Backend, proxy: tuple[Dark, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without any patch, a cancelled caller is free after the seconds that the constants say, and its log says so."""
+    """Without any patch a cancelled caller waits as long as the constants say, and the log says so."""
     limit = Limit()
     app = serve(database, "async", "commit", limit, inside=False)
     await Call(app, http_scope("/before"))()
@@ -232,7 +232,7 @@ async def test_the_documented_bound(
 @pytest.mark.parametrize("backend", ["mysqldb"], indirect=True)
 @pytest.mark.usefixtures("_impatient")
 async def test_a_driver_that_cannot_be_cut(backend: Backend) -> None:
-    """One such is mysqlclient, which lets no other thread near a connection in use: it keeps ours, not the caller."""
+    """With mysqlclient no other thread can use a busy connection: our thread waits for it, the caller does not."""
     pytest.importorskip("MySQLdb")
     limit = Limit()
     with dark(backend) as (proxy, url):
@@ -250,7 +250,7 @@ async def test_a_driver_that_cannot_be_cut(backend: Backend) -> None:
 @pytest.mark.parametrize("backend", [n for n, kind in ASKED if kind == "async" and n != "psycopg"], indirect=True)
 @pytest.mark.usefixtures("_impatient")
 async def test_a_statement_in_the_dark(database: Database, backend: Backend, proxy: tuple[Dark, str]) -> None:
-    """A request that is cancelled in the middle of one ends, too; nothing of it is kept, and the pool is whole."""
+    """A request cancelled during a statement ends too; nothing of it is kept, and the pool recovers."""
     limit = Limit()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -276,7 +276,7 @@ async def test_a_statement_in_the_dark(database: Database, backend: Backend, pro
 @pytest.mark.parametrize("where", ["commit", "rollback"])
 @pytest.mark.usefixtures("_impatient")
 async def test_two_databases_go_dark(where: str, kinds: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    """The bound is for all of them together: the second one is not waited for as long as the first."""
+    """The bound is for both together."""
     limit = Limit()
     backends = [make_backend("psycopg", Path())] * 2
     with ExitStack() as stack:
@@ -319,7 +319,7 @@ async def test_a_session_scope_whose_server_goes_dark(
     way: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Cancelled in either way it ends, and the next one works on the same pool of one."""
+    """A scope cancelled in either way ends, and the next one works on the same pool of one."""
     around = anyio.CancelScope()
     loop = asyncio.get_running_loop()
 
@@ -379,7 +379,7 @@ async def shut_down(database: Database) -> None:
 async def test_idle_connections_in_the_dark_are_not_waited_for(
     database: Database, backend: Backend, kind: str, proxy: tuple[Dark, str], dispose: Dispose
 ) -> None:
-    """Their server hears no farewell; the database can be used again once it answers."""
+    """The server gets no goodbye; the database is usable once it answers again."""
     both = asyncio.Barrier(2)
 
     async def use() -> int:
@@ -403,7 +403,7 @@ async def test_idle_connections_in_the_dark_are_not_waited_for(
 def test_an_event_loop_ends_in_the_dark(
     backend: Backend, proxy: tuple[Dark, str], out: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """``asyncio.run()`` returns, whether the connections are idle or a task was cancelled that held one."""
+    """``asyncio.run()`` returns, with idle connections and with one of a cancelled task."""
     database = through(proxy[1], 1)
     caplog.set_level(logging.CRITICAL, "sqlalchemy.pool")
 

@@ -1,4 +1,4 @@
-"""``Database``: its repr, its engines and options, session classes of the user's own, the global one."""
+"""``Database``: its repr, engines and options, the user's session classes, and the global one."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from asgi_sqla import (
     ],
 )
 def test_its_repr_names_it(database: Any, shown: str) -> None:
-    """Without its password."""
+    """The repr contains no password."""
     assert repr(database()) == shown
 
 
 def test_a_copy_of_it_is_itself() -> None:
-    """Litestar copies what its routes are given, ``Provide(db.get_session)`` say."""
+    """Litestar copies the arguments of its routes, such as ``Provide(db.get_session)``."""
     database = Database("sqlite://")
     assert copy.deepcopy({"session": database.get_session}) == {"session": database.get_session}
     assert copy.deepcopy(database) is database
@@ -56,7 +56,7 @@ def test_a_copy_of_it_is_itself() -> None:
     "options", [{"poolclass": NullPool}, {"poolclass": QueuePool}, {"echo": False, "pool_size": 3}]
 )
 async def test_engine_options_go_to_both_engines(sqlite: Backend, options: dict[str, Any]) -> None:
-    """Those of ``create_engine``; a sync queue pool is an async one there."""
+    """Both accept the options of ``create_engine``, and a sync queue pool becomes an async one."""
     database = Database(sqlite.url, engine_options=options)
     with session_scope(database) as session:
         session.add(Item(name="a"))
@@ -70,7 +70,7 @@ async def test_engine_options_go_to_both_engines(sqlite: Backend, options: dict[
 
 @pytest.mark.parametrize("driver", [name for name in backend_names() if name in ("asyncpg", "psycopg")])
 async def test_what_a_url_says_reaches_both_drivers(driver: str, tmp_path: Path) -> None:
-    """In whose words it is said does not matter."""
+    """It may be written in the words of either driver."""
     backend = make_backend(driver, tmp_path)
     database = Database(f"{backend.url}&application_name=shop&options=-c%20search_path%3Dpg_temp&connect_timeout=9")
     query = text("SELECT current_setting('application_name') || ' ' || current_setting('search_path')")
@@ -124,7 +124,7 @@ def names_of(session: Session) -> list[str]:
 
 
 async def test_a_session_class_keeps_all_it_has(database: Database, backend: Backend) -> None:
-    """Methods, static ones too, properties and overrides work as written; under an AsyncSession as well."""
+    """Methods, static methods, properties and overrides work as written, also under an AsyncSession."""
     own = Database(backend.url, session_options={"class_": Mine})
     with session_scope(own) as session:
         session.add_all([Item(name="a"), Item(name="b")])
@@ -152,7 +152,7 @@ def sqlmodel_database(request: pytest.FixtureRequest, backend: Backend) -> Datab
 
 
 async def test_sqlmodel_sessions_are_sqlmodels(sqlmodel_database: Database, backend: Backend) -> None:
-    """With ``exec()``, of both kinds where the async class is given."""
+    """They have ``exec()``, both kinds if the async class is given."""
     query = sqlmodel_select(Item)
     with session_scope(sqlmodel_database) as session:
         session.add(Item(name="a"))
@@ -167,7 +167,7 @@ async def test_sqlmodel_sessions_are_sqlmodels(sqlmodel_database: Database, back
 
 
 async def test_sqlmodel_sessions_keep_the_promises(sqlmodel_database: Database, backend: Backend) -> None:
-    """A failed COMMIT is no 201, and a 400 keeps nothing."""
+    """A failed COMMIT is never a 201, and a 400 keeps nothing."""
     requests: dict[str, tuple[int, dict[str, Any]]] = {
         "/201": (201, {"name": "a", "owner_id": NO_OWNER}),
         "/400": (400, {"name": "b"}),
@@ -191,7 +191,7 @@ async def test_sqlmodel_sessions_keep_the_promises(sqlmodel_database: Database, 
 
 
 async def test_sqlmodel_sessions_are_guarded(backend: Backend) -> None:
-    """``exec()`` too: no second task while one is in it, and nobody after the end."""
+    """``exec()`` refuses a second task during a call, and every call after the end."""
     database = Database(backend.url, session_options={"class_": SQLModelAsyncSession})
     async with session_scope(database) as session:
         assert isinstance(session, SQLModelAsyncSession)
@@ -208,7 +208,7 @@ async def test_sqlmodel_sessions_are_guarded(backend: Backend) -> None:
 
 
 async def test_a_plain_async_session_class_of_ones_own(sqlite: Backend) -> None:
-    """It may name its sync class itself, as SQLAlchemy has it."""
+    """It may name its sync class itself, as in SQLAlchemy."""
 
     class MyAsyncSession(AsyncSession):
         sync_session_class = Mine
@@ -225,7 +225,7 @@ async def test_a_plain_async_session_class_of_ones_own(sqlite: Backend) -> None:
 
 
 def test_the_global_database_must_be_configured(global_db: Database) -> None:
-    """Its repr says that it is not, and the error what to write."""
+    """Its repr says that it is not configured, and the error says what to write."""
     assert repr(global_db) == "<Database not configured>"
     with pytest.raises(ConfigurationError, match="the global db is not configured; write db"):
         _ = global_db.engine
@@ -234,7 +234,7 @@ def test_the_global_database_must_be_configured(global_db: Database) -> None:
 
 
 def test_a_configuration_that_fails_changes_nothing(global_db: Database) -> None:
-    """It is unconfigured still."""
+    """The database is still not configured."""
     with pytest.raises(ConfigurationError):
         global_db.configure("sqlite://", session_options={"bind": None})
     with pytest.raises(ConfigurationError):
@@ -243,7 +243,7 @@ def test_a_configuration_that_fails_changes_nothing(global_db: Database) -> None
 
 
 async def test_a_scope_without_a_database_is_the_globals(global_db: Database) -> None:
-    """Once it is configured."""
+    """It uses the global database, once that is configured."""
     global_db.configure("sqlite://")
     Base.metadata.create_all(global_db.engine)
     with session_scope() as session:
@@ -255,7 +255,7 @@ async def test_a_scope_without_a_database_is_the_globals(global_db: Database) ->
 
 
 async def test_the_middleware_configures_the_global_database(global_db: Database, sqlite: Backend) -> None:
-    """With ``url=``, and as often as it is instantiated."""
+    """``url=`` does so, and repeating it changes nothing."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         global_db.async_session.add(Item(name="a"))

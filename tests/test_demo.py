@@ -1,4 +1,4 @@
-"""The tour: what it prints, and that it notices a broken promise."""
+"""The tour: what it prints, and that it notices broken promises."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tour(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Return the tour as it went, with every warning an error."""
+    """Return the finished tour, with every warning an error."""
     return subprocess.run(TOUR, env=environment, capture_output=True, text=True, timeout=50)
 
 
 def test_every_promise_is_kept(tour: subprocess.CompletedProcess[str]) -> None:
-    """The tour ends well and says so, without a warning."""
+    """The tour succeeds and says so, without a warning."""
     *_, last = tour.stdout.splitlines()
 
     assert (tour.returncode, tour.stderr) == (0, "")
@@ -94,18 +94,18 @@ def test_every_promise_is_kept(tour: subprocess.CompletedProcess[str]) -> None:
 
 
 def test_it_is_readable_at_a_glance(tour: subprocess.CompletedProcess[str]) -> None:
-    """No line is wider than 88 columns, and what is no terminal gets no colour."""
+    """No line is wider than 88 columns, and output to a file has no colour."""
     assert max(len(line) for line in tour.stdout.splitlines()) <= 88
     assert "\033" not in tour.stdout
 
 
 def test_nothing_is_left_behind(tour: subprocess.CompletedProcess[str], environment: dict[str, str]) -> None:
-    """The database file goes when the tour ends."""
+    """The database file is removed when the tour ends."""
     assert list(Path(environment["TMPDIR"]).iterdir()) == []
 
 
 def test_it_may_be_cut_short(environment: dict[str, str]) -> None:
-    """A reader that leaves, such as ``head``, does not stop the tour, and gets no traceback."""
+    """A reader that stops, such as ``head``, neither stops the tour nor gets a traceback."""
     pipe = subprocess.PIPE
     with subprocess.Popen(TOUR, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
@@ -118,7 +118,7 @@ def test_it_may_be_cut_short(environment: dict[str, str]) -> None:
 
 
 def heed_interrupts() -> None:
-    """Undo what a shell does to its background jobs, of which these tests may run in one."""
+    """Undo what a shell does to its background jobs, as these tests may run in one."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -144,7 +144,7 @@ def other_tour(app: str, environment: dict[str, str]) -> subprocess.CompletedPro
 
 
 def broken(tour: subprocess.CompletedProcess[str]) -> list[str]:
-    """Return the promises that the tour names as broken."""
+    """Return the promises that the tour reports as broken."""
     mark = "   ✗ broken in "
     return [line.removeprefix(mark) for line in tour.stdout.splitlines() if line.startswith(mark)]
 
@@ -159,7 +159,7 @@ def test_it_notices_a_row_that_an_error_left(environment: dict[str, str]) -> Non
 
 
 def test_it_notices_a_commit_after_the_response(environment: dict[str, str]) -> None:
-    """A shop that commits after it has answered fails at every promise that this breaks."""
+    """A shop that commits after its answer breaks every promise that depends on the order."""
     tour = other_tour(COMMITS_LATE, environment)
 
     assert tour.returncode == 1
@@ -183,7 +183,7 @@ def test_a_step_that_fails_is_a_broken_promise(environment: dict[str, str]) -> N
 
 
 def test_missing_extras_are_named() -> None:
-    """Without what it needs, the tour says what to install, in one line."""
+    """The tour says in one line what to install."""
     without = "import runpy, sys; sys.modules.update(fastapi=None, uvicorn=None); sys.argv = ['tour']; "
     run = "runpy.run_module('asgi_sqla.demo', run_name='__main__')"
     tour = subprocess.run([sys.executable, "-c", without + run], capture_output=True, text=True, timeout=50)
@@ -196,7 +196,7 @@ def test_missing_extras_are_named() -> None:
 
 
 def test_a_taken_port_is_named() -> None:
-    """A port that cannot be had is told in one line."""
+    """A port in use is reported in one line."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         tour = subprocess.run([*TOUR, "--port", str(port)], capture_output=True, text=True, timeout=50)
@@ -207,7 +207,7 @@ def test_a_taken_port_is_named() -> None:
 
 
 def test_what_is_no_port_is_refused() -> None:
-    """A number out of range is an error of usage."""
+    """A number out of range is a usage error."""
     tour = subprocess.run([*TOUR, "--port", "65536"], capture_output=True, text=True, timeout=50)
 
     assert tour.returncode == 2
@@ -216,7 +216,7 @@ def test_what_is_no_port_is_refused() -> None:
 
 @pytest.fixture
 def served(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """Return the tour with ``--serve``, its output still to be read."""
+    """Return the tour with ``--serve``, its output still unread."""
     command = [*TOUR, "--serve"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
@@ -225,7 +225,7 @@ def served(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_the_server_stays_until_interrupted(served: subprocess.Popen[str], environment: dict[str, str]) -> None:
-    """``--serve`` prints where the shop is; Ctrl-C ends it cleanly, whoever is still reading."""
+    """``--serve`` prints the address of the shop, and Ctrl-C ends it cleanly, even with clients."""
     assert served.stdout is not None
     url = next(line.split("=")[1].strip() for line in served.stdout if line.startswith("  shop=http"))
     with httpx.Client(base_url=url, trust_env=False) as client:

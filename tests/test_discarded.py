@@ -1,4 +1,4 @@
-"""Sessions that the application closes, empties or leaves itself: work that is lost so is never told as done."""
+"""Sessions that the application closes, empties or leaves itself: work lost so is never reported as done."""
 
 # The block that raises is the scope under test, so it holds more than one statement.
 # ruff: noqa: PT012
@@ -84,8 +84,8 @@ def old(backend: Backend) -> Backend:
     return backend
 
 
-async def throw_away(database: Database, kind: str, call: str) -> None:
-    """Call a method of the session of ``kind``, as the application would."""
+async def discard(database: Database, kind: str, call: str) -> None:
+    """Call a method of the session of ``kind``, as an application would."""
     if kind == "sync":
         await to_thread.run_sync(getattr(database.session, call))
     else:
@@ -101,16 +101,16 @@ async def ask(app: Any, database: Database) -> Call:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("work", "call"), EVERY_WAY)
-async def test_work_that_a_handler_throws_away_is_no_success(
+async def test_work_that_a_handler_discards_is_an_error(
     database: Database, old: Backend, kind: str, work: Work, call: str
 ) -> None:
-    """The answer is 500, and the error says which call lost what, and what to write; what only read is a 201."""
+    """The answer is 500, and the error names the call, the loss and what to write. After reads only, it is a 201."""
     called: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await perform(database, kind, work)
         on_commit(called.append, "committed")
-        await throw_away(database, kind, call)
+        await discard(database, kind, call)
         await respond(send, 201)
 
     answer = await ask(app, database)
@@ -131,8 +131,8 @@ async def test_work_that_a_handler_throws_away_is_no_success(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", CLOSING)
-async def test_a_scope_whose_work_is_thrown_away_raises(database: Database, old: Backend, kind: str, call: str) -> None:
-    """Nobody goes on as if the scope had committed."""
+async def test_a_scope_whose_work_is_discarded_raises(database: Database, old: Backend, kind: str, call: str) -> None:
+    """The caller never continues as if the scope had committed."""
     with pytest.raises(DiscardedWorkError, match=rf"session\.{call}\(\) discarded"):
         if kind == "sync":
             with session_scope(database) as session:
@@ -148,12 +148,14 @@ async def test_a_scope_whose_work_is_thrown_away_raises(database: Database, old:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", CLOSING)
-async def test_what_came_after_does_not_make_up_for_it(database: Database, old: Backend, kind: str, call: str) -> None:
-    """A session that was closed may be used on, but the first half is lost, so the second is not committed either."""
+async def test_later_work_does_not_replace_discarded_work(
+    database: Database, old: Backend, kind: str, call: str
+) -> None:
+    """A closed session can be used again, but its first half is lost, so the second is not committed either."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await perform(database, kind, flush)
-        await throw_away(database, kind, call)
+        await discard(database, kind, call)
         await perform(database, kind, lambda session: session.execute(insert(Item).values(name="after")))
         await respond(send, 201)
 
@@ -165,10 +167,10 @@ async def test_what_came_after_does_not_make_up_for_it(database: Database, old: 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("call", [*CLOSING, "expunge_all"])
 @pytest.mark.parametrize("end", ["rollback", "commit"])
-async def test_an_end_of_the_applications_own_comes_before(
+async def test_closing_after_an_own_commit_or_rollback_is_no_error(
     database: Database, old: Backend, kind: str, call: str, end: str
 ) -> None:
-    """What was rolled back was meant to be, what was committed is kept, and closing the session after is no error."""
+    """After its own commit or rollback the application may close the session without an error."""
 
     def work(session: Session) -> None:
         flush(session)
@@ -176,7 +178,7 @@ async def test_an_end_of_the_applications_own_comes_before(
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await perform(database, kind, work)
-        await throw_away(database, kind, call)
+        await discard(database, kind, call)
         await respond(send, 201)
 
     answer = await ask(app, database)
@@ -190,11 +192,11 @@ async def test_an_end_of_the_applications_own_comes_before(
 async def test_an_error_is_answered_as_the_application_answers_it(
     database: Database, old: Backend, kind: str, call: str
 ) -> None:
-    """With a verdict to roll back nothing is lost by it."""
+    """With a verdict to roll back nothing is lost."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await perform(database, kind, flush)
-        await throw_away(database, kind, call)
+        await discard(database, kind, call)
         await respond(send, 422)
 
     answer = await ask(app, database)
@@ -228,7 +230,7 @@ async def leave(database: Database, kind: str, work: Work, raises: bool) -> None
 async def test_leaving_a_with_block_leaves_the_session_to_its_unit(
     database: Database, old: Backend, kind: str, work: Work
 ) -> None:
-    """What was written inside is committed with the request, and the session goes on."""
+    """The work inside is committed with the request, and the session stays usable."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await leave(database, kind, work, raises=False)
@@ -245,7 +247,7 @@ async def test_leaving_a_with_block_leaves_the_session_to_its_unit(
 async def test_leaving_a_with_block_by_an_exception_rolls_back(
     database: Database, old: Backend, kind: str, work: Work
 ) -> None:
-    """It is a rollback that the application has asked for, so what it writes after that is committed."""
+    """The application has asked for this rollback, so its later work is committed."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         with suppress(BrokenError):
@@ -260,7 +262,7 @@ async def test_leaving_a_with_block_by_an_exception_rolls_back(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_with_block_that_is_left_after_the_units_end_does_nothing(database: Database, kind: str) -> None:
-    """Neither normally nor by the exception that is on its way."""
+    """It does nothing both normally and with an exception."""
     for raises in (False, True):
         with suppress(BrokenError):
             if kind == "sync":
@@ -323,7 +325,7 @@ def api_of(database: Database, kind: str, scope: Literal["function", "request"],
 async def test_a_dependency_that_closes_its_session(
     database: Database, old: Backend, kind: str, scope: Literal["function", "request"], rolls_back: bool
 ) -> None:
-    """Closed before the response it is an error, unless it rolled back; closed after it, everything is committed."""
+    """Closing before the response is an error, unless it rolled back; closing after it keeps everything committed."""
     app = SQLAlchemyMiddleware(api_of(database, kind, scope, rolls_back=rolls_back), database)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
 
@@ -372,7 +374,7 @@ OWN = {"expunge_all"}
 
 
 def test_every_method_of_a_session_is_guarded_or_free() -> None:
-    """A method that a later SQLAlchemy adds fails this test until somebody has decided what it is."""
+    """A method that a later SQLAlchemy adds fails this test until somebody has classified it."""
     methods = {name for name in dir(Session) if name[0] != "_" and callable(getattr(Session, name))}
 
     assert methods - {*CALLS, *LOCAL} == FREE | OWN
@@ -401,7 +403,7 @@ async def test_after_its_end_a_session_refuses_every_call(database: Database, ba
 
 
 async def called(method: Callable[..., Any], *args: Any) -> None:
-    """Call a method of an ``AsyncSession``, and await what it returns, if that is to be awaited."""
+    """Call a method of an ``AsyncSession``, and await what it returns if that is awaitable."""
     result = method(*args)
     if hasattr(result, "__await__"):
         await result
@@ -410,7 +412,7 @@ async def called(method: Callable[..., Any], *args: Any) -> None:
 @on_one
 @pytest.mark.parametrize("where", ["here", "a thread", "another loop"])
 async def test_after_its_end_a_session_may_be_closed_from_anywhere(database: Database, where: str) -> None:
-    """Closing what is closed does nothing, nor does SQLAlchemy's close_all_sessions()."""
+    """Closing it again does nothing, and neither does SQLAlchemy's close_all_sessions()."""
     async with session_scope(database):
         session, async_session = database.session, database.async_session
         session.execute(text("SELECT 1"))

@@ -1,4 +1,4 @@
-"""What each driver says of its transaction, and that a connection can be cut under whoever waits for it."""
+"""What each driver says of its transaction, and that a connection can be cut during a call that waits for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WAITING = {
 
 
 async def on_connection(database: Database, kind: str, work: Callable[[Connection], object]) -> None:
-    """Do ``work`` on a connection of its own, in a worker thread or under an ``AsyncConnection``."""
+    """Do ``work`` on a new connection, in a worker thread or under an ``AsyncConnection``."""
     if kind == "sync":
 
         def in_thread() -> None:
@@ -48,7 +48,7 @@ def say(connection: Connection) -> Word:
 
 @on_drivers(*TELLING)
 async def test_a_driver_knows_its_transaction(database: Database, backend: Backend, kind: str) -> None:
-    """It says idle before a statement, open after a write, failed where it can tell, and idle after each end."""
+    """It says idle before a statement, open after a write, failed if it can tell, and idle after each end."""
     words: list[Word] = []
 
     def work(connection: Connection) -> None:
@@ -72,7 +72,7 @@ async def test_a_driver_knows_its_transaction(database: Database, backend: Backe
 
 @on_drivers(*SQLITE, *POSTGRESQL)
 async def test_a_closed_connection_is_not_said_to_be_idle(database: Database, backend: Backend, kind: str) -> None:
-    """A driver that knows nothing any more says so, or fails; it never says that nothing is open."""
+    """A driver of a closed connection says nothing, or fails, but never says idle."""
     words: list[Word] = []
 
     def work(connection: Connection) -> None:
@@ -88,8 +88,8 @@ async def test_a_closed_connection_is_not_said_to_be_idle(database: Database, ba
 
 
 @on_drivers(*TELLING)
-async def test_a_cut_wakes_whoever_waits(database: Database, backend: Backend, kind: str) -> None:
-    """A statement under way on the connection ends with an error, from another thread or task, well before its time."""
+async def test_a_cut_wakes_a_waiting_call(database: Database, backend: Backend, kind: str) -> None:
+    """A running statement ends with an error, from another thread or task, well before its time."""
     taken: list[tuple[Any, Any]] = []
     raised: list[BaseException] = []
 
@@ -118,7 +118,7 @@ async def test_a_cut_wakes_whoever_waits(database: Database, backend: Backend, k
 
 @on_drivers(*TELLING)
 async def test_a_second_cut_does_nothing(database: Database, backend: Backend, kind: str) -> None:
-    """What is cut or closed already raises no error."""
+    """Cutting a cut or closed connection raises nothing."""
 
     def work(connection: Connection) -> None:
         connection.execute(text("SELECT 1"))
@@ -133,7 +133,7 @@ async def test_a_second_cut_does_nothing(database: Database, backend: Backend, k
 
 @on_drivers("mysqlclient")
 async def test_an_unknown_driver_says_nothing(database: Database, backend: Backend, kind: str) -> None:
-    """Nothing is guessed of a driver outside the table, and cutting it leaves it as it is."""
+    """Nothing is guessed of a driver outside the table, and cutting its connection changes nothing."""
     words: list[Word] = []
 
     def work(connection: Connection) -> None:
@@ -161,7 +161,7 @@ async def test_every_known_driver_is_tested() -> None:
 async def test_a_case_uses_the_driver_that_it_is_named_after(
     database: Database, backend: Backend, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """Otherwise a driver would seem to be tested, and not be."""
+    """Otherwise a driver would seem to be tested."""
     named = {"sqlite3": "pysqlite", "mysqlclient": "mysqldb"}
 
     driver = request.node.callspec.id.removesuffix("_async")

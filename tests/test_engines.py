@@ -1,4 +1,4 @@
-"""Engines: one per event loop and process, each disposed by whom it belongs to."""
+"""Engines: one per event loop and process, each disposed by its owner."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def connections(backend: Backend) -> int:
 
 
 def left(backend: Backend, expected: int = 0) -> int:
-    """Return how many connections stay; a server may take a moment to see that one has gone.
+    """Return how many connections stay; a server may take a moment to notice that one has closed.
 
-    The witness's own last connection too: asked again and again at once, it would see just that.
+    The witness's own last connection counts too, if it is asked again and again at once.
     """
     for attempt in range(8):
         if connections(backend) == expected:
@@ -89,7 +89,7 @@ def run_by_hand(job: Any) -> None:
 
 @pytest.mark.parametrize("run", [asyncio.run, run_by_hand, run_uvloop], ids=["asyncio.run", "by hand", "uvloop"])
 def test_every_loop_leaves_nothing_behind(backend: Backend, run: Callable[[Any], object]) -> None:
-    """Five jobs, each on a loop of its own, on one ``Database``: no error, no warning, no connection left."""
+    """Five jobs on five loops and one ``Database`` leave no error, no warning and no connection."""
     if run is run_uvloop and find_spec("uvloop") is None:
         missing("uvloop is not installed")
     database = Database(backend.url)
@@ -103,7 +103,7 @@ def test_every_loop_leaves_nothing_behind(backend: Backend, run: Callable[[Any],
 
 
 def test_loops_in_several_threads_at_once(backend: Backend) -> None:
-    """Each thread runs its jobs on loops of its own, all on one ``Database``."""
+    """Each thread runs its jobs on its own loops, all on one ``Database``."""
     database = Database(backend.url)
     together = threading.Barrier(6)
 
@@ -119,7 +119,7 @@ def test_loops_in_several_threads_at_once(backend: Backend) -> None:
 
 
 def test_a_loop_closed_carelessly_harms_no_other(backend: Backend) -> None:
-    """Without ``shutdown_asyncgens()`` nobody can close its connections, but they do not pile up."""
+    """Without ``shutdown_asyncgens()`` its connections cannot be closed, but they do not accumulate."""
     database = Database(backend.url)
 
     def run_carelessly(number: int) -> None:
@@ -142,7 +142,7 @@ def test_a_loop_closed_carelessly_harms_no_other(backend: Backend) -> None:
 
 
 async def test_disposed_engines_may_be_used_again(backend: Backend) -> None:
-    """Both kinds get new ones."""
+    """Both kinds of engine are made again."""
     database = Database(backend.url)
     for name in ("a", "b"):
         insert(database, f"{name} sync")
@@ -154,7 +154,7 @@ async def test_disposed_engines_may_be_used_again(backend: Backend) -> None:
 
 
 async def test_a_loop_has_one_engine(backend: Backend) -> None:
-    """And asking for it opens nothing."""
+    """Asking for the engine opens no connection."""
     database = Database(backend.url)
     assert database.async_engine is database.async_engine
     assert database.engine is database.engine
@@ -170,7 +170,7 @@ async def engine_of(database: Database) -> object:
 
 
 def test_without_a_loop_there_is_no_async_engine(sqlite: Backend) -> None:
-    """The error says what to use there."""
+    """The error says what to use instead."""
     with pytest.raises(WrongEventLoopError, match="no asyncio event loop is running; use the sync session and"):
         _ = Database(sqlite.url).async_engine
 
@@ -178,8 +178,8 @@ def test_without_a_loop_there_is_no_async_engine(sqlite: Backend) -> None:
 # Engines handed in
 
 
-async def test_an_engine_handed_in_is_its_owners(backend: Backend) -> None:
-    """Nobody but the owner disposes it: neither ``dispose()``, nor a shutdown, nor the end of the loop."""
+async def test_an_engine_that_was_passed_in_is_its_owners(backend: Backend) -> None:
+    """``dispose()``, a shutdown and the end of the loop leave it alone."""
     engine = create_engine(backend.witness.url)
     async_engine = create_async_engine(async_url(backend))
     database = Database(engine=engine, async_engine=async_engine)
@@ -212,8 +212,8 @@ async def test_an_engine_handed_in_is_its_owners(backend: Backend) -> None:
     assert left(backend) == 0
 
 
-async def test_one_engine_handed_in_and_one_of_ours(backend: Backend) -> None:
-    """Beside an engine a URL gives the other kind."""
+async def test_one_engine_that_was_passed_in_and_one_of_ours(backend: Backend) -> None:
+    """Beside the engine that was passed in, a URL gives the other kind."""
     engine = create_engine(backend.witness.url)
     database = Database(backend.url, engine=engine)
     insert(database, "a")
@@ -225,7 +225,7 @@ async def test_one_engine_handed_in_and_one_of_ours(backend: Backend) -> None:
 
 
 def test_configuring_again_needs_a_disposed_database(sqlite: Backend) -> None:
-    """The same arguments change nothing, others are refused while engines are in use."""
+    """The same arguments change nothing, and others are refused while engines are in use."""
     database = Database(sqlite.url)
     insert(database, "a")
     database.configure(sqlite.url)
@@ -315,7 +315,7 @@ print(json.dumps(results))
 
 @pytest.mark.parametrize(("handed_in", "filters"), [("by url", "error"), ("by url", "default"), ("handed in", "error")])
 def test_a_forked_child_starts_afresh(backend: Backend, handed_in: str, filters: str) -> None:
-    """It has no unit, uses no connection of its parent, leaves none; and the parent's go on, inside a loop too."""
+    """It has no unit and no connection of its parent, and the parent's go on, also inside a loop."""
     if backend.name == "sqlite":
         number = "41"
     elif backend.is_postgresql:
@@ -343,7 +343,7 @@ def test_a_forked_child_starts_afresh(backend: Backend, handed_in: str, filters:
 
 
 async def test_a_check_leaves_its_connection_in_the_pool(backend: Backend) -> None:
-    """It was made by the async engine, and serves the first request."""
+    """The async engine made it, and the first request uses it."""
     database = Database(backend.url)
     await database.check()
     async with session_scope(database) as session:
@@ -352,8 +352,8 @@ async def test_a_check_leaves_its_connection_in_the_pool(backend: Backend) -> No
     await database.async_dispose()
 
 
-async def test_an_event_loop_that_ends_takes_its_connections_along(backend: Backend) -> None:
-    """Work that a handler left on a loop of its own is lost, aloud, and no connection stays in its transaction."""
+async def test_the_end_of_an_event_loop_closes_its_connections(backend: Backend) -> None:
+    """Work that a handler left on its own loop is lost with an error, and no connection stays in a transaction."""
     database = Database(backend.url)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

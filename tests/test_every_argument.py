@@ -1,4 +1,4 @@
-"""Every keyword of every public callable: a wrong value is refused at once, by name, and told what to write."""
+"""Every keyword of every public callable: a wrong value raises at once; the error names it and says what to write."""
 
 from __future__ import annotations
 
@@ -55,24 +55,24 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def later(*_arguments: object) -> bool:
-    """Answer when it is awaited, which nobody does."""
+    """Answer after an await that never happens."""
     return True
 
 
 CLOSED = later()
-"""What calling an async function gives, where the function itself belongs."""
+"""What calling an async function returns; the function itself belongs in its place."""
 CLOSED.close()
 
 
 class Later:
-    """An object that nothing tells of being async but its call."""
+    """An object that is async only when it is called."""
 
     async def __call__(self, *_arguments: object) -> bool:
         return True
 
 
 class Returning:
-    """An object of the right shape, that returns what is to be awaited."""
+    """An object of the right shape that returns an awaitable."""
 
     def __call__(self, *_arguments: object) -> Awaitable[bool]:
         return later()
@@ -96,12 +96,12 @@ def four(_one: object, _two: object, _three: object, _four: object) -> bool:
 
 
 def by_name(*, scope: object, message: object) -> bool:
-    """Take what nobody gives."""
+    """Require an argument that is never passed."""
     return True
 
 
 class Callee(NamedTuple):
-    """A public callable: how it is called with one argument that is wrong, and all of its keywords."""
+    """A public callable, how it is called with one wrong argument, and all its keywords."""
 
     call: Callable[..., object]
     keywords: tuple[str, ...]
@@ -148,7 +148,7 @@ def of_unit(name: str) -> Callable[..., object]:
 
 
 def entered(manager: Callable[..., AbstractContextManager[Any]], **needed: Any) -> Callable[..., object]:
-    """Return what enters a context manager, which a generator makes, and which looks at nothing before."""
+    """Return what enters a context manager made by a generator, which checks nothing before."""
 
     def call(**given: Any) -> object:
         with manager(**{**needed, **given}) as value:
@@ -310,7 +310,7 @@ HINT = re.compile(
 
 
 def told(value: Any, message: str) -> bool:
-    """Whether the message shows the value, or that part of it that is wrong, or says what it does not show."""
+    """Return whether the message shows the value, or its wrong part, or says what it does not show."""
     if isinstance(value, Mapping):
         return not value or any(str(part) in message or told(part, message) for pair in value.items() for part in pair)
     if isinstance(value, list | tuple | set) and any(told(part, message) for part in value):
@@ -322,7 +322,7 @@ def told(value: Any, message: str) -> bool:
 
 
 def fault(call: Callable[..., object], keyword: str, value: Any) -> str | None:
-    """Return what is wrong with the refusal of a value, or that it was not refused."""
+    """Return what is wrong with the refusal of a value, or that the value was accepted."""
     try:
         call(**{keyword: value})
     except ConfigurationError as exc:
@@ -342,7 +342,7 @@ def fault(call: Callable[..., object], keyword: str, value: Any) -> str | None:
 
 @pytest.mark.parametrize(("name", "keyword"), [(name, keyword) for name, table in WRONG.items() for keyword in table])
 def test_a_wrong_value_is_refused_when_it_is_given(name: str, keyword: str, global_db: Database) -> None:
-    """The error names the argument and shows the value, unless a password may be in it, and says what to write."""
+    """The error names the argument, shows the value unless it may contain a password, and says what to write."""
     values = WRONG[name][keyword]
     assert values
     assert [found for value in values if (found := fault(CALLEES[name].call, keyword, value))] == []
@@ -350,12 +350,12 @@ def test_a_wrong_value_is_refused_when_it_is_given(name: str, keyword: str, glob
 
 @pytest.mark.parametrize("name", CALLEES)
 def test_every_keyword_has_wrong_values(name: str) -> None:
-    """A keyword that is added, or renamed, comes with a row in the table."""
+    """A new or renamed keyword needs a row in the table."""
     assert sorted(WRONG[name]) == sorted(CALLEES[name].keywords)
 
 
 def test_every_public_callable_is_in_the_table() -> None:
-    """Of the package and of ``asgi_sqla.testing``: all but the errors, and what takes no argument."""
+    """The package and ``asgi_sqla.testing`` are covered, except errors and callables without arguments."""
     public = {**vars(asgi_sqla), **vars(testing)}
     names = {name for name in (*asgi_sqla.__all__, *testing.__all__) if callable(public[name])}
     errors = {name for name in names if isinstance(public[name], type) and issubclass(public[name], Exception)}
@@ -409,7 +409,7 @@ UNKNOWN = [
 
 @pytest.mark.parametrize(("name", "keyword", "write"), UNKNOWN)
 def test_an_unknown_keyword_is_refused_with_the_one_to_write(name: str, keyword: str, write: str) -> None:
-    """Those that other libraries take are known by name; for a misspelt one the arguments are listed."""
+    """Keywords of other libraries are known by name, and for a misspelt one the arguments are listed."""
     with pytest.raises(ConfigurationError, match=f"^{keyword}= is not an argument of") as caught:
         CALLEES[name].call(**{keyword: URL})
     assert write in str(caught.value)
@@ -422,7 +422,7 @@ TWO_WORDS = ["REPEATABLE READ", "repeatable read", "repeatable_read", "REPEATABL
 
 @pytest.mark.parametrize("level", SPELLINGS)
 def test_an_isolation_level_may_be_written_in_any_case(backend: Backend, level: str) -> None:
-    """In a scope, in the options of an engine, and in its execution options."""
+    """This holds in a scope, in the options of an engine, and in its execution options."""
     ways: list[dict[str, Any]] = [{"isolation_level": level}, {"execution_options": {"isolation_level": level}}]
     for options in ways:
         database = Database(backend.url, engine_options=options)
@@ -435,7 +435,7 @@ def test_an_isolation_level_may_be_written_in_any_case(backend: Backend, level: 
 @pytest.mark.parametrize("level", TWO_WORDS)
 @on_postgresql
 def test_the_level_of_an_engine_comes_back_after_a_scope_with_another(backend: Backend, level: str) -> None:
-    """However it is spelled: the connection goes back to its pool as it was."""
+    """The connection returns to its pool with its own level, however that is spelled."""
     database = Database(backend.url, engine_options={"isolation_level": level, "pool_size": 1, "max_overflow": 0})
     seen = []
     for other in ("serializable", None, "READ_COMMITTED", None):
@@ -445,8 +445,8 @@ def test_the_level_of_an_engine_comes_back_after_a_scope_with_another(backend: B
     assert seen == ["serializable", "repeatable read", "read committed", "repeatable read"]
 
 
-def test_what_a_scope_knows_only_once_the_global_db_is_configured_is_refused_then(global_db: Database) -> None:
-    """A decorator at import has nothing to compare a level with; the first call has."""
+def test_a_scope_of_the_global_db_checks_its_level_at_the_first_call(global_db: Database) -> None:
+    """At import a decorator cannot check a level, but the first call can."""
     scope = session_scope(isolation_level="READ COMMITTED")
     global_db.configure("sqlite://")
     with pytest.raises(ConfigurationError, match="isolation_level='READ COMMITTED' is not one of 'AUTOCOMMIT'"), scope:
@@ -455,10 +455,10 @@ def test_what_a_scope_knows_only_once_the_global_db_is_configured_is_refused_the
 
 @pytest.mark.parametrize("argument", ["commit_on", "read_only"])
 @pytest.mark.parametrize("returning", [lambda *_: later(), Returning()], ids=["function", "object"])
-async def test_an_answer_that_is_to_be_awaited_fails_the_request(
+async def test_a_rule_that_returns_an_awaitable_fails_the_request(
     sqlite: Backend, argument: str, returning: Any
 ) -> None:
-    """That a plain function returns one shows when it is called: nothing is committed, and the error says so."""
+    """Only the call of a plain function shows the awaitable: nothing is committed, and the error says so."""
     database = Database(sqlite.url)
 
     async def insert(scope: Any, receive: Any, send: Any) -> None:
@@ -476,7 +476,7 @@ async def test_an_answer_that_is_to_be_awaited_fails_the_request(
 
 
 async def test_an_awaitable_of_a_begin_hook_fails_the_statement(sqlite: Backend) -> None:
-    """A plain function that returns one has set nothing, so the transaction must not go on."""
+    """A hook that returns an awaitable has set nothing, so the transaction must not continue."""
     database = Database(sqlite.url)
     async with session_scope(database) as session:
         current_unit().on_begin(Returning())
@@ -494,7 +494,7 @@ def test_the_database_is_not_called() -> None:
 
 
 async def test_a_session_is_not_called() -> None:
-    """``db.session`` and ``db.async_session`` are the sessions, where elsewhere they are factories or registries."""
+    """``db.session`` is a session, where other libraries have a factory or a registry."""
     with session_scope(DATABASE):
         session: Any = DATABASE.session
         with pytest.raises(ConfigurationError, match=r"^a session is not callable: db\.session and"):
@@ -507,7 +507,7 @@ async def test_a_session_is_not_called() -> None:
 
 
 def test_a_session_class_of_ones_own_may_take_options_in_a_scope() -> None:
-    """What the class takes is known from the class, not from a list of ours."""
+    """The class says which options it accepts."""
 
     class Tenant(Session):
         def __init__(self, *, tenant: str = "none", **options: Any) -> None:

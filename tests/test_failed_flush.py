@@ -1,4 +1,4 @@
-"""A flush that fails has rolled everything back by itself: no error tells of a commit, and a retry may follow."""
+"""A failed flush has rolled everything back by itself: no error reports a commit, and a retry is allowed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from asgi_sqla import Database, SQLAlchemyMiddleware, current_unit, session_scop
 
 
 def twice(session: Session) -> None:
-    """Flush a row, and then its like, which is refused."""
+    """Flush a row, and then a duplicate, which is refused."""
     session.add(Item(name="a"))
     session.flush()
     session.add(Item(name="a"))
@@ -29,7 +29,7 @@ def twice(session: Session) -> None:
 async def test_what_a_failed_flush_rolled_back_was_not_committed(
     database: Database, backend: Backend, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log has nothing to say of an ordinary error: no row is in the database, and nobody was told so."""
+    """The log reports nothing for an ordinary error, because no row is in the database."""
     caplog.set_level(logging.INFO, "asgi_sqla")
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -42,7 +42,7 @@ async def test_what_a_failed_flush_rolled_back_was_not_committed(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_failed_flush_that_was_caught_is_no_success(database: Database, backend: Backend, kind: str) -> None:
-    """Without ``rollback()`` nothing can be committed; the client learns so, and callbacks of a rollback are called."""
+    """Without ``rollback()`` nothing can be committed: the client gets an error, and on_rollback callbacks run."""
     called: list[str] = []
 
     def work(session: Session) -> None:
@@ -62,7 +62,7 @@ async def test_a_failed_flush_that_was_caught_is_no_success(database: Database, 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_failed_flush_that_was_rolled_back_is_over(database: Database, backend: Backend, kind: str) -> None:
-    """What is done after ``rollback()`` is kept."""
+    """The work after ``rollback()`` is kept."""
 
     def work(session: Session) -> None:
         with pytest.raises(IntegrityError):
@@ -81,7 +81,7 @@ async def test_a_failed_flush_that_was_rolled_back_is_over(database: Database, b
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_failed_flush_in_a_savepoint_leaves_the_rest(database: Database, backend: Backend, kind: str) -> None:
-    """Only what the savepoint held is gone."""
+    """Only the work of the savepoint is lost."""
 
     def work(session: Session) -> None:
         session.add(Item(name="b"))
@@ -99,7 +99,7 @@ async def test_a_failed_flush_in_a_savepoint_leaves_the_rest(database: Database,
 
 
 def test_a_transient_failure_of_a_flush_is_retried(sqlite: Backend) -> None:
-    """A flush that came before it has committed nothing, so nothing is done twice."""
+    """An earlier flush has committed nothing, so nothing is done twice."""
     database = Database(sqlite.url, engine_options={"connect_args": {"timeout": 0}})
     attempts = []
 

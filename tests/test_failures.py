@@ -1,4 +1,4 @@
-"""What the client is told, what is kept and what is given back, wherever and however a request fails."""
+"""What the client sees, what is kept and what is returned to the pools, wherever and however a request fails."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ WHERES = ["handler", "flush", "commit", "rollback", "close", "stream", "backgrou
 
 
 class Outcome(NamedTuple):
-    """What must come of a failure: all ASGI messages, all rows, and what the server sees raised."""
+    """What must follow from a failure: all ASGI messages, all rows, and what is raised to the server."""
 
     messages: Messages
     rows: list[str]
@@ -113,7 +113,7 @@ NO_TERMINATION = "SQLite has no server, and so no backend to terminate"
 
 
 def cases() -> list[Any]:
-    """Every cell of the matrix that applies, for every backend."""
+    """Return every cell of the matrix that applies, for every backend."""
     return [
         pytest.param(backend, where, how, id=f"{backend}-{where}-{how}")
         for backend in backend_names()
@@ -124,7 +124,7 @@ def cases() -> list[Any]:
 
 
 def test_the_matrix_is_complete() -> None:
-    """Each place x each way is in the matrix, or says why it does not apply."""
+    """Each place and each way is in the matrix, or the matrix says why it does not apply."""
     cells = {(where, how) for where, outcomes in MATRIX.items() for how in outcomes}
 
     assert cells | NOT_APPLICABLE.keys() == {(where, how) for where in WHERES for how in HOWS}
@@ -132,7 +132,7 @@ def test_the_matrix_is_complete() -> None:
 
 
 def seen(call: Call) -> Messages:
-    """Return what of each message the matrix speaks of."""
+    """Return the parts of each message that the matrix mentions."""
     return [
         ("start", message["status"])
         if message["type"] == "http.response.start"
@@ -143,7 +143,7 @@ def seen(call: Call) -> Messages:
 
 @pytest.fixture(scope="module", autouse=True)
 def young_garbage() -> Iterator[None]:
-    """Keep what imports made out of the collection after each test, which takes 50 ms otherwise."""
+    """Keep the objects of imports out of the collection after each test, which takes 50 ms otherwise."""
     gc.collect()
     gc.freeze()
     yield
@@ -151,7 +151,7 @@ def young_garbage() -> Iterator[None]:
 
 
 class BreaksOnClose(Session):
-    """A session of the user's own whose close() fails, having closed."""
+    """A user's session whose close() fails after closing."""
 
     breaks = False
 
@@ -187,7 +187,7 @@ def application(database: Database, kind: str, status: int, trouble: Trouble) ->
 async def test_a_failure(
     database: Database, backend: Backend, where: str, how: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client, the table and the pools are left as the matrix says, and the next request is served."""
+    """The client, the table and the pools are as the matrix says, and the next request is served."""
     database.configure(backend.url, session_options={"class_": BreaksOnClose})
     monkeypatch.setattr(BreaksOnClose, "breaks", where == "close")
     trouble = Trouble(backend, where, how)
@@ -215,12 +215,12 @@ def out(database: Database) -> int:
 
 
 def idle_in_transaction(backend: Backend) -> int:
-    """Return how many backends the server says are idle in transaction; SQLite has none."""
+    """Return how many backends the server reports as idle in transaction; SQLite has none."""
     return 0 if backend.name == "sqlite" else backend.backends("idle in transaction%")
 
 
 async def next_requests(database: Database, kind: str, count: int) -> list[int]:
-    """Return the statuses of ``count`` requests, one after the other, that write."""
+    """Return the statuses of ``count`` writing requests, one after the other."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await insert(database, "sync" if kind == "sync" else "async", name=scope["path"])
@@ -233,7 +233,7 @@ async def next_requests(database: Database, kind: str, count: int) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_a_verdict_that_raises(database: Database, backend: Backend, kind: str) -> None:
-    """Its exception is a failure as any other before the start: rolled back, answered, raised."""
+    """Its exception is handled like any failure before the start: rolled back, answered, raised."""
     failure = BrokenError()
 
     def verdict(scope: Any, message: Any) -> bool:
@@ -251,10 +251,10 @@ async def test_a_verdict_that_raises(database: Database, backend: Backend, kind:
 
 @pytest.mark.parametrize("mapped", [True, False])
 @pytest.mark.parametrize("kind", ["sync", "async"])
-async def test_a_failing_commit_is_told_once(
+async def test_a_failing_commit_is_reported_once(
     database: Database, backend: Backend, kind: str, mapped: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Mapped it is logged with its traceback, not raised; unmapped it is raised, and left to the server to log."""
+    """A mapped one is logged with its traceback and not raised; an unmapped one is raised, and the server logs it."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await insert(database, kind, name="a", owner_id=NO_OWNER)
@@ -331,7 +331,7 @@ SWALLOWED = [
 async def test_an_aborted_transaction_is_never_a_success(
     database: Database, backend: Backend, swallow: Any, kind: str
 ) -> None:
-    """A handler that swallows a failed statement, and with it the transaction, is not answered 201."""
+    """A handler that suppresses a failed statement, and with it the transaction, is not answered 201."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await insert(database, kind, name="a")
@@ -350,7 +350,7 @@ async def test_an_aborted_transaction_is_never_a_success(
 async def test_a_rollback_that_fails_hides_nothing(
     database: Database, backend: Backend, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The handler's exception leaves as it came, every session is ended, and the failed ROLLBACK is logged."""
+    """The handler's exception is raised unchanged, every session is ended, and the failed ROLLBACK is logged."""
     failure = ValueError("no")
     trouble = Trouble(backend, "rollback", "exception")
 
@@ -377,7 +377,7 @@ async def test_a_close_that_fails_hides_nothing(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The handler's exception leaves as it came, every session is ended, and the failures are logged."""
+    """The handler's exception is raised unchanged, every session is ended, and the failures are logged."""
     failure = ValueError("no")
     database.configure(backend.url, session_options={"class_": BreaksOnClose})
     monkeypatch.setattr(BreaksOnClose, "breaks", True)
@@ -423,10 +423,10 @@ async def test_the_second_commit_of_two_fails(
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize("fault", ["flush", "undone"])
-async def test_what_the_second_knows_before_its_commit_stops_the_first(
+async def test_an_error_known_before_the_second_commit_stops_the_first(
     database: Database, backend: Backend, tmp_path: Path, kind: str, fault: str
 ) -> None:
-    """A flush that fails, or a transaction that is not there any more, is found before the first COMMIT is sent."""
+    """A failing flush, or a lost transaction, is found before the first COMMIT is sent."""
     second = Database(f"sqlite:///{tmp_path / 'second.db'}")
     witness = create_engine(f"sqlite:///{tmp_path / 'second.db'}", poolclass=NullPool)
     Base.metadata.create_all(witness)
@@ -460,7 +460,7 @@ async def test_what_the_second_knows_before_its_commit_stops_the_first(
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_an_application_that_returns_without_a_response(database: Database, backend: Backend, kind: str) -> None:
-    """Frameworks do so after they cancelled a handler: nothing is committed."""
+    """Frameworks do so after they cancelled a handler, and nothing is committed."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         async def handler() -> None:
@@ -516,7 +516,7 @@ SLOW_ROWS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHER
 async def test_a_sibling_that_is_still_busy(
     database: Database, backend: Backend, temperature: Any, busy: Any, end: str, turns: int
 ) -> None:
-    """A task that still uses the session at the end, whatever it is at, poisons nothing, and no 201 is a lie."""
+    """A task that still uses the session at the end breaks no connection, and every 201 is true."""
     tasks = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -546,7 +546,7 @@ async def test_a_sibling_that_is_still_busy(
 
 
 async def all_returned(database: Database) -> None:
-    """Wait until whoever was left behind has given its connection back."""
+    """Wait until every task that was left behind has returned its connection."""
     async with asyncio.timeout(20):
         while connections_out(database):  # noqa: ASYNC110  # a pool tells nobody
             await asyncio.sleep(0.01)
@@ -554,7 +554,7 @@ async def all_returned(database: Database) -> None:
 
 @pytest.mark.parametrize("temperature", [cold, warm])
 async def test_gather_with_a_failing_sibling(database: Database, backend: Backend, temperature: Any) -> None:
-    """The handler's own error names the task it left behind, and the pool serves all that come after."""
+    """The handler's own error names the task that it left behind, and the pool serves all later requests."""
     failure = ValueError("no")
     slow = "SELECT sleep(0.02)" if backend.is_mariadb else SLOW  # MariaDB ends a recursion after 1000 rows
 
@@ -580,7 +580,7 @@ async def test_gather_with_a_failing_sibling(database: Database, backend: Backen
 async def test_a_sibling_that_executes_when_the_response_starts(
     database: Database, backend: Backend, temperature: Any
 ) -> None:
-    """Nothing is committed under its feet: the client gets a 500, the server the error that names the cause."""
+    """Nothing is committed during its call: the client gets a 500, the server the error that names the cause."""
     tasks = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -601,7 +601,7 @@ async def test_a_sibling_that_executes_when_the_response_starts(
 
 @pytest.mark.parametrize("end", ["raises", "cancelled", "201"])
 async def test_a_thread_that_outlives_its_request(database: Database, backend: Backend, end: str) -> None:
-    """Its transaction is rolled back when its call returns, its next call is an error, and nothing leaks."""
+    """Its transaction is rolled back when its call returns, its next call raises, and nothing leaks."""
     going, go_on, late = threading.Event(), threading.Event(), []
 
     def pause(*_arguments: Any) -> None:
@@ -645,7 +645,7 @@ async def test_a_thread_that_outlives_its_request(database: Database, backend: B
 async def test_requests_cancelled_at_random(
     database: Database, backend: Backend, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whenever the cancellations come, no connection stays out or in transaction, and no pool has to clean up."""
+    """No connection stays checked out or in a transaction, whenever a cancellation comes."""
     caplog.set_level(logging.WARNING, "sqlalchemy.pool")
     chance = random.Random(kind)
     each = ["sync", "async"] if kind == "both" else [kind]

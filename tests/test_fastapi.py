@@ -1,4 +1,4 @@
-"""FastAPI, under a real server: wherever the middleware is put, and whatever else the application is made of."""
+"""FastAPI under a real server, with the middleware in each place and with the parts of real applications."""
 
 import asyncio
 import time
@@ -61,7 +61,7 @@ def writing_api(database: Database) -> FastAPI:
 
 @at_every_position
 def test_every_position_commits_and_rolls_back(database: Database, backend: Backend, position: str) -> None:
-    """Both kinds of endpoint, a returned 422 and a raised HTTPException, as framework middleware and around it all."""
+    """Both kinds of endpoint, a returned 422 and a raised HTTPException behave the same in each position."""
     with Server(install(writing_api(database), database, position)) as server:
         with httpx.Client(base_url=server.url) as client:
             answers = [
@@ -81,7 +81,7 @@ def test_every_position_commits_and_rolls_back(database: Database, backend: Back
 @pytest.mark.parametrize("handled", [IntegrityError, Exception])
 @pytest.mark.parametrize("mapped", [False, True], ids=["unmapped", "mapped"])
 @on_one
-def test_an_exception_handler_of_the_user_does_not_spoil_the_answer(
+def test_an_exception_handler_of_the_user_does_not_change_our_answer(
     database: Database,
     backend: Backend,
     position: str,
@@ -89,7 +89,7 @@ def test_an_exception_handler_of_the_user_does_not_spoil_the_answer(
     mapped: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A handler for the class of the failed COMMIT, or for Exception: still one response, and one traceback."""
+    """With a handler for the failed COMMIT's class, or for Exception, there is still one response and one traceback."""
     api = writing_api(database)
 
     @api.exception_handler(handled)
@@ -111,7 +111,7 @@ def test_an_exception_handler_of_the_user_does_not_spoil_the_answer(
 def test_a_failed_flush_still_goes_to_the_handler_of_the_user(
     database: Database, backend: Backend, position: str
 ) -> None:
-    """What fails in the endpoint is the application's: its handler answers, and nothing is kept."""
+    """A failure in the endpoint belongs to the application: its handler answers, and nothing is kept."""
     api = writing_api(database)
 
     @api.exception_handler(IntegrityError)
@@ -129,7 +129,7 @@ def test_a_failed_flush_still_goes_to_the_handler_of_the_user(
 @pytest.mark.parametrize("kind", KINDS)
 @on_one
 def test_a_background_task_commits_on_its_own(database: Database, backend: Backend, kind: str, position: str) -> None:
-    """What a task writes after the response is committed after it, in a transaction that is not the response's."""
+    """Its writes after the response are committed after it, in another transaction than the response's."""
     api = FastAPI()
     seen: list[list[str]] = []
 
@@ -160,7 +160,7 @@ def test_a_background_task_commits_on_its_own(database: Database, backend: Backe
 def test_a_failed_background_task_loses_only_its_own(
     database: Database, backend: Backend, kind: str, position: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its error is the server's to see, once; its writes are rolled back, and the response's are not."""
+    """The server sees its error once; its writes are rolled back, and the response's are not."""
     api = FastAPI()
 
     def fail_later() -> None:
@@ -190,7 +190,7 @@ def test_a_failed_background_task_loses_only_its_own(
 def test_a_background_commit_that_fails_is_raised_to_the_server(
     database: Database, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client has its answer by then; the log has the failure, once."""
+    """The client has its answer by then, and the log has the failure once."""
     api = FastAPI()
 
     async def write_later() -> None:
@@ -237,7 +237,7 @@ def dependencies(database: Database, kind: str) -> Any:
 def test_a_dependency_with_yield_works_in_the_unit_of_the_request(
     database: Database, backend: Backend, kind: str, scope: Any, kept_of_an_error: list[str]
 ) -> None:
-    """Its set-up shares the transaction of the response; so does a teardown, unless it comes after the response."""
+    """Its set-up shares the response's transaction; so does its teardown, unless that runs after the response."""
     api = FastAPI()
 
     @api.post("/")
@@ -258,7 +258,7 @@ def test_a_dependency_with_yield_works_in_the_unit_of_the_request(
 @pytest.mark.parametrize("scope", ["request", "function"])
 @on_one
 def test_a_dependency_sees_the_error_of_its_endpoint(database: Database, backend: Backend, scope: Any) -> None:
-    """An error goes through a dependency with yield, and what both wrote is rolled back."""
+    """An error passes through a dependency with yield, and the writes of both are rolled back."""
     api = FastAPI()
     seen: list[str] = []
 
@@ -287,7 +287,7 @@ def test_a_dependency_sees_the_error_of_its_endpoint(database: Database, backend
 def test_a_teardown_after_a_failed_commit_changes_nothing(
     database: Database, backend: Backend, position: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A dependency that catches everything, and uses the database once more, meets an ended unit; the answer stands."""
+    """A dependency that suppresses everything and uses the database again finds an ended unit; the answer stays."""
     api = FastAPI()
     met: list[str] = []
 
@@ -314,7 +314,7 @@ def test_a_teardown_after_a_failed_commit_changes_nothing(
 
 
 @on_one
-def test_a_validation_error_takes_back_what_a_dependency_wrote(database: Database, backend: Backend) -> None:
+def test_a_validation_error_rolls_back_what_a_dependency_wrote(database: Database, backend: Backend) -> None:
     """FastAPI's own 422 is a status like any other."""
     api = FastAPI()
 
@@ -366,7 +366,7 @@ def test_both_kinds_of_session_in_one_request_are_one_decision(
 def test_a_mounted_application_with_the_middleware_again_uses_the_same_unit(
     database: Database, backend: Backend, position: str, status: int, kept: list[str]
 ) -> None:
-    """Two layers of the middleware, one unit, one COMMIT, and the verdict of the outer one."""
+    """Two layers of the middleware have one unit, one COMMIT, and the verdict of the outer one."""
     api, sub = FastAPI(), FastAPI()
     units: list[Any] = []
 
@@ -399,7 +399,7 @@ def test_a_mounted_application_with_the_middleware_again_uses_the_same_unit(
 
 
 class PassOn(BaseHTTPMiddleware):
-    """The base class as it is: it runs the application in a task of its own, its response through a queue."""
+    """The base class unchanged: it runs the application in a separate task, its response through a queue."""
 
     async def dispatch(self, request: Request, call_next: CallNext) -> Response:
         """Pass the request on."""
@@ -418,7 +418,7 @@ def test_base_http_middleware_around_and_inside(
     kept: list[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A commit and a failed one, with a background task, through the tasks and queues of Starlette's base class."""
+    """A commit and a failed one, with a background task, pass through the tasks and queues of Starlette's class."""
     api = FastAPI()
 
     async def later() -> None:
@@ -445,7 +445,7 @@ def test_base_http_middleware_around_and_inside(
 @pytest.mark.parametrize("kind", KINDS)
 @on_one
 def test_a_streaming_body_may_use_the_session(database: Database, backend: Backend, kind: str) -> None:
-    """A generator that reads and writes while it streams does so after the commit of the response."""
+    """A generator reads and writes while it streams, after the commit of the response."""
     api = FastAPI()
 
     def rows() -> Iterator[str]:
@@ -475,7 +475,7 @@ def test_a_streaming_body_may_use_the_session(database: Database, backend: Backe
 def test_a_failed_commit_keeps_a_stream_from_starting(
     database: Database, backend: Backend, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither the generator nor the background task of a StreamingResponse runs, in whatever task it would have."""
+    """Neither the generator nor the background task of a StreamingResponse runs, in any task."""
     api = FastAPI()
     ran: list[str] = []
 
@@ -502,7 +502,7 @@ def test_a_failed_commit_keeps_a_stream_from_starting(
 
 
 @on_postgresql
-def test_two_tasks_on_one_session_are_told_which_unit_and_what_to_write(database: Database, backend: Backend) -> None:
+def test_a_second_task_on_a_session_gets_an_error_that_says_what_to_write(database: Database, backend: Backend) -> None:
     """The second task gets SessionInUseError, the first its rows, and the request its commit."""
     api = FastAPI()
 
@@ -544,7 +544,7 @@ async def post_200(url: str) -> tuple[list[int], float]:
 
 @on_one
 async def test_200_sync_endpoints_share_a_pool_of_5(backend: Backend, capsys: pytest.CaptureFixture[str]) -> None:
-    """No commit waits for a thread that a waiting endpoint holds: all succeed. Prints what that costs."""
+    """No commit waits for a thread of a waiting endpoint, so all succeed. The test prints the times."""
     database = Database(backend.url, engine_options={"pool_size": 5, "max_overflow": 0, "pool_timeout": 20})
     api, by_hand = FastAPI(), FastAPI()
 

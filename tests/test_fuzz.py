@@ -1,4 +1,4 @@
-"""Random programs keep every promise, and the witness sees when one is broken."""
+"""Random programs keep every promise, and the witness notices a broken one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BUDGET = 15.0
 
 
 class Judge:
-    """Keeps what is found, and stops at the first of it, or when the time is up."""
+    """Collects the findings, and stops at the first one or when the time is over."""
 
     def __init__(self) -> None:
         self.until = time.monotonic() + BUDGET
@@ -41,7 +41,7 @@ class Judge:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_random_programs_keep_every_promise(backend: Backend, kind: str) -> None:
-    """No lie, nothing written twice, no connection out, and none idle in a transaction."""
+    """There is no lie, no double write, no connection checked out, and none idle in a transaction."""
     judge = Judge()
     await play_all(backend, kind, SEEDS, judge)
     assert judge.found == ""
@@ -49,7 +49,7 @@ async def test_random_programs_keep_every_promise(backend: Backend, kind: str) -
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_witness_sees_a_commit_that_keeps_nothing(backend: Backend, kind: str) -> None:
-    """A database that rolls back where it should commit makes a liar of every program that writes."""
+    """A database that rolls back instead of committing makes every writing program a lie."""
 
     def undo(connection: Connection) -> None:
         cursor = connection.connection.cursor()
@@ -76,17 +76,17 @@ async def test_the_witness_sees_a_commit_that_keeps_nothing(backend: Backend, ki
         (Fate.UNKNOWN, 2, 1, False, 0, 0),
     ],
 )
-def test_a_row_is_judged_by_what_was_told_of_it(
+def test_a_row_is_judged_by_what_the_client_was_told(
     fate: Fate, attempt: int, kept: int, told: bool, lies: int, twice: int
 ) -> None:
-    """Promised rows are there once, refused ones only if the log says so, and no attempt but the last keeps any."""
+    """Promised rows exist once, refused ones only if the log says so, and only the last attempt keeps rows."""
     write = Write("row", attempt, fate=fate)
     found = judge_rows(Counter({("row", attempt): kept}), [write], 2, told)
     assert (len(found.lies), len(found.twice)) == (lies, twice)
 
 
 def test_a_seed_draws_the_same_program_each_time() -> None:
-    """So what was found can be played again, though what a cancellation meets is up to the machine."""
+    """A finding can be repeated, although the effect of a cancellation depends on the machine."""
     assert [str(draw("sqlite", "async", seed)) for seed in range(50)] == [
         str(draw("sqlite", "async", seed)) for seed in range(50)
     ]

@@ -27,10 +27,10 @@ def write(session: Session, name: str) -> None:
 @on_postgresql
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("past", ["text", "driver"])
-async def test_a_transaction_that_ended_after_its_first_statement_is_missed(
+async def test_the_end_of_a_transaction_after_its_first_statement_is_noticed(
     backend: Backend, database: Database, kind: str, past: str
 ) -> None:
-    """No later statement is sent in autocommit, where no verdict would undo it."""
+    """No later statement is sent in autocommit, where a verdict could not undo it."""
 
     def work(session: Session) -> None:
         if past == "text":
@@ -51,7 +51,7 @@ async def test_a_transaction_that_ended_after_its_first_statement_is_missed(
 @pytest.mark.filterwarnings("ignore:transaction already deassociated from connection")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_commit_on_the_connection_forbids_a_retry(backend: Backend, database: Database, kind: str) -> None:
-    """``connection.commit()`` is known of before it is sent, so not even one that is interrupted is done twice."""
+    """``connection.commit()`` is noticed before it is sent, so even an interrupted one is not repeated."""
     attempts = []
 
     def work(session: Session) -> None:
@@ -83,7 +83,7 @@ async def test_a_commit_on_the_connection_forbids_a_retry(backend: Backend, data
 async def test_a_scope_that_is_cancelled_in_its_commit_says_what_was_kept(
     backend: Backend, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its caller gets the cancellation, and the log a line about the rows that are there."""
+    """Its caller gets the cancellation, and the log a line about the committed rows."""
     ending = asyncio.Event()
 
     async def job() -> None:
@@ -126,7 +126,7 @@ async def test_discarded_work_hides_no_transaction_that_has_ended(
 async def test_a_nested_scope_whose_flush_failed_does_not_end_silently(
     backend: Backend, database: Database, kind: str
 ) -> None:
-    """SQLAlchemy has rolled its savepoint back, with all that was written in it, and would leave the block quietly."""
+    """SQLAlchemy has rolled its savepoint back, with everything in it, and would leave the block without an error."""
 
     def work(session: Session) -> None:
         write(session, "first")
@@ -149,10 +149,10 @@ async def test_a_nested_scope_whose_flush_failed_does_not_end_silently(
 
 @pytest.mark.parametrize("call", ["close", "reset", "invalidate"])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_failed_flush_is_not_made_good_by_closing(
+async def test_closing_does_not_repair_a_failed_flush(
     backend: Backend, database: Database, kind: str, call: str
 ) -> None:
-    """SQLAlchemy has rolled back what was written before, and only ``rollback()`` says that the application knows."""
+    """SQLAlchemy has rolled back the earlier writes, and only ``rollback()`` shows that the application knows."""
 
     def work(session: Session) -> None:
         write(session, "before")
@@ -170,10 +170,10 @@ async def test_a_failed_flush_is_not_made_good_by_closing(
     assert (request.starts, type(request.raised), backend.names()) == ([500], DiscardedWorkError, [])
 
 
-async def test_a_cancelled_commit_is_told_although_the_application_had_committed_before(
+async def test_a_cancelled_commit_is_logged_after_a_commit_of_the_application(
     backend: Backend, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What the application commits itself is its own affair; what its unit commits after that is not."""
+    """The application's own commit is intended, but the unit's commit after it must be logged."""
 
     async def app(_scope: object, _receive: object, send: object) -> None:
         await database.async_session.execute(insert(Item).values(name="by the application"))
@@ -191,7 +191,7 @@ async def test_a_cancelled_commit_is_told_although_the_application_had_committed
 
 
 async def test_a_rollback_that_is_cancelled_calls_no_on_commit(backend: Backend, database: Database) -> None:
-    """SQLAlchemy tells nothing of the end of that transaction, and what the unit commits after it is another one."""
+    """SQLAlchemy reports no end of that transaction, and the unit commits another one after it."""
     called: list[str] = []
     async with session_scope(database) as session:
         await session.execute(insert(Item).values(name="rolled back"))
