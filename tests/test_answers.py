@@ -21,7 +21,7 @@ async def broken(_scope: Any, _receive: Any, _send: Any) -> None:
 
 
 async def test_a_status_that_has_no_name_is_answered(sqlite: Backend) -> None:
-    """The body of a status that no standard names says at least that it is an error."""
+    """The body of a status without a standard name says that it is an error."""
     call = await Call(SQLAlchemyMiddleware(broken, Database(sqlite.url), error_responses={BrokenError: 499}))()
 
     assert (call.raised, call.status, call.body) == (None, 499, b"Error")
@@ -41,7 +41,7 @@ async def says_that_all_is_well(_scope: Any, _receive: Any, send: Any) -> None:
 async def test_an_answer_that_must_not_be_given_becomes_a_500(
     sqlite: Backend, caplog: pytest.LogCaptureFixture, answer: Callable[..., Awaitable[None]]
 ) -> None:
-    """An application in ``error_responses`` that fails, or that answers below 400, is named in the log."""
+    """The log names an application in ``error_responses`` that fails, or that answers below 400."""
     call = await Call(SQLAlchemyMiddleware(broken, Database(sqlite.url), error_responses={BrokenError: answer}))()
 
     assert (call.raised, call.starts) == (None, [500])
@@ -49,7 +49,7 @@ async def test_an_answer_that_must_not_be_given_becomes_a_500(
 
 
 async def test_an_answer_that_cannot_be_sent_is_logged(sqlite: Backend, caplog: pytest.LogCaptureFixture) -> None:
-    """The client has gone: the log says which answer it did not get, and nothing is sent after it."""
+    """The client has disconnected: the log names the answer, and nothing is sent after it."""
     sent: list[str] = []
 
     class Gone(Call):
@@ -64,7 +64,7 @@ async def test_an_answer_that_cannot_be_sent_is_logged(sqlite: Backend, caplog: 
 
 
 async def test_a_response_that_is_sent_from_a_task_group_is_replaced_too(sqlite: Backend) -> None:
-    """What unwinds the application comes out of the group as an exception group, which is not the application's."""
+    """The exception that unwinds the application leaves the task group as an exception group of ours."""
     database = Database(sqlite.url)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -79,7 +79,7 @@ async def test_a_response_that_is_sent_from_a_task_group_is_replaced_too(sqlite:
 
 
 async def test_a_denial_that_was_replaced_is_not_continued(sqlite: Backend) -> None:
-    """Of a websocket's application that goes on after its COMMIT failed, nothing more is sent."""
+    """A websocket application that continues after its COMMIT failed sends nothing more."""
     database = Database(sqlite.url)
     stopped: list[str] = []
 
@@ -100,7 +100,7 @@ async def test_a_denial_that_was_replaced_is_not_continued(sqlite: Backend) -> N
 
 
 async def test_other_messages_before_the_start_are_forwarded(sqlite: Backend) -> None:
-    """Such as those of an extension: they promise nothing, so they end no transaction."""
+    """Messages of an extension, for example, promise nothing, so they end no transaction."""
     database = Database(sqlite.url)
     before: list[list[str]] = []
 
@@ -118,7 +118,7 @@ async def test_other_messages_before_the_start_are_forwarded(sqlite: Backend) ->
 
 
 async def test_an_application_may_empty_its_scope(sqlite: Backend) -> None:
-    """The unit of a request does not need to find itself there at its end."""
+    """The unit of a request does not depend on its entry in the scope."""
     database = Database(sqlite.url)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -488,7 +488,7 @@ async def test_a_decorated_function_has_callbacks(database: Database, backend: B
 async def test_a_callback_whose_own_commit_fails_is_logged(
     sqlite: Backend, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What it follows is committed, and the next callback is called."""
+    """The unit before it is committed, and the next callback is called."""
     database = Database(sqlite.url)
     called: list[str] = []
 
@@ -525,7 +525,7 @@ class Later:
 
 
 def test_what_nothing_awaits_is_refused(sqlite: Backend) -> None:
-    """A callback outside any unit, and a begin hook, must not return what has to be awaited."""
+    """A callback outside any unit, and a begin hook, must not return an awaitable."""
     with pytest.raises(ConfigurationError, match="awaits"):
         on_commit(Later)
     database = Database(sqlite.url)

@@ -440,7 +440,7 @@ def test_an_event_loop_ends_in_the_dark(
 async def test_a_dispose_ends_whatever_the_driver_does(
     database: Database, backend: Backend, proxy: tuple[Dark, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gives up a connection that not even a cut wakes, and passes over one that was lost before."""
+    """It cancels a connection that not even a cut wakes, and ignores one that was lost before."""
     cuts: list[object] = []
     monkeypatch.setattr(loops, "cut", lambda connection, _dialect: cuts.append(connection))
     both = asyncio.Barrier(2)

@@ -270,10 +270,10 @@ async def test_the_middleware_configures_the_global_database(global_db: Database
     assert sqlite.names() == ["a"]
 
 
-async def test_a_database_that_is_configured_late_is_watched_all_the_same(
+async def test_a_database_that_is_configured_late_is_watched_too(
     global_db: Database, sqlite: Backend, tmp_path: Path
 ) -> None:
-    """A middleware that retries knows of commits past the sessions, on every engine that comes after it."""
+    """A middleware with retries notices commits outside the sessions, also on engines that are made later."""
     attempts: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -373,7 +373,7 @@ async def test_the_end_of_an_event_loop_closes_its_connections(backend: Backend)
 
 
 async def test_a_connection_in_use_outlives_a_dispose(database: Database, backend: Backend) -> None:
-    """Its unit goes on and commits, and the next one has a connection of a new pool."""
+    """Its unit continues and commits, and the next unit has a connection of a new pool."""
     pool = database.async_engine.pool
     async with session_scope(database) as session:
         session.add(Item(name="a"))
@@ -389,7 +389,7 @@ async def test_a_connection_in_use_outlives_a_dispose(database: Database, backen
 
 
 def test_a_database_may_outlive_its_loop_and_be_dropped(sqlite: Backend) -> None:
-    """Of engines whose loop was closed carelessly nothing can be closed, and no error says so."""
+    """Engines of a carelessly closed loop cannot be closed, and no error says so."""
     database = Database(sqlite.url)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(insert_async(database, "a"))
@@ -405,7 +405,7 @@ def test_a_database_may_outlive_its_loop_and_be_dropped(sqlite: Backend) -> None
 def test_a_connection_that_cannot_be_closed_with_its_loop_is_logged(
     sqlite: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A listener that fails keeps neither the loop nor the engine from their end."""
+    """A failing listener stops neither the end of the loop nor that of the engine."""
     database = Database(sqlite.url)
 
     def fail(*_arguments: Any) -> None:

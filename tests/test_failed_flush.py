@@ -119,10 +119,8 @@ def test_a_transient_failure_of_a_flush_is_retried(sqlite: Backend) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_a_lost_savepoint_was_given_is_never_written(
-    database: Database, backend: Backend, kind: str
-) -> None:
-    """What is added, changed or deleted in a nested scope after a caught failure goes with it; what is around stays."""
+async def test_changes_in_a_lost_savepoint_are_never_written(database: Database, backend: Backend, kind: str) -> None:
+    """Objects changed in a nested scope after a caught failure are lost with it, and all others stay."""
     kept, old = Item(name="kept"), Item(name="old")
     spoiled: list[bool] = []
 

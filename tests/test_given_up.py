@@ -20,7 +20,7 @@ ACCEPT = {"type": "websocket.accept"}
 async def test_an_unfinished_response_keeps_what_was_committed(
     database: Database, backend: Backend, sent: list[Any]
 ) -> None:
-    """A framework that noticed an exception in a body may only stop sending: what the body did is rolled back."""
+    """A framework may stop sending after an exception in a body: the work of the body is rolled back."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         database.async_session.add(Item(name="before"))
@@ -36,7 +36,7 @@ async def test_an_unfinished_response_keeps_what_was_committed(
 
 
 async def test_a_finished_response_keeps_what_comes_after(database: Database, backend: Backend) -> None:
-    """A background task writes after the last of the body."""
+    """The writes of a background task after the body are committed."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await respond(send)
@@ -51,7 +51,7 @@ async def test_a_finished_response_keeps_what_comes_after(database: Database, ba
 async def test_an_exception_after_the_start_spares_the_server(
     database: Database, backend: Backend, caplog: pytest.LogCaptureFixture, states: bool
 ) -> None:
-    """It is raised to a server that states its spec_version, and logged where it would harm later requests."""
+    """It is raised to a server that states its spec_version, and logged if it would harm later requests."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await respond(send)
@@ -67,7 +67,7 @@ async def test_an_exception_after_the_start_spares_the_server(
 
 
 async def converse(database: Database, *, accept: bool, close: dict[str, Any]) -> list[Any]:
-    """Have a websocket accepted or not, work done, and the socket closed; return what was sent."""
+    """Accept a websocket or not, do work, and close the socket; return what was sent."""
     sent: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -97,7 +97,7 @@ async def converse(database: Database, *, accept: bool, close: dict[str, Any]) -
     [({}, True), ({"code": 1000}, True), ({"code": 1001}, True), ({"code": 1011}, False), ({"code": 4500}, False)],
 )
 async def test_a_close_code_decides(database: Database, backend: Backend, close: dict[str, Any], kept: bool) -> None:
-    """A code that says it went well finds the message committed; any other finds it rolled back."""
+    """A close code for success commits the message, and any other rolls it back."""
     sent = await converse(database, accept=True, close=close)
 
     assert sent == [("websocket.accept", []), ("websocket.close", ["a"] if kept else [])]
@@ -105,7 +105,7 @@ async def test_a_close_code_decides(database: Database, backend: Backend, close:
 
 
 async def test_a_refused_handshake_keeps_nothing(database: Database, backend: Backend) -> None:
-    """A close before the handshake is answered 403, whatever code it has."""
+    """A close before the handshake is answered 403, whatever its code is."""
     sent = await converse(database, accept=False, close={"code": 1000})
 
     assert sent == [("websocket.close", [])]

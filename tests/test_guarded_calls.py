@@ -34,7 +34,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[type[BaseException] | None]
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_statement_may_be_sent_without_parameters(database: Database, backend: Backend, kind: str) -> None:
-    """The driver is then given none, and a percent sign is one."""
+    """The driver gets no parameters, so a percent sign stays one."""
 
     def work(session: Session) -> None:
         as_it_is = session.connection(execution_options={"no_parameters": True})
@@ -50,7 +50,7 @@ async def test_a_statement_may_be_sent_without_parameters(database: Database, ba
 
 
 async def test_a_flush_may_await_its_own_session(database: Database, backend: Backend) -> None:
-    """A listener that awaits inside an AsyncSession's greenlet is the user that is in already."""
+    """A listener that awaits in the greenlet of an AsyncSession is the current user of the session."""
     counted: list[Any] = []
 
     async with session_scope(database) as session:
@@ -65,7 +65,7 @@ async def test_a_flush_may_await_its_own_session(database: Database, backend: Ba
 
 
 class Straggler:
-    """A thread that is still in a call on its session when its unit ends."""
+    """A thread that is in a call on its session when its unit ends."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -105,7 +105,7 @@ class Straggler:
 
 
 async def test_a_listener_may_use_a_session_at_its_end(sqlite: Backend) -> None:
-    """What ends it calls listeners, which may do to it what needs no database."""
+    """The end calls listeners, and they may change the session without the database."""
     straggler = Straggler(Database(sqlite.url))
     held: list[bool] = []
 
@@ -128,7 +128,7 @@ async def test_a_listener_may_use_a_session_at_its_end(sqlite: Backend) -> None:
 async def test_a_rollback_that_fails_when_the_last_call_returns_is_logged(
     sqlite: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody else is left to be told; the connection does not go back to its pool as it is."""
+    """No caller is left to get the error, and the connection leaves the pool."""
     straggler = Straggler(Database(sqlite.url))
     caplog.set_level(logging.ERROR, "asgi_sqla")
 
@@ -156,10 +156,8 @@ class SlowSession(Session):
         SlowSession.go_on.wait(10)
 
 
-async def test_a_call_that_needs_no_transaction_is_waited_for_too(
-    sqlite: Backend, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A unit that has work of another session to end says that this one is still in use."""
+async def test_a_call_without_a_transaction_counts_as_use(sqlite: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    """A unit that ends another session reports that this one is still in use."""
     database = Database(sqlite.url, session_options={"class_": SlowSession})
     SlowSession.going.clear()
     SlowSession.go_on.clear()
@@ -183,8 +181,8 @@ async def test_a_call_that_needs_no_transaction_is_waited_for_too(
     assert sqlite.names() == []
 
 
-def test_what_is_lost_already_is_not_cut(sqlite: Backend, caplog: pytest.LogCaptureFixture) -> None:
-    """An end that is waited for for too long finds nothing to cut, and says nothing."""
+def test_a_lost_connection_is_not_cut(sqlite: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    """An end that takes too long finds no connection to cut, and logs nothing."""
     database = Database(sqlite.url)
     with session_scope(database) as session:
         session.connection().invalidate()
@@ -199,7 +197,7 @@ def test_what_is_lost_already_is_not_cut(sqlite: Backend, caplog: pytest.LogCapt
 async def test_a_connection_that_was_lost_after_a_caught_error_is_no_success(
     database: Database, backend: Backend, kind: str
 ) -> None:
-    """Its driver hides what became of the transaction, and there is nobody left to be asked."""
+    """Its driver does not know the fate of the transaction, and no server is left to ask."""
 
     def work(session: Session) -> None:
         session.add(Item(name="a"))
@@ -239,7 +237,7 @@ def second(tmp_path: Path) -> Engine:
 async def test_a_session_whose_second_commit_fails_says_what_the_first_has_kept(
     sqlite: Backend, second: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A session with two engines commits one after the other; the client's error is not the whole truth."""
+    """A session with two engines commits one after the other, so the client's error is not the whole truth."""
     database = Database(sqlite.url, session_options={"binds": {Other: second}})
     commits: list[str] = []
 
@@ -274,7 +272,7 @@ async def test_a_session_whose_second_commit_fails_says_what_the_first_has_kept(
 
 @on_drivers("pymysql", "asyncmy")
 async def test_a_statement_that_commits_first_may_come_first(database: Database, backend: Backend, kind: str) -> None:
-    """There is nothing yet that it could commit; what comes after it is the unit's to commit."""
+    """There is nothing to commit before it, and the unit commits the work after it."""
 
     def work(session: Session) -> None:
         session.execute(text("ANALYZE TABLE item"))
@@ -291,7 +289,7 @@ async def test_a_statement_that_commits_first_may_come_first(database: Database,
 
 
 async def test_a_websocket_whose_listener_begins_again_holds_nothing(sqlite: Backend) -> None:
-    """What begins a transaction at the end of another ends with it: between messages none is open."""
+    """A transaction that begins at the end of another ends with it, so none is open between messages."""
     database = Database(sqlite.url)
     again: list[bool] = []
     out: list[int] = []

@@ -1,4 +1,4 @@
-"""The handshake of a websocket, and the sessions that a framework injects once for all of its messages."""
+"""The handshake of a websocket, and sessions that a framework injects once for all messages."""
 
 import asyncio
 import itertools
@@ -23,7 +23,7 @@ _names = itertools.count(1)
 
 
 class Socket:
-    """A server's side of a websocket: gives ``events`` in turn, and looks at the database before each message sent."""
+    """The server's side of a websocket: gives ``events`` in turn, and checks the database before each message."""
 
     def __init__(self, app: App, backend: Backend, events: list[Message], database: Database) -> None:
         self.app = app
@@ -37,7 +37,7 @@ class Socket:
         self.raised: BaseException | None = None
 
     async def receive(self) -> Message:
-        """Give the next event, noting what is committed and out while the application waits."""
+        """Give the next event, and record rows and connections while the application waits."""
         self.rows_at_receive.append(self.backend.names())
         self.out_at_receive.append(connections_out(self.database))
         if self.events:
@@ -84,7 +84,7 @@ def text(data: str) -> Message:
 
 
 async def add(database: Database, kind: str, name: str) -> None:
-    """Write an item, and send it to the database."""
+    """Write an item, and flush it."""
     if kind == "async":
         database.async_session.add(Item(name=name))
         await database.async_session.flush()
@@ -102,12 +102,12 @@ RAISE = "raise"
 
 
 def start(status: int) -> Message:
-    """Return the start of a denial."""
+    """Return the start of a denial response."""
     return {"type": "websocket.http.response.start", "status": status, "headers": []}
 
 
 def part(*, more: bool) -> Message:
-    """Return a part of the body of a denial."""
+    """Return a part of the body of a denial response."""
     return {"type": "websocket.http.response.body", "body": b"x", "more_body": more}
 
 
@@ -170,7 +170,7 @@ PROGRAMS: dict[str, tuple[tuple[Any, ...], list[str]]] = {
 async def test_a_handshake_keeps_what_its_client_was_told(
     database: Database, backend: Backend, name: str, kind: str
 ) -> None:
-    """Work is kept if the handshake was accepted, or answered well and to its end; nothing stays out."""
+    """Work is kept if the handshake was accepted, or answered with success and completely; no connection stays out."""
     steps, kept = PROGRAMS[name]
     app = SQLAlchemyMiddleware(program(database, kind, steps), database)
     socket = await Socket(app, backend, [CONNECT, GOODBYE], database).run()
@@ -182,7 +182,7 @@ async def test_a_handshake_keeps_what_its_client_was_told(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_work_is_committed_before_accept_is_forwarded(database: Database, backend: Backend, kind: str) -> None:
-    """The client that is told of the handshake finds its row."""
+    """A client that knows of the handshake finds its row."""
     app = SQLAlchemyMiddleware(program(database, kind, (RECEIVE, WORK, ACCEPT)), database)
     socket = await Socket(app, backend, [CONNECT], database).run()
     assert (socket.sent, socket.rows_at_send) == (["accept"], [["1"]])
@@ -192,7 +192,7 @@ async def test_work_is_committed_before_accept_is_forwarded(database: Database, 
 
 
 def plain(database: Database, kind: str) -> App:
-    """Return an ASGI application that asks for its session once."""
+    """Return an ASGI application that gets its session once."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         session: Any = database.async_session if kind == "async" else database.session
@@ -206,7 +206,7 @@ def plain(database: Database, kind: str) -> App:
 
 
 async def write(session: AsyncSession | Session, name: str) -> None:
-    """Write an item through a session that somebody injected."""
+    """Write an item through an injected session."""
     session.add(Item(name=name))
     if isinstance(session, AsyncSession):
         await session.flush()
@@ -223,7 +223,7 @@ async def converse(websocket: WebSocket, session: AsyncSession | Session) -> Non
 
 
 def starlette(database: Database, kind: str) -> App:
-    """Return an application of Starlette's, whose endpoint asks once."""
+    """Return an application of Starlette, whose endpoint gets the session once."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await converse(websocket, database.async_session if kind == "async" else database.session)
@@ -232,7 +232,7 @@ def starlette(database: Database, kind: str) -> App:
 
 
 def fastapi(database: Database, kind: str) -> App:
-    """Return an application of FastAPI's, where a dependency gives the session."""
+    """Return an application of FastAPI, where a dependency gives the session."""
     api = FastAPI()
 
     @api.websocket("/")
@@ -248,7 +248,7 @@ def getter(database: Database, kind: str) -> Callable[[], Any]:
 
 
 def fastapi_in_a_generator(database: Database, kind: str) -> App:
-    """Return one whose dependency yields the session, and does nothing after."""
+    """Return one whose dependency yields the session, and does nothing after it."""
     api = FastAPI()
 
     async def session_of_socket() -> Any:
@@ -274,7 +274,7 @@ MAKERS = {
 async def test_an_injected_session_works_for_every_message(
     database: Database, backend: Backend, maker: str, kind: str
 ) -> None:
-    """Each message is committed when the next is asked for, and an idle socket holds no connection."""
+    """Each message is committed when the next is requested, and an idle socket holds no connection."""
     app = SQLAlchemyMiddleware(MAKERS[maker](database, kind), database)
     socket = await Socket(app, backend, [CONNECT, text("a"), text("b"), text("c"), GOODBYE], database).run()
 
@@ -287,10 +287,10 @@ async def test_an_injected_session_works_for_every_message(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("maker", MAKERS)
-async def test_a_message_that_fails_takes_no_other_along(
+async def test_a_message_that_fails_rolls_back_only_itself(
     database: Database, backend: Backend, maker: str, kind: str
 ) -> None:
-    """The row of the failing message is gone, those before it stay, and the injected session is closed for good."""
+    """The row of the failing message is lost, the rows before it stay, and the injected session is closed for good."""
     app = SQLAlchemyMiddleware(MAKERS[maker](database, kind), database)
     socket = await Socket(app, backend, [CONNECT, text("a"), text("b"), text("a"), GOODBYE], database).run()
 
@@ -300,7 +300,7 @@ async def test_a_message_that_fails_takes_no_other_along(
 
 
 async def test_a_denial_of_a_framework_is_judged_by_its_status(database: Database, backend: Backend) -> None:
-    """Starlette sends a response in the place of the handshake."""
+    """Starlette sends a response instead of the handshake."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await add(database, "async", f"{next(_names)}")

@@ -1,4 +1,4 @@
-"""The house: which room may know which, and what the door holds."""
+"""The house: which room may import which, and what the door contains."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Yield every module of ours a file imports: at its top, for types only, or inside a function."""
+    """Yield every module of ours that a file imports: at its top, for types only, or inside a function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -54,7 +54,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def arrows() -> set[tuple[str, str]]:
-    """Return which room knows which: modules of a wing by their dotted names, everything else by its first."""
+    """Return which room imports which: modules of a wing by their dotted names, others by their first name."""
     found: set[tuple[str, str]] = set()
     for path, tree in TREES.items():
         parts = path.relative_to(HOUSE).with_suffix("").parts
@@ -75,7 +75,7 @@ def arrows() -> set[tuple[str, str]]:
 
 
 def test_arrows_point_down() -> None:
-    """No wing knows one above it, no front room the next, and no annex one that was built on it."""
+    """No wing imports one above it, no front room the next, and no annex one that was built on it."""
     wings = ORDER.split(" > ")
     floors = [*ANNEXES, ("__init__",), *((room,) for room in FRONT), *((wing,) for wing in wings[1:])]
     floor_of = {name: number for number, names in enumerate(floors) for name in names}
@@ -89,7 +89,7 @@ def test_arrows_point_down() -> None:
 
 
 def test_there_is_no_circle_of_rooms() -> None:
-    """Nor inside a wing, counting what is imported for types only, or inside a function."""
+    """This includes imports inside a wing, for types only, and inside functions."""
     knows: dict[str, set[str]] = {}
     for room, to in arrows():
         knows.setdefault(room, set()).add(to)
@@ -100,7 +100,7 @@ def test_there_is_no_circle_of_rooms() -> None:
 
 
 def test_the_door_holds_only_reexports() -> None:
-    """``__init__`` is a docstring, imports, ``__all__``, and the version for whoever asks."""
+    """``__init__`` is a docstring, imports, ``__all__``, and the version on demand."""
     body = TREES[HOUSE / "__init__.py"].body
     kinds = [type(node) for node in body]
     assert kinds == [ast.Expr, *[ast.ImportFrom] * (len(body) - 3), ast.Assign, ast.If]
@@ -109,7 +109,7 @@ def test_the_door_holds_only_reexports() -> None:
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:
-    """It is read only when somebody asks, as that can take longer than the import; another name is an error as ever."""
+    """It is read only on demand, because that can take longer than the import; any other name is an error."""
     program = (
         "import importlib.metadata as metadata; version = metadata.version; metadata.version = None; import asgi_sqla; "
         "metadata.version = version; print(asgi_sqla.__version__)"
@@ -122,14 +122,14 @@ def test_the_version_is_that_of_the_installed_package() -> None:
 
 
 def test_all_is_sorted() -> None:
-    """Constants, classes, then functions, each by the alphabet."""
+    """Constants come first, then classes, then functions, each in alphabetical order."""
     shape = {name: (not name.isupper(), not name[0].isupper(), name) for name in asgi_sqla.__all__}
     assert asgi_sqla.__all__ == sorted(asgi_sqla.__all__, key=lambda name: shape[name])
 
 
 @pytest.mark.parametrize("name", sorted(set(asgi_sqla.__all__)))
 def test_every_public_name_is_described(name: str) -> None:
-    """And so is each of its public methods and properties."""
+    """Each of its public methods and properties has a docstring too."""
     thing = getattr(asgi_sqla, name)
     assert described(thing, name)
     if inspect.isclass(thing):
@@ -138,13 +138,13 @@ def test_every_public_name_is_described(name: str) -> None:
 
 
 def described(thing: object, name: str) -> bool:
-    """Whether it has a docstring, or for a plain value one below it in the source."""
+    """Return whether it has a docstring; a plain value has it below its assignment."""
     own = inspect.isclass(thing) or inspect.isroutine(thing) or isinstance(thing, property)
     return bool(inspect.getdoc(thing)) if own else name in documented_values()
 
 
 def documented_values() -> set[str]:
-    """Return every name whose assignment is followed by a docstring, wherever in the house."""
+    """Return every name whose assignment is followed by a docstring."""
     found: set[str] = set()
     for tree in TREES.values():
         for node in ast.walk(tree):
@@ -168,7 +168,7 @@ def lines_of_code(path: Path) -> int:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HOUSE)))
 def test_every_room_says_what_it_is(path: Path) -> None:
-    """A docstring at its head, no more than so many lines, and no function longer than one can see at once."""
+    """It has a docstring, a limited number of lines, and no function that is too long to read at once."""
     tree = TREES[path]
     long = [
         node.name
@@ -180,8 +180,8 @@ def test_every_room_says_what_it_is(path: Path) -> None:
     assert (max(lines_of_code(path), MAX_ROOM), long) == (MAX_ROOM, [])
 
 
-def test_importing_brings_nothing_along() -> None:
-    """No framework, no driver, nothing of an extra; and nothing warns."""
+def test_importing_loads_no_framework_driver_or_extra() -> None:
+    """The import loads no framework, no driver and no extra, and warns of nothing."""
     program = "import sys, asgi_sqla; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     ran = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")

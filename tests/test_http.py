@@ -1,4 +1,4 @@
-"""HTTP: what is committed, when, and what the client is told."""
+"""HTTP: what is committed, when, and what the client sees."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def write(database: Database, kind: str, **fields: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("status", "kept"), [(200, True), (201, True), (303, True), (400, False), (500, False)])
 async def test_the_status_decides(database: Database, backend: Backend, kind: str, status: int, kept: bool) -> None:
-    """Below 400 commits, everything else rolls back."""
+    """A status below 400 commits, and every other one rolls back."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await write(database, kind, name="a")
@@ -95,7 +95,7 @@ async def test_a_mapped_failure_is_answered_as_mapped(database: Database, backen
 
 
 async def test_rollback_only(database: Database, backend: Backend) -> None:
-    """A dry run answers as always and keeps nothing."""
+    """A dry run answers as usual and keeps nothing."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await write(database, "async", name="a")
@@ -109,7 +109,7 @@ async def test_rollback_only(database: Database, backend: Backend) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_raised_error_goes_through(database: Database, backend: Backend, kind: str) -> None:
-    """The same exception object leaves the middleware, and nothing is kept."""
+    """The middleware raises the same exception object, and nothing is kept."""
     error = ValueError("no")
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -123,7 +123,7 @@ async def test_a_raised_error_goes_through(database: Database, backend: Backend,
 
 
 async def test_what_could_not_be_rolled_back_is_never_committed(database: Database, backend: Backend) -> None:
-    """A session that is in use when an error is answered is not committed when the application returns."""
+    """A session in use during an error answer is not committed when the application returns."""
     slow = text(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) SELECT count(*) FROM n"
     )
@@ -144,7 +144,7 @@ async def test_what_could_not_be_rolled_back_is_never_committed(database: Databa
 async def test_a_commit_that_failed_under_cancellation_stays_failed(
     database: Database, backend: Backend, mapped: bool
 ) -> None:
-    """An application that swallows the cancellation and answers 201 all the same does not get it through."""
+    """An application that suppresses the cancellation and answers 201 cannot send it."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await write(database, "async", name="a", owner_id=NO_OWNER)
@@ -163,10 +163,10 @@ async def test_a_commit_that_failed_under_cancellation_stays_failed(
     assert backend.names() == []
 
 
-async def test_work_behind_a_response_that_was_given_up_is_rolled_back_aloud(
+async def test_work_after_the_start_of_an_incomplete_response_is_rolled_back_and_logged(
     database: Database, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A framework that stops in the middle of a body returns as if all were well; the log says what is lost."""
+    """A framework that stops in the middle of a body returns normally; the log says what is lost."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})

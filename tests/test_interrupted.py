@@ -1,4 +1,4 @@
-"""An end that is interrupted: whatever is raised at whatever step, every session is closed and nothing stays out."""
+"""An interrupted end: whatever is raised at whatever step, every session is closed and no connection stays out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from asgi_sqla import Database, SQLAlchemyMiddleware, session_scope
 
 
 class Interrupt(BaseException):
-    """What a worker raises into its threads, as dramatiq does at a time limit."""
+    """An exception that a worker raises into its threads, as dramatiq does at a time limit."""
 
 
 def raise_now(error: type[BaseException]) -> None:
@@ -32,7 +32,7 @@ def raise_now(error: type[BaseException]) -> None:
 
 
 def raise_soon(error: type[BaseException]) -> None:
-    """Have the interpreter raise ``error`` in this thread at its next chance, as a worker or a signal does."""
+    """Let the interpreter raise ``error`` in this thread at its next chance, as a worker or a signal does."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), ctypes.py_object(error))
     for _ in range(1000):
         pass
@@ -53,7 +53,7 @@ ROLLING_BACK = ["rollback", "after_rollback", "after_soft_rollback"]
 
 
 class OwnSession(Session):
-    """A session of the user's own, whose close may be interrupted."""
+    """A user's session, whose close can be interrupted."""
 
     on_close: Callable[[], None] | None = None
 
@@ -97,7 +97,7 @@ class Strike:
 
 @pytest.fixture(autouse=True)
 def _without_a_collector() -> Iterator[None]:
-    """Keep the cyclic collector from tidying up."""
+    """Disable the cyclic collector, which would hide a leak."""
     gc.collect()
     gc.disable()
     yield
@@ -106,7 +106,7 @@ def _without_a_collector() -> Iterator[None]:
 
 
 class Two:
-    """Two databases, of which the first is interrupted: each has one connection."""
+    """Two databases with one connection each; the end of the first is interrupted."""
 
     def __init__(self, backend: Backend, folder: Path) -> None:
         options = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
@@ -120,20 +120,20 @@ class Two:
         self.second = Database(url, engine_options=options)
 
     def check(self) -> None:
-        """Fail unless nothing is out, and nothing idle in transaction."""
+        """Fail if a connection is out, or one is idle in a transaction."""
         assert [connections_out_of(one) for one in (self.first, self.second)] == [0, 0]
         if self.backend.name != "sqlite":
             assert self.backend.backends("idle in transaction%") == 0
 
 
 def connections_out_of(database: Database) -> int:
-    """Return how many connections are checked out of the pools that there are."""
+    """Return how many connections of the existing pools are checked out."""
     pools: list[Any] = [one.pool for one in database._engines.existing()]
     return sum(pool.checkedout() for pool in pools)
 
 
 def is_reached(step: str, *, commits: bool) -> bool:
-    """Whether an end comes by that step."""
+    """Return whether an end comes to that step."""
     if commits:
         return step not in ROLLING_BACK
     return step not in ("commit", "before_commit", "after_commit", "before_flush", "after_flush")
@@ -153,7 +153,7 @@ on_every_step = pytest.mark.parametrize(
 
 
 class OverError(Exception):
-    """What a unit that is to roll back ends with."""
+    """The exception that ends a unit that rolls back."""
 
 
 @on_one
@@ -202,7 +202,7 @@ async def test_an_async_scope(
     commits: bool,
     kind: str,
 ) -> None:
-    """So it is where sessions are ended by a greenlet, or by a thread of ours."""
+    """The same holds where a greenlet or a thread of ours ends sessions."""
     two = Two(backend, tmp_path)
     strike = Strike(step, error, way)
 
@@ -233,7 +233,7 @@ async def test_a_request(
     commits: bool,
     kind: str,
 ) -> None:
-    """No client is told of a success that is not there, and the server gets the exception."""
+    """No client sees a success without its rows, and the server gets the exception."""
     two = Two(backend, tmp_path)
     strike = Strike(step, error, way)
 
@@ -254,7 +254,7 @@ async def test_a_request(
 
 
 async def check_and_serve(two: Two, kind: str) -> None:
-    """Fail unless nothing is out, and the next request is served on each pool of one."""
+    """Fail if a connection is out, or if the next request on each pool of one fails."""
     two.check()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""What an ended unit keeps alive, and what a dropped database leaves behind: nothing."""
+"""Nothing is kept alive by an ended unit, and nothing is left by a dropped database."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from asgi_sqla import Database, SQLAlchemyMiddleware, current_unit, session_scop
 
 
 class Body(bytearray):
-    """What can be referred to weakly in a scope."""
+    """An object in a scope that a weak reference can follow."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_captured_context_keeps_nothing_of_a_request(database: Database, backend: Backend, kind: str) -> None:
-    """A task that outlives it, or a transport that was opened in it, holds an empty unit."""
+    """A task that outlives the request, or a transport that was opened in it, holds an empty unit."""
     kept: list[contextvars.Context] = []
     refs: list[weakref.ref[Any]] = []
 
@@ -49,7 +49,7 @@ async def test_a_captured_context_keeps_nothing_of_a_request(database: Database,
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_captured_context_keeps_no_database(backend: Backend, kind: str) -> None:
-    """Nor does one that was captured in a scope."""
+    """A context captured in a scope does not hold the database either."""
     database = Database(backend.url)
     kept: list[contextvars.Context] = []
 
@@ -72,7 +72,7 @@ async def test_a_captured_context_keeps_no_database(backend: Backend, kind: str)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore:.*:ResourceWarning")  # nobody closed them: that is what the test is about
 async def test_databases_that_are_dropped_leave_no_connection(backend: Backend, kind: str) -> None:
-    """A database per tenant is made, used and forgotten; the server sees its connections go."""
+    """A database per tenant is made, used and dropped, and the server sees its connections close."""
     for _ in range(30):
         database = Database(backend.url)
         if kind == "sync":

@@ -1,4 +1,4 @@
-"""A start that comes after its unit has ended is never a success, and a session that comes after it is none."""
+"""A response start after the end of its unit is never a success, and neither is a session made after it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE = 30.0
 
 
 class LateCall(Call):
-    """A request whose client sees what was sent before the middleware was done, and what came later."""
+    """A request whose client distinguishes messages before and after the middleware has returned."""
 
     def __init__(self, app: Any, scope: Message | None = None) -> None:
         super().__init__(app, scope)
@@ -56,7 +56,7 @@ async def outcome_of(task: asyncio.Task[None]) -> BaseException | None:
 @pytest.mark.parametrize("end", ["returns", "raises"])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_start_beside_the_end(database: Database, backend: Backend, kind: str, end: str, turns: int) -> None:
-    """A task that starts the response while the application ends: told 201 means that the row is there."""
+    """A task starts the response while the application ends: if the client sees 201, the row exists."""
     left: list[asyncio.Task[None]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -83,7 +83,7 @@ async def test_a_start_beside_the_end(database: Database, backend: Backend, kind
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_start_during_the_rollback(database: Database, backend: Backend, kind: str) -> None:
-    """A sibling of a ``gather`` that has raised starts the response while the unit is being rolled back."""
+    """A sibling of a ``gather`` that has raised starts the response while the unit is rolled back."""
     rolling_back = asyncio.Event()
     started = asyncio.Event()
     left: list[asyncio.Task[None]] = []
@@ -122,7 +122,7 @@ async def test_a_start_during_the_rollback(database: Database, backend: Backend,
 @pytest.mark.parametrize("end", ["returns", "raises"])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_start_after_the_end(database: Database, backend: Backend, kind: str, end: str, used: bool) -> None:
-    """Whether it ever used its unit or not, a request that is over sends nothing more."""
+    """A request that has ended sends nothing more, whether it used its unit or not."""
     over = asyncio.Event()
     left: list[asyncio.Task[None]] = []
 
@@ -148,7 +148,7 @@ async def test_a_start_after_the_end(database: Database, backend: Backend, kind:
 async def test_a_start_that_is_settled_while_the_application_raises(
     database: Database, backend: Backend, kind: str
 ) -> None:
-    """Its COMMIT has begun, so it is waited for: the client is told 201, and the row is there."""
+    """Its COMMIT has begun, so it is waited for: the client sees 201, and the row exists."""
     committing, go_on = threading.Event(), threading.Event()
     loop = asyncio.get_running_loop()
     left: list[asyncio.Task[None]] = []
@@ -179,10 +179,8 @@ async def test_a_start_that_is_settled_while_the_application_raises(
 @pytest.mark.parametrize("turns", [0, 2, 5])
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
-async def test_a_start_of_an_attempt_that_was_given_up(
-    database: Database, backend: Backend, kind: str, turns: int
-) -> None:
-    """What the first attempt left behind starts nothing: the client sees the second one's answer, once."""
+async def test_a_start_of_an_earlier_attempt(database: Database, backend: Backend, kind: str, turns: int) -> None:
+    """A task of the first attempt starts nothing: the client sees the second attempt's answer, once."""
     left: list[asyncio.Task[None]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -212,7 +210,7 @@ async def test_a_start_of_an_attempt_that_was_given_up(
 
 
 async def test_a_second_start_is_for_the_server_to_judge(database: Database, backend: Backend) -> None:
-    """Once a response has started, what is sent goes through as it is."""
+    """After a response has started, later messages are forwarded unchanged."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await insert(database, "async", name="a")
@@ -228,7 +226,7 @@ async def test_a_second_start_is_for_the_server_to_judge(database: Database, bac
 
 
 class SlowSession(Session):
-    """A session class of the user's own that takes its time to be made."""
+    """A user's session class that takes time to be made."""
 
     making = threading.Event()
     go_on = threading.Event()
@@ -241,7 +239,7 @@ class SlowSession(Session):
 
 @pytest.mark.parametrize("end", ["raises", "answers"])
 async def test_a_thread_s_first_session_while_its_unit_ends(database: Database, backend: Backend, end: str) -> None:
-    """The thread gets an error, and no live session that nobody would end."""
+    """The thread gets an error, and no open session that nothing would end."""
     SlowSession.go_on.set()
     database.configure(backend.url, session_options={"class_": SlowSession})  # which makes one, to check its options
     SlowSession.making.clear()
@@ -318,7 +316,7 @@ async def in_async_scope(latecomer: Latecomer, pause: float) -> None:
 
 @pytest.mark.parametrize("run", [in_request, in_sync_scope, in_async_scope])
 async def test_first_sessions_in_many_rounds(database: Database, backend: Backend, run: Any) -> None:
-    """Whenever a thread comes, its session works until its unit ends, or it is refused: nothing stays out."""
+    """Whenever a thread comes, its session works until its unit ends, or it is refused: no connection stays out."""
     latecomer = Latecomer(database)
     for number in range(ROUNDS):
         await run(latecomer, number % 6 * 0.0004)
@@ -329,13 +327,13 @@ async def test_first_sessions_in_many_rounds(database: Database, backend: Backen
 
 
 def refers_to_the_end(error: BaseException) -> bool:
-    """Whether an error says that the session was in use while its unit ended: the thread's call was under way."""
+    """Return whether an error says that the session was in use when its unit ended."""
     return "ended" in str(error) or "in use" in str(error)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_session_that_was_kept_past_its_unit(database: Database, backend: Backend, kind: str) -> None:
-    """It is closed for good: no call on it opens a transaction that nobody would end."""
+    """It is closed for good: no call on it opens a transaction that nothing would end."""
     kept: list[Session | AsyncSession] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -351,7 +349,7 @@ async def test_a_session_that_was_kept_past_its_unit(database: Database, backend
 
 
 async def test_a_first_session_is_refused_while_callbacks_run(sqlite: Backend) -> None:
-    """A task that outlives its application finds no unit that could end a session, though one is still ending."""
+    """A task that outlives its application finds no unit that could end a session, although one is still ending."""
     database = Database(sqlite.url)
     called, go_on = asyncio.Event(), asyncio.Event()
     refused: list[bool] = []

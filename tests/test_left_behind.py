@@ -1,4 +1,4 @@
-"""A worker thread that outlives its cancelled request: at whatever step it is, nothing stays out or open."""
+"""A worker thread that outlives its cancelled request leaves nothing open, at whatever step it is."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ WAYS: list[tuple[Way, str]] = [
 
 @pytest.mark.parametrize(("way", "at"), WAYS, ids=[f"{way.__name__} at {at}" for way, at in WAYS])
 async def test_a_thread_that_is_left_behind(database: Database, backend: Backend, way: Way, at: str) -> None:
-    """It is held at a statement, or at its COMMIT, while its task is cancelled and its unit ends."""
+    """It waits in a statement, or in its COMMIT, while its task is cancelled and its unit ends."""
     reached, go_on, left = threading.Event(), threading.Event(), threading.Event()
 
     def hold(what: str) -> None:

@@ -1,4 +1,4 @@
-"""The lifespan: databases checked before the start, engines disposed after the end."""
+"""The lifespan: databases are checked before the start, and engines disposed after the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCOPE = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, 
 
 
 class Server:
-    """What a server does with an application: start-up, work, shutdown."""
+    """A server's calls of an application: startup, work, shutdown."""
 
     def __init__(self, app: Any, work: Callable[[], Awaitable[None]] | None = None) -> None:
         self.app = app
@@ -31,7 +31,7 @@ class Server:
         self._events = [STARTUP, SHUTDOWN]
 
     async def receive(self) -> Any:
-        """Give start-up, and after the work shutdown."""
+        """Give startup, and after the work shutdown."""
         if len(self._events) == 1 and self.work is not None:
             await self.work()
         return self._events.pop(0)
@@ -48,7 +48,7 @@ class Server:
 
 
 async def speaks(scope: Any, receive: Any, send: Any) -> None:
-    """Be an application that speaks lifespan."""
+    """Be an application that supports lifespan."""
     assert await receive() == STARTUP
     await send(STARTED)
     assert await receive() == SHUTDOWN
@@ -56,12 +56,12 @@ async def speaks(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def raises(scope: Any, receive: Any, send: Any) -> None:
-    """Be an application that refuses what it does not know, as Django does."""
+    """Be an application that refuses unknown scopes, as Django does."""
     raise ValueError(scope["type"])
 
 
 async def returns(scope: Any, receive: Any, send: Any) -> None:
-    """Be an application that passes over what it does not know."""
+    """Be an application that ignores unknown scopes."""
 
 
 def connections(database: Database) -> int:
@@ -83,7 +83,7 @@ def use(database: Database, name: str = "a") -> Callable[[], Awaitable[None]]:
 
 @pytest.mark.parametrize("app", [speaks, raises, returns])
 async def test_our_engines_are_disposed_at_shutdown(sqlite: Backend, app: Any) -> None:
-    """Whether the application speaks lifespan or not, and before the server is told it has stopped."""
+    """They are disposed before the server learns of the end, whether the application supports lifespan or not."""
     database = Database(sqlite.url)
     server = Server(SQLAlchemyMiddleware(app, database), use(database))
     engines: list[object] = []
@@ -97,15 +97,15 @@ async def test_our_engines_are_disposed_at_shutdown(sqlite: Backend, app: Any) -
 
 
 async def test_every_database_is_disposed(sqlite: Backend) -> None:
-    """All that the middleware names."""
+    """This holds for all that the middleware names."""
     databases = [Database(sqlite.url), Database("sqlite://")]
     engines = [database.engine for database in databases]
     await Server(SQLAlchemyMiddleware(speaks, databases)).run()
     assert [database.engine is engine for database, engine in zip(databases, engines, strict=True)] == [False, False]
 
 
-async def test_an_engine_handed_in_is_not_disposed(sqlite: Backend) -> None:
-    """It is its owner's."""
+async def test_an_engine_that_was_passed_in_is_not_disposed(sqlite: Backend) -> None:
+    """It belongs to its owner."""
     engine = create_engine(sqlite.url)
     database = Database(sqlite.url, engine=engine)
     await Server(SQLAlchemyMiddleware(speaks, database), use(database)).run()
@@ -114,7 +114,7 @@ async def test_an_engine_handed_in_is_not_disposed(sqlite: Backend) -> None:
 
 
 async def test_it_is_passed_through(sqlite: Backend) -> None:
-    """The same scope with no unit of work around it, the same events, and the application's own messages."""
+    """The scope has no unit of work, and events and messages of the application are unchanged."""
     seen: list[Any] = []
     failed = {"type": "lifespan.shutdown.failed", "message": "mine"}
 
@@ -133,7 +133,7 @@ async def test_it_is_passed_through(sqlite: Backend) -> None:
 
 @pytest.mark.parametrize("where", ["start-up", "shutdown"])
 async def test_a_genuine_failure_goes_through(sqlite: Backend, where: str) -> None:
-    """The server sees the very exception, and the engines are disposed all the same."""
+    """The server gets the same exception, and the engines are disposed."""
     database = Database(sqlite.url)
     error = RuntimeError("broken")
     used: list[object] = []
@@ -156,7 +156,7 @@ async def test_a_genuine_failure_goes_through(sqlite: Backend, where: str) -> No
 
 
 async def test_a_start_up_that_says_it_failed_goes_through(sqlite: Backend) -> None:
-    """So do its words; the engines are disposed before the server hears them."""
+    """Its message is forwarded, and the engines are disposed before."""
     database = Database(sqlite.url)
     failed = {"type": "lifespan.startup.failed", "message": "mine"}
 
@@ -174,17 +174,17 @@ async def test_a_start_up_that_says_it_failed_goes_through(sqlite: Backend) -> N
 
 
 async def test_databases_are_checked_first(backend: Backend) -> None:
-    """They answer, and the application starts."""
+    """They answer, and then the application starts."""
     database = Database(backend.url)
     server = Server(SQLAlchemyMiddleware(speaks, database, check_on_startup=True))
     assert await server.run() == [STARTED, STOPPED]
 
 
 @pytest.mark.parametrize("app", [speaks, raises, returns])
-async def test_a_database_that_cannot_be_reached_stops_the_start(
+async def test_an_unreachable_database_stops_the_start(
     sqlite: Backend, app: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The message names it without its password, the application is not asked, and the log has the cause."""
+    """The message names it without its password, the application is not called, and the log has the cause."""
     asked: list[object] = []
 
     async def recorded(scope: Any, receive: Any, send: Any) -> None:
@@ -208,7 +208,7 @@ async def test_a_database_that_cannot_be_reached_stops_the_start(
 
 @pytest.mark.filterwarnings("ignore:Using .httpx. with")  # Starlette's test client prefers a newer one
 def test_a_start_up_that_fails_ends_a_test_client(sqlite: Backend) -> None:
-    """It gets the error, as from Starlette's own lifespan, and does not wait for what never comes."""
+    """The client gets the error, as from Starlette's own lifespan, and does not wait."""
     from fastapi.testclient import TestClient  # warns when it is imported
 
     async def start() -> None:
@@ -221,25 +221,25 @@ def test_a_start_up_that_fails_ends_a_test_client(sqlite: Backend) -> None:
 
 
 async def test_without_a_check_nothing_connects(sqlite: Backend) -> None:
-    """A database that is down is noticed by the first request that needs it."""
+    """The first request that needs a database notices that it is down."""
     bad = Database("postgresql://me@127.0.0.1:9/shop")
     assert await Server(SQLAlchemyMiddleware(speaks, bad)).run() == [STARTED, STOPPED]
 
 
 async def test_a_check_without_an_async_driver(sqlite: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It uses the sync one, and not on the event loop."""
+    """It uses the sync engine, and not on the event loop."""
     monkeypatch.setattr("asgi_sqla.engine.engines._installed", lambda module: module == "sqlite3")
     database = Database(sqlite.url)
     assert await Server(SQLAlchemyMiddleware(speaks, database, check_on_startup=True)).run() == [STARTED, STOPPED]
 
 
-async def test_a_database_that_is_not_configured_is_passed_over(global_db: Database) -> None:
-    """Such as the global one, where an application never configures it."""
+async def test_a_database_that_is_not_configured_is_skipped(global_db: Database) -> None:
+    """The global database, for example, is skipped if an application never configures it."""
     assert await Server(SQLAlchemyMiddleware(speaks, global_db)).run() == [STARTED, STOPPED]
 
 
-async def test_a_check_uses_the_async_engine_that_was_handed_in(sqlite: Backend) -> None:
-    """No other could be made, as there is no URL."""
+async def test_a_check_uses_the_async_engine_that_was_passed_in(sqlite: Backend) -> None:
+    """Without a URL no other engine can be made."""
     engine = create_async_engine(sqlite.url.replace("sqlite:", "sqlite+aiosqlite:"))
     database = Database(async_engine=engine)
     assert await Server(SQLAlchemyMiddleware(speaks, database, check_on_startup=True)).run() == [STARTED, STOPPED]
@@ -248,7 +248,7 @@ async def test_a_check_uses_the_async_engine_that_was_handed_in(sqlite: Backend)
 
 
 def test_under_trio_the_sync_engine_is_disposed(sqlite: Backend) -> None:
-    """There are no async ones."""
+    """Under trio there are no async engines."""
     database = Database(sqlite.url)
 
     async def work() -> None:

@@ -48,7 +48,7 @@ async def in_scope(database: Database, work: Work) -> None:
 
 
 def leave_unfinished(database: Database, kind: str, run: Callable[[Database, Work], Coroutine[Any, Any, None]]) -> None:
-    """Begin to write on an event loop, and close that in the middle without another word."""
+    """Begin to write on an event loop, and close the loop in the middle."""
     written: list[bool] = []
 
     async def work() -> None:
@@ -75,7 +75,7 @@ def leave_unfinished(database: Database, kind: str, run: Callable[[Database, Wor
 
 @pytest.fixture
 def _careless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Bear what asyncio and the drivers say of such a loop, which is true."""
+    """Allow the warnings of asyncio and the drivers about such a loop, because they are true."""
     monkeypatch.setattr(sys, "unraisablehook", lambda _unraisable: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -89,7 +89,7 @@ def _careless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_what_was_begun_is_rolled_back(
     backend: Backend, kind: str, run: Callable[[Database, Work], Coroutine[Any, Any, None]]
 ) -> None:
-    """Nothing of it is kept, no connection of it is in a transaction, and the database goes on."""
+    """Nothing is kept, no connection is in a transaction, and the database stays usable."""
     database = Database(backend.url)
 
     leave_unfinished(database, kind, run)
@@ -103,7 +103,7 @@ def test_what_was_begun_is_rolled_back(
 
 
 class StubbornSession(Session):
-    """A session class of the user's own that cannot be closed."""
+    """A user's session class that cannot be closed."""
 
     def close(self) -> None:
         super().close()
@@ -114,7 +114,7 @@ class StubbornSession(Session):
 def test_a_session_that_cannot_be_closed_keeps_no_other_open(
     sqlite: Backend, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log says so, and the sessions after it are closed all the same."""
+    """The log says so, and the sessions after it are closed."""
     (tmp_path / "first").mkdir()
     first = sqlite_backend(tmp_path / "first")
     stubborn = Database(first.url, session_options={"class_": StubbornSession})

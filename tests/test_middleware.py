@@ -17,7 +17,7 @@ from asgi_sqla import Database, NoUnitOfWorkError, SQLAlchemyMiddleware, UnitOfW
 
 @pytest.fixture
 async def shops(tmp_path: Path) -> AsyncIterator[list[tuple[Database, Backend]]]:
-    """Return three SQLite databases, each in a file of its own."""
+    """Return three SQLite databases, each in its own file."""
     made = []
     for name in ("first", "second", "third"):
         folder = tmp_path / name
@@ -40,7 +40,7 @@ async def shop(sqlite: Backend) -> AsyncIterator[Database]:
 
 @pytest.mark.parametrize("kind", ["webtransport", "", "http2"])
 async def test_what_is_not_ours_passes_through(shop: Database, kind: str) -> None:
-    """The very same scope, receive and send, with no unit of work, and the result too."""
+    """Scope, receive, send and the result are the same objects, and there is no unit of work."""
     seen: list[Any] = []
 
     async def app(*arguments: Any) -> None:
@@ -57,7 +57,7 @@ async def test_what_is_not_ours_passes_through(shop: Database, kind: str) -> Non
 
 
 async def test_the_unit_is_in_the_scope_and_leaves_it(shop: Database) -> None:
-    """``scope["asgi_sqla"]`` while the request runs; afterwards the scope is as it was."""
+    """``scope["asgi_sqla"]`` is the unit while the request runs; afterwards the scope is as before."""
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -72,7 +72,7 @@ async def test_the_unit_is_in_the_scope_and_leaves_it(shop: Database) -> None:
 
 
 async def test_a_second_layer_leaves_the_request_alone(shop: Database, sqlite: Backend) -> None:
-    """One unit, judged once, by the outer one."""
+    """There is one unit, which the outer layer judges once."""
     units: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -92,7 +92,7 @@ async def test_a_second_layer_leaves_the_request_alone(shop: Database, sqlite: B
 
 
 async def test_a_scope_that_is_copied_on_the_way_is_one_request(shop: Database, sqlite: Backend) -> None:
-    """As routers do that mount applications."""
+    """Routers that mount applications copy the scope."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         shop.async_session.add(Item(name="a"))
@@ -128,7 +128,7 @@ async def test_a_request_inside_a_request_is_its_own(shop: Database, sqlite: Bac
 
 
 async def test_many_instances_share_one_database(shop: Database, sqlite: Backend) -> None:
-    """As Litestar makes one for each route: nothing is made, and all state of a request is its own."""
+    """Litestar makes one for each route: nothing is made again, and the state of a request is its own."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         shop.async_session.add(Item(name=scope["path"]))
@@ -144,7 +144,7 @@ async def test_many_instances_share_one_database(shop: Database, sqlite: Backend
 
 
 def test_its_repr_says_what_it_wraps() -> None:
-    """The application, and the databases without their passwords."""
+    """It shows the application, and the databases without their passwords."""
     database = Database("postgresql://u:s3cret@h/d")
 
     class App:
@@ -167,7 +167,7 @@ def test_its_repr_says_what_it_wraps() -> None:
 async def test_several_databases_are_one_decision(
     shops: list[tuple[Database, Backend]], kind: str, status: int, kept: list[str]
 ) -> None:
-    """All commit, or none; the one the middleware does not name, too."""
+    """All commit, or none, including one that the middleware does not name."""
     (first, one), (second, two), (third, three) = shops
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -184,7 +184,7 @@ async def test_several_databases_are_one_decision(
 async def test_they_commit_in_the_order_of_first_use(
     shops: list[tuple[Database, Backend]],
 ) -> None:
-    """When one fails those after it are rolled back, and the exception says which had committed."""
+    """If one fails, those after it are rolled back, and the exception says which had committed."""
     (first, one), (second, two), (third, three) = shops
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -205,7 +205,7 @@ async def test_they_commit_in_the_order_of_first_use(
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_a_session_of_each_kind_and_database(shops: list[tuple[Database, Backend]], kind: str) -> None:
-    """At most one each, the same one wherever it is asked for."""
+    """There is at most one of each, and it is the same wherever it is used."""
     (first, _), (second, _), _ = shops
     seen: list[Any] = []
 

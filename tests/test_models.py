@@ -1,4 +1,4 @@
-"""Models: lookups of both kinds, and rows that many sessions make at once."""
+"""Models: lookups of both kinds, and rows that many sessions create at once."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class User(Shop):
 
     @property
     def nick(self) -> str | None:
-        """A plain property, which is no column."""
+        """A plain property, which is not a column."""
         return self.full_name
 
     @nick.setter
@@ -106,7 +106,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 @pytest.fixture
 def session(database: Database) -> Iterator[Session]:
-    """Return a session of a scope of its own."""
+    """Return a session of a new scope."""
     with session_scope(database) as session:
         yield session
 
@@ -132,7 +132,7 @@ class Both:
         self.kind = kind
 
     async def __call__(self, question: Any) -> Any:
-        """Return what ``question(session)`` answers in a scope of its own."""
+        """Return ``question(session)`` in a new scope."""
         if self.kind == "sync":
             with session_scope(self.database) as session:
                 return question(session)
@@ -150,7 +150,7 @@ def both(request: pytest.FixtureRequest, database: Database) -> Both:
 
 
 async def test_class_methods_find_rows_in_the_session_they_are_given(both: Both) -> None:
-    """Each lookup answers an AsyncSession with an awaitable, and a Session with the value."""
+    """With an AsyncSession each lookup returns an awaitable, and with a Session the value."""
     made, created = await both(lambda session: User.get_or_create(session, name="foo"))
     again, created_again = await both(lambda session: User.get_or_create(session, name="foo"))
 
@@ -164,7 +164,7 @@ async def test_class_methods_find_rows_in_the_session_they_are_given(both: Both)
 
 
 async def test_functions_do_the_same_for_any_base(both: Both) -> None:
-    """A model without the mixin is the second argument."""
+    """They take a model without the mixin as second argument."""
     made, created = await both(lambda session: get_or_create(session, User, name="foo"))
     row, made_now = await both(lambda session: update_or_create(session, User, name="foo", defaults={"age": 3}))
 
@@ -178,7 +178,7 @@ async def test_functions_do_the_same_for_any_base(both: Both) -> None:
 
 
 async def test_what_is_missing_is_none_or_an_error_that_names_it(both: Both) -> None:
-    """None where the name says so; otherwise the error tells model and filters."""
+    """The result is None if the name of the lookup says so; otherwise the error names model and filters."""
     assert await both(lambda session: User.get_by_pk(session, 7)) is None
     assert await both(lambda session: User.get_one_or_none(session, name="foo")) is None
     assert await both(lambda session: User.first_or_none(session, name="foo")) is None
@@ -193,7 +193,7 @@ async def test_what_is_missing_is_none_or_an_error_that_names_it(both: Both) -> 
 
 
 async def test_several_rows_where_one_is_asked_for_are_an_error(both: Both) -> None:
-    """The error tells model and filters; first_or_none takes the lowest primary key."""
+    """The error names model and filters; first_or_none returns the lowest primary key."""
     await both(lambda session: User.get_or_create(session, name="b", age=3))
     await both(lambda session: User.get_or_create(session, name="a", age=3))
 
@@ -204,7 +204,7 @@ async def test_several_rows_where_one_is_asked_for_are_an_error(both: Both) -> N
 
 
 async def test_an_unknown_attribute_is_an_error_that_names_the_known(both: Both) -> None:
-    """Also in defaults, and before anything was written."""
+    """This includes defaults, and happens before anything is written."""
     with pytest.raises(ConfigurationError, match=r"User has no attribute 'nmae'; it has age, full_name, id, name"):
         await both(lambda session: User.get_one(session, nmae="foo"))
     with pytest.raises(ConfigurationError, match="User has no attribute 'agee'"):
@@ -231,7 +231,7 @@ def test_an_object_is_a_filter_too(session: Session) -> None:
 
 
 def test_defaults_may_be_all_that_can_be_set(session: Session) -> None:
-    """Collections, and plain properties, though nobody can filter by them."""
+    """Collections and plain properties can be set, although they cannot be filters."""
     order, _ = Order.get_or_create(session, session="a")
     made, _ = User.update_or_create(session, name="foo", defaults={"orders": [order], "nick": "foo"})
     user, created = User.update_or_create(session, name="foo", defaults={"orders": [], "nick": "bar"})
@@ -250,7 +250,7 @@ def test_defaults_may_be_all_that_can_be_set(session: Session) -> None:
     ],
 )
 def test_a_wrong_use_is_an_error_that_says_what_to_write(session: Session, use: Any, message: str) -> None:
-    """The error comes from us, at once."""
+    """The error is ours, and is raised at once."""
     with pytest.raises(ConfigurationError, match=message):
         use(session)
 
@@ -258,8 +258,8 @@ def test_a_wrong_use_is_an_error_that_says_what_to_write(session: Session, use: 
 # Making and updating
 
 
-async def test_update_or_create_makes_of_defaults_and_updates_with_them(both: Both) -> None:
-    """As long as create_defaults is left out, defaults serve both."""
+async def test_update_or_create_uses_defaults_for_both(both: Both) -> None:
+    """Without create_defaults, defaults serve both."""
     made, created = await both(lambda s: User.update_or_create(s, name="foo", defaults={"age": 1}))
     updated, created_again = await both(lambda s: User.update_or_create(s, name="foo", defaults={"age": 2}))
 
@@ -269,7 +269,7 @@ async def test_update_or_create_makes_of_defaults_and_updates_with_them(both: Bo
 
 
 async def test_create_defaults_are_taken_as_they_are(both: Both) -> None:
-    """An empty mapping means: make it of the filters alone."""
+    """An empty mapping creates the row from the filters alone."""
     with_some, _ = await both(
         lambda s: User.update_or_create(s, name="a", defaults={"age": 1}, create_defaults={"full_name": "A"})
     )
@@ -280,7 +280,7 @@ async def test_create_defaults_are_taken_as_they_are(both: Both) -> None:
 
 
 async def test_another_broken_constraint_is_no_lost_race(both: Both) -> None:
-    """What cannot be inserted raises IntegrityError, and the session goes on."""
+    """A row that cannot be inserted raises IntegrityError, and the session stays usable."""
     await both(lambda session: User.get_or_create(session, name="foo"))
 
     def sync(session: Session) -> tuple[User, bool]:
@@ -298,7 +298,7 @@ async def test_another_broken_constraint_is_no_lost_race(both: Both) -> None:
 
 
 def test_an_error_of_what_was_pending_before_is_not_taken_for_a_lost_race(database: Database) -> None:
-    """It belongs to the user's own object, and nothing is read again."""
+    """The error belongs to the user's own object, and nothing is read again."""
     with session_scope(database) as session:
         session.add(User(name="foo"))
 
@@ -307,14 +307,14 @@ def test_an_error_of_what_was_pending_before_is_not_taken_for_a_lost_race(databa
 
 
 def make_beside_a_duplicate(database: Database) -> None:
-    """Have an object pending that cannot be inserted, and make another one."""
+    """Add an object that cannot be inserted, and create another one."""
     with session_scope(database) as session, session.no_autoflush:
         session.add(User(name="foo"))
         User.get_or_create(session, name="bar")
 
 
 async def make_in_threads(url: str, make: Any) -> list[Any]:
-    """Return what 50 threads got that asked at once, each in a scope of its own."""
+    """Return the results of 50 threads that ask at once, each in its own scope."""
     database = Database(url, engine_options=engine_options(url))
 
     def client(_number: int) -> Any:
@@ -328,7 +328,7 @@ async def make_in_threads(url: str, make: Any) -> list[Any]:
 
 
 async def make_in_tasks(url: str, make: Any) -> list[Any]:
-    """Return what 50 tasks got that asked at once, each in a scope of its own."""
+    """Return the results of 50 tasks that ask at once, each in its own scope."""
     database = Database(url, engine_options=engine_options(url))
 
     async def client() -> Any:
@@ -341,14 +341,14 @@ async def make_in_tasks(url: str, make: Any) -> list[Any]:
 
 
 def engine_options(url: str) -> dict[str, Any]:
-    """Let all clients in at once; SQLite lets them in one by one."""
+    """Let all clients connect at once; SQLite lets them write one by one."""
     if url.startswith("sqlite"):
         return {"connect_args": {"timeout": 30.0}}
     return {"pool_size": CLIENTS, "max_overflow": 0}
 
 
 @pytest.mark.parametrize("run", [make_in_threads, make_in_tasks], ids=["sync", "async"])
-async def test_of_fifty_sessions_that_make_one_row_one_does(url: str, run: Any) -> None:
+async def test_one_of_fifty_concurrent_sessions_creates_the_row(url: str, run: Any) -> None:
     """The others get it, without an error."""
     results = await run(url, lambda session: User.get_or_create(session, name="foo"))
 
@@ -359,8 +359,8 @@ async def test_of_fifty_sessions_that_make_one_row_one_does(url: str, run: Any) 
 
 @pytest.mark.parametrize("run", [make_in_threads, make_in_tasks], ids=["sync", "async"])
 @pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
-async def test_of_fifty_sessions_that_update_or_make_one_row_one_makes_it(url: str, run: Any) -> None:
-    """The others update it; not on MariaDB, which answers an update after a lost race with a deadlock."""
+async def test_one_of_fifty_concurrent_sessions_creates_the_row_that_all_update(url: str, run: Any) -> None:
+    """The others update it, except on MariaDB, where an update after a lost race is a deadlock."""
     results = await run(url, lambda session: User.update_or_create(session, name="foo", defaults={"age": 4}))
 
     assert sum(created for _, created in results) == 1
@@ -370,7 +370,7 @@ async def test_of_fifty_sessions_that_update_or_make_one_row_one_makes_it(url: s
 
 @pytest.mark.parametrize("url", ["postgresql", "mariadb"], indirect=True)
 def test_the_transaction_goes_on_after_a_lost_race(url: str) -> None:
-    """What the loser wrote before and writes after it is committed; on SQLite one transaction writes at a time."""
+    """The loser's writes before and after it are committed; on SQLite one transaction writes at a time."""
     database = Database(url)
 
     def win(target: User, _arguments: Any, values: dict[str, Any]) -> None:
@@ -393,7 +393,7 @@ def test_the_transaction_goes_on_after_a_lost_race(url: str) -> None:
 
 
 async def test_without_a_session_the_units_is_used(database: Database) -> None:
-    """The model says which database; inside a request as in a scope."""
+    """The model names the database, inside a request and in a scope."""
 
     class Customer(User):
         __database__: ClassVar[Database] = database
@@ -415,7 +415,7 @@ async def test_without_a_session_the_units_is_used(database: Database) -> None:
 
 
 def test_without_a_database_the_global_one_is_meant() -> None:
-    """And it says so when it is not configured."""
+    """The error says so if the global database is not configured."""
     with pytest.raises(NoUnitOfWorkError):
         User.get_one(name="foo")
 
@@ -430,7 +430,7 @@ def test_without_a_database_the_global_one_is_meant() -> None:
 
 
 async def test_not_found_is_answered_404_by_the_middleware(database: Database) -> None:
-    """Any application's, by error_responses."""
+    """With error_responses this works in any application."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await User.get_or_404(database.async_session, 7)
@@ -442,7 +442,7 @@ async def test_not_found_is_answered_404_by_the_middleware(database: Database) -
 
 
 def test_not_found_says_what_was_looked_for(session: Session) -> None:
-    """It is SQLAlchemy's NoResultFound and a LookupError, and survives pickling."""
+    """It is SQLAlchemy's NoResultFound and a LookupError, and can be pickled."""
     with pytest.raises(NotFoundError) as caught:
         User.first_or_404(session, name="foo")
 
@@ -455,7 +455,7 @@ def test_not_found_says_what_was_looked_for(session: Session) -> None:
 
 
 def test_the_base_names_every_constraint() -> None:
-    """Index, unique constraint, foreign key and primary key, so that migrations can find them."""
+    """Index, unique constraint, foreign key and primary key have names, so that migrations can find them."""
     names = {str(each.name) for table in (User.__table__, Order.__table__) for each in constraints(table)}
 
     assert names == {"uq_users_name", "pk_users", "fk_orders_user_id_users", "pk_orders"}
@@ -467,7 +467,7 @@ def constraints(table: Any) -> Any:
 
 
 async def test_the_base_has_awaitable_attributes(database: Database) -> None:
-    """What was not loaded can be awaited."""
+    """An attribute that was not loaded can be awaited."""
     async with session_scope(database) as session:
         user, _ = await User.get_or_create(session, name="foo")
         await Order.get_or_create(session, user_id=user.id)
@@ -477,7 +477,7 @@ async def test_the_base_has_awaitable_attributes(database: Database) -> None:
 
 
 def test_a_model_with_a_base_of_its_own_takes_the_mixin() -> None:
-    """A declarative base of the user's, and SQLModel's."""
+    """This holds for a user's declarative base, and for SQLModel's."""
 
     class Own(LookupMixin, DeclarativeBase):
         pass
@@ -503,8 +503,8 @@ def test_a_model_with_a_base_of_its_own_takes_the_mixin() -> None:
     gc.collect()
 
 
-def test_a_session_on_an_engine_handed_in_works(tmp_path: Path) -> None:
-    """With the transactions of Python's own SQLite driver, which begin late."""
+def test_a_session_on_an_engine_that_was_passed_in_works(tmp_path: Path) -> None:
+    """Python's own SQLite driver begins its transactions late."""
     engine = create_engine(f"sqlite:///{tmp_path / 'own.db'}", poolclass=NullPool)
     Shop.metadata.create_all(engine)
     with session_scope(Database(engine=engine)) as session:
@@ -514,7 +514,7 @@ def test_a_session_on_an_engine_handed_in_works(tmp_path: Path) -> None:
 
 
 def test_a_transaction_that_is_somebody_elses_is_left_alone(database: Database) -> None:
-    """A session on a connection never begins that connection's transaction again."""
+    """A session on a connection never restarts that connection's transaction."""
     with database.engine.connect() as connection, connection.begin():
         connection.execute(insert(User).values(name="outer", age=0))
         with Session(connection) as session:
@@ -528,7 +528,7 @@ def test_a_transaction_that_is_somebody_elses_is_left_alone(database: Database) 
 
 
 def types_of(session: Session, async_session: AsyncSession) -> None:
-    """Hold what each kind of session answers, and that a wrong use does not check."""
+    """Check what each kind of session returns, and that type checkers refuse a wrong use."""
     assert_type(User.get_by_pk(session, 1), User | None)
     assert_type(User.get_one(session, name="foo"), User)
     assert_type(User.get_one(name="foo"), User)
@@ -547,5 +547,5 @@ def types_of(session: Session, async_session: AsyncSession) -> None:
 
 
 async def awaited(session: Session) -> None:
-    """Hold that what a Session answers cannot be awaited."""
+    """Check that type checkers refuse to await what a Session returns."""
     await User.get_one(session, name="foo")  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""No client is told "done" without its rows, whoever ends the transaction in whatever way."""
+"""No client is told "done" without its rows, whatever has ended the transaction."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def statement(sql: str) -> Spoil:
 
 
 def on_cursor(sql: str) -> Spoil:
-    """Send it on a cursor of the driver, past SQLAlchemy."""
+    """Send it on a cursor of the driver, outside SQLAlchemy."""
 
     def send(_backend: Backend, session: Session) -> None:
         cursor = session.connection().connection.cursor()
@@ -68,7 +68,7 @@ def on_connection(call: str) -> Spoil:
 
 
 def on_pooled(call: str) -> Spoil:
-    """Call a method of the pool's connection, past SQLAlchemy's transaction."""
+    """Call a method of the pool's connection, outside SQLAlchemy's transaction."""
 
     def do(_backend: Backend, session: Session) -> None:
         getattr(session.connection().connection, call)()
@@ -88,12 +88,12 @@ def on_transaction(call: str) -> Spoil:
 
 
 def conflict(_backend: Backend, session: Session) -> None:
-    """Have SQLite roll everything back at a conflict."""
+    """Let SQLite roll everything back at a conflict."""
     session.execute(text("INSERT OR ROLLBACK INTO item (name) VALUES ('taken')"))
 
 
 def conflict_in_trigger(_backend: Backend, session: Session) -> None:
-    """Have a trigger of SQLite roll everything back."""
+    """Let a trigger of SQLite roll everything back."""
     session.execute(text("INSERT INTO item (name) VALUES ('refused')"))
 
 
@@ -160,7 +160,7 @@ def mariadb_times_out(_backend: Backend, session: Session) -> None:
 
 
 def idles(backend: Backend, session: Session) -> None:
-    """Idle until PostgreSQL gives the transaction up."""
+    """Idle until PostgreSQL ends the transaction."""
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 50"))
     for _ in range(200):
         if not backend.backends("idle in transaction"):
@@ -169,7 +169,7 @@ def idles(backend: Backend, session: Session) -> None:
 
 
 def killed(backend: Backend, _session: Session) -> None:
-    """Have an administrator terminate the connection."""
+    """Let an administrator terminate the connection."""
     assert backend.terminate() > 0
 
 
@@ -182,13 +182,13 @@ def deadlocked(backend: Backend, session: Session) -> None:
 
 
 def commits_in_vain(_backend: Backend, session: Session) -> None:
-    """Have the COMMIT of the application fail."""
+    """Let the COMMIT of the application fail."""
     session.add(Item(name="orphan", owner_id=NO_OWNER))
     session.commit()
 
 
 def script(_backend: Backend, session: Session) -> None:
-    """Have sqlite3 run a script, before which it commits."""
+    """Let sqlite3 run a script, before which it commits."""
     raw: Any = session.connection().connection.driver_connection
     getattr(raw, "_conn", raw).executescript("CREATE TEMP TABLE IF NOT EXISTS scratch (x)")
 
@@ -270,7 +270,7 @@ OTHERS = re.compile("taken|called|lost|big|row|weight")
 
 @pytest.fixture
 def prepared(backend: Backend) -> Backend:
-    """Return the backend with what the cases need."""
+    """Return the backend with the objects that the cases need."""
     dialect = backend.witness.dialect.name.replace("mariadb", "mysql")
     with backend.witness.begin() as connection:
         for sql in PREPARATIONS.get(dialect, []):
@@ -279,14 +279,14 @@ def prepared(backend: Backend) -> Backend:
 
 
 def prepare(backend: Backend) -> None:
-    """Leave one row in the database, which others may run into."""
+    """Leave one row in the database, for conflicts."""
     empty(backend.witness)
     with backend.witness.begin() as connection:
         connection.execute(insert(Item).values(name="taken"))
 
 
 async def ask(database: Database, kind: str, work: Callable[[Session], object], status: int) -> Call:
-    """Return the request of an application that does ``work`` to its session, and answers ``status``."""
+    """Return the request of an application that runs ``work`` on its session, and answers ``status``."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await perform(database, kind, work)
@@ -296,13 +296,13 @@ async def ask(database: Database, kind: str, work: Callable[[Session], object], 
 
 
 def told_of_commit(call: Call, caplog: pytest.LogCaptureFixture) -> bool:
-    """Whether the log, or the exception that the server logs, says that something was kept, or may have been."""
+    """Return whether the log, or the exception that the server logs, says that something was kept, or may have been."""
     told = "\n".join([*caplog.messages, str(call.raised)])
     return re.search("already been committed|has committed|has ended|in doubt", told) is not None
 
 
 def handler(backend: Backend, spoil: Spoil, written: list[str], *, reads: bool, goes_on: bool) -> Callable[..., object]:
-    """Return what a handler does: write, suffer the spoil, and write again if it ``goes_on``."""
+    """Return what a handler does: write, spoil the transaction, and write again if it ``goes_on``."""
 
     def work(session: Session) -> None:
         if reads:
@@ -323,7 +323,7 @@ def handler(backend: Backend, spoil: Spoil, written: list[str], *, reads: bool, 
     [case(driver, one.spoil, one.status) for one in CASES for driver in one.drivers],
     indirect=["backend"],
 )
-async def test_a_spoilt_transaction_is_told_as_it_is(
+async def test_a_spoilt_transaction_is_reported_as_it_is(
     database: Database, prepared: Backend, kind: str, spoil: Spoil, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A 201 has every row that was written; an error has none, or a log line that says what was kept."""
