@@ -1,4 +1,4 @@
-"""What an application gave up is not kept, though it returns as if all were well."""
+"""Work after the start of an incomplete response is rolled back, although the application returns normally."""
 
 from __future__ import annotations
 

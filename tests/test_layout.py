@@ -64,7 +64,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def shell(**variables: str) -> dict[str, str]:
-    """Return the environment of a user: what pytest, nox or CI have set is gone, and our commands are on the path."""
+    """Return a user's environment: without settings of pytest, nox or CI, and with our commands on the path."""
     theirs = ("ASGI_SQLA_", "DATABASE_", "MAIL_", "PYTEST_", "PYTHONPATH", "PYTHONSAFEPATH")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -117,7 +117,7 @@ def test_the_readme_names_every_file() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
-    """In the tree of the README, so there is no circle; imports inside functions count."""
+    """In the tree of the README no import goes down, so there is no circle; imports inside functions count."""
     names = list(MODULES)
     above = names[: names.index(module)]
 
@@ -136,7 +136,7 @@ def imported(module: str) -> set[str]:
 
 
 def test_each_module_may_be_imported_first(project: Path) -> None:
-    """In an interpreter that has none of the others."""
+    """Each is imported in an interpreter that has imported none of the others."""
     command = [sys.executable, "-c", IMPORT_EACH_FIRST, *MODULES]
     done = subprocess.run(command, cwd=project, env=shell(), capture_output=True, text=True, timeout=50)
 
@@ -144,14 +144,14 @@ def test_each_module_may_be_imported_first(project: Path) -> None:
 
 
 def test_the_command_line_creates_the_database(project: Path) -> None:
-    """And the second time there is nothing to do."""
+    """The second time there is nothing to do."""
     said = [run(project, "asgi-sqla sync") for _ in range(2)]
 
     assert said == ["Database created.\n", "Database up to date.\n"]
 
 
 def test_the_migrations_are_what_the_commands_write(project: Path) -> None:
-    """Of the revision all but its number and its date, after a formatter."""
+    """The revision is the same except for its number and its date, after a formatter."""
     before = (project / "migrations").rename(project / "before")
     run(project, "asgi-sqla init")
     run(project, 'asgi-sqla revision --autogenerate -m "Create people and orders."')
@@ -169,7 +169,7 @@ def essence(migrations: Path) -> str:
 
 
 def test_it_serves_and_the_worker_ships(project: Path) -> None:
-    """An order is there once its client is told 201, and a worker in another process finds it."""
+    """An order is committed when its client sees 201, and a worker in another process finds it."""
     with served(project) as client:
         person = client.post("/people", json={"email": "ann@example.org"})
         order = client.post("/orders", json=TEA)
@@ -183,7 +183,7 @@ def test_it_serves_and_the_worker_ships(project: Path) -> None:
 
 
 def test_its_errors_have_answers(project: Path) -> None:
-    """Those of sync and of async handlers; nothing is kept of what was refused."""
+    """Errors of sync and of async handlers are answered, and nothing of the refused work is kept."""
     with served(project) as client:
         twice = [client.post("/people", json={"email": "ann@example.org"}).status_code for _ in range(2)]
         nobody = client.get("/people/7")
@@ -195,7 +195,7 @@ def test_its_errors_have_answers(project: Path) -> None:
 
 
 def test_its_own_tests_pass(project: Path) -> None:
-    """On a database of their own: the one in ``.env`` is not made."""
+    """They use their own database, and do not create the one in ``.env``."""
     run(project, "python -m pytest", "-p", "no:cacheprovider")
 
     assert not (project / "data.db").exists()

@@ -1,4 +1,4 @@
-"""Migrations: what each command does, in every state, and many processes at once."""
+"""Migrations: what each command does in every state, and many processes at once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PROCESSES = 8
 
 @pytest.fixture(params=KINDS)
 def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
-    """Return a project on each kind of database in turn, with the revision that makes its tables."""
+    """Return a project on each kind of database in turn, with the revision that creates its tables."""
     with empty_database(request.param, tmp_path) as url, importable(tmp_path):
         project = Project(tmp_path, url)
         project.first()
@@ -79,7 +79,7 @@ def test_sync_creates_then_upgrades_then_has_nothing_to_do(project: Project) -> 
 
 
 def test_each_command_alone(project: Project) -> None:
-    """Create, downgrade, upgrade and drop."""
+    """The commands create, downgrade, upgrade and drop work by themselves."""
     migrations = project.migrations
     migrations.create()
     assert project.tables() == ["alembic_version", "customer", "purchase"]
@@ -91,8 +91,8 @@ def test_each_command_alone(project: Project) -> None:
     assert (project.tables(), migrations.status()) == ([], Status.EMPTY)
 
 
-async def test_each_command_has_an_awaitable_twin(project: Project) -> None:
-    """It does the same."""
+async def test_each_command_has_an_async_twin(project: Project) -> None:
+    """The twin has the same result."""
     migrations = project.migrations
     await migrations.async_create()
     assert await migrations.async_status() == Status.UP_TO_DATE
@@ -117,7 +117,7 @@ def async_only(project: Project) -> Migrations:
     return Migrations(database, project.migrations.location, metadata=project.migrations.metadata)
 
 
-async def test_an_async_engine_alone_will_do(project: Project) -> None:
+async def test_an_async_engine_is_enough(project: Project) -> None:
     """The twins use it on the running event loop."""
     migrations = async_only(project)
 
@@ -130,8 +130,8 @@ async def test_an_async_engine_alone_will_do(project: Project) -> None:
     await migrations.database.async_engine.dispose()
 
 
-def test_an_async_engine_alone_will_do_without_an_event_loop(project: Project) -> None:
-    """The plain commands run one of their own, again and again."""
+def test_an_async_engine_is_enough_without_an_event_loop(project: Project) -> None:
+    """The plain commands run an event loop of their own, each time."""
     migrations = async_only(project)
 
     assert (migrations.sync(), migrations.sync(), migrations.current()) == (
@@ -142,7 +142,7 @@ def test_an_async_engine_alone_will_do_without_an_event_loop(project: Project) -
 
 
 def test_autogenerate_writes_what_the_models_have_and_the_database_lacks(project: Project) -> None:
-    """Nothing where they agree: the names of the constraints are alike, too."""
+    """It writes nothing if both agree, also in the names of constraints."""
     migrations = project.migrations
     (migrations.location / "versions" / "first.py").unlink()
     (path,) = migrations.revision("tables", autogenerate=True)
@@ -152,8 +152,8 @@ def test_autogenerate_writes_what_the_models_have_and_the_database_lacks(project
     assert "op." not in path.read_text().replace("alembic import op", "")
 
 
-def test_without_metadata_the_revisions_are_all_there_is(project: Project) -> None:
-    """Creating runs them, dropping undoes them."""
+def test_without_metadata_the_revisions_create_and_drop(project: Project) -> None:
+    """Creating runs them, and dropping undoes them."""
     migrations = Migrations(project.migrations.database, project.migrations.location)
 
     assert (migrations.sync(), migrations.sync()) == (SyncResult.CREATED, SyncResult.UP_TO_DATE)
@@ -165,8 +165,8 @@ def test_without_metadata_the_revisions_are_all_there_is(project: Project) -> No
 # States
 
 
-def test_not_to_reach_the_database_is_an_error(tmp_path: Path) -> None:
-    """It is never taken for an empty one."""
+def test_an_unreachable_database_is_an_error(tmp_path: Path) -> None:
+    """It is never taken for an empty database."""
     with importable(tmp_path):
         project = Project(tmp_path, f"sqlite:///{tmp_path / 'missing' / 'shop.db'}")
         for command in (project.migrations.status, project.migrations.sync, project.migrations.current):
@@ -175,7 +175,7 @@ def test_not_to_reach_the_database_is_an_error(tmp_path: Path) -> None:
 
 
 def test_tables_without_a_version_are_left_alone_until_told(project: Project) -> None:
-    """Told the revision they are at, sync goes on from there."""
+    """Told their revision, the command continues from it."""
     migrations = project.migrations
     assert migrations.metadata is not None
     migrations.metadata.create_all(migrations.database.engine)
@@ -190,7 +190,7 @@ def test_tables_without_a_version_are_left_alone_until_told(project: Project) ->
 
 
 def test_stamping_alone_may_be_enough(on_sqlite: Project) -> None:
-    """The tables are at the newest revision already; asked again there is nothing to do."""
+    """The tables are at the newest revision already, and the second call has nothing to do."""
     migrations = on_sqlite.migrations
     assert migrations.metadata is not None
     migrations.metadata.create_all(migrations.database.engine)
@@ -201,7 +201,7 @@ def test_stamping_alone_may_be_enough(on_sqlite: Project) -> None:
     )
 
 
-def test_tables_of_others_do_not_make_a_database_less_empty(on_sqlite: Project) -> None:
+def test_tables_of_others_do_not_count(on_sqlite: Project) -> None:
     """With metadata, only its tables count."""
     with on_sqlite.migrations.database.engine.begin() as connection:
         connection.execute(text("CREATE TABLE somebody_elses (id INTEGER)"))
@@ -211,7 +211,7 @@ def test_tables_of_others_do_not_make_a_database_less_empty(on_sqlite: Project) 
     assert without.status() == Status.UP_TO_DATE
 
 
-def test_a_revision_that_the_scripts_do_not_know_is_a_state_of_its_own(on_sqlite: Project) -> None:
+def test_an_unknown_revision_is_a_state_of_its_own(on_sqlite: Project) -> None:
     """An older version of the application does not touch the database of a newer one."""
     on_sqlite.second()
     on_sqlite.migrations.sync()
@@ -223,7 +223,7 @@ def test_a_revision_that_the_scripts_do_not_know_is_a_state_of_its_own(on_sqlite
 
 
 def test_a_database_created_before_the_first_revision_is_up_to_date(on_sqlite: Project) -> None:
-    """There is nothing to be behind of."""
+    """No revision is missing."""
     (on_sqlite.migrations.location / "versions" / "first.py").unlink()
 
     assert (on_sqlite.migrations.sync(), on_sqlite.migrations.sync()) == (SyncResult.CREATED, SyncResult.UP_TO_DATE)
@@ -231,7 +231,7 @@ def test_a_database_created_before_the_first_revision_is_up_to_date(on_sqlite: P
 
 
 def test_several_heads_are_all_reached(on_sqlite: Project) -> None:
-    """A branch that is missing makes an upgrade available, one that another depends on is not missed."""
+    """A missing branch makes an upgrade available, and one that another branch depends on is not missed."""
     on_sqlite.script("left", "first")
     on_sqlite.migrations.create()
     on_sqlite.script("right", "first")
@@ -245,7 +245,7 @@ def test_several_heads_are_all_reached(on_sqlite: Project) -> None:
 
 
 def test_a_failed_revision_leaves_nothing_where_changes_are_transactions(project: Project) -> None:
-    """On MariaDB the revisions before it are kept, and it is tried again from its start."""
+    """On MariaDB the revisions before it are kept, and it is retried from its start."""
     project.migrations.sync()
     project.second()
     project.script("third", "second", 'op.execute("SELECT * FROM nowhere")')
@@ -262,7 +262,7 @@ def test_a_failed_revision_leaves_nothing_where_changes_are_transactions(project
 
 
 def test_changing_a_table_keeps_the_rows_that_refer_to_it(on_sqlite: Project) -> None:
-    """SQLite makes it anew, and with foreign keys on, dropping the old one would delete them."""
+    """SQLite creates it anew, and with foreign keys on, dropping the old table would delete them."""
     fill(on_sqlite)
     on_sqlite.script(
         "second", "first", 'with op.batch_alter_table("customer", recreate="always") as t: t.drop_column("name")'
@@ -276,7 +276,7 @@ def test_changing_a_table_keeps_the_rows_that_refer_to_it(on_sqlite: Project) ->
         connection.execute(text("INSERT INTO purchase (customer_id) VALUES (99)"))
 
 
-def test_a_revision_that_leaves_rows_without_what_they_refer_to_is_undone(on_sqlite: Project) -> None:
+def test_a_revision_that_breaks_references_is_undone(on_sqlite: Project) -> None:
     """The error names the tables."""
     fill(on_sqlite)
     on_sqlite.script("second", "first", 'op.execute("DELETE FROM customer"); op.execute("CREATE TABLE x (id INTEGER)")')
@@ -295,7 +295,7 @@ def fill(project: Project) -> None:
 
 
 def test_a_database_in_memory_is_migrated_too(tmp_path: Path) -> None:
-    """And is seen by its sessions."""
+    """Its sessions see the tables."""
     with importable(tmp_path):
         project = Project(tmp_path, "sqlite://")
         project.first()
@@ -306,7 +306,7 @@ def test_a_database_in_memory_is_migrated_too(tmp_path: Path) -> None:
 
 
 def test_an_engine_with_the_drivers_own_transactions_is_migrated_too(on_sqlite: Project) -> None:
-    """Handed in, it has none of our settings."""
+    """An engine that was passed in has none of our settings."""
     engine = create_engine(f"sqlite:///{on_sqlite.folder / 'own.db'}", poolclass=NullPool)
     migrations = Migrations(
         Database(engine=engine), on_sqlite.migrations.location, metadata=on_sqlite.migrations.metadata
@@ -319,7 +319,7 @@ def test_an_engine_with_the_drivers_own_transactions_is_migrated_too(on_sqlite: 
 
 
 def test_the_alembic_command_does_the_same(project: Project) -> None:
-    """Its env.py is three statements, and it waits for the lock, too."""
+    """Its env.py is three statements, and it waits for the lock."""
     assert alembic(project, "upgrade", "heads") == 0
     assert project.migrations.status() == Status.UP_TO_DATE
     assert alembic(project, "check") == 0
@@ -328,7 +328,7 @@ def test_the_alembic_command_does_the_same(project: Project) -> None:
 
 
 def test_the_alembic_command_prints_sql_without_a_database(tmp_path: Path) -> None:
-    """Offline, it only needs to know the dialect."""
+    """Offline it needs only the dialect."""
     project = Project(tmp_path, "postgresql://nowhere.invalid/shop")
     project.first()
 
@@ -361,8 +361,8 @@ def test_an_env_that_would_not_use_the_lock_is_refused(on_sqlite: Project) -> No
         on_sqlite.migrations.sync()
 
 
-def test_a_database_and_metadata_will_do_for_env(on_sqlite: Project) -> None:
-    """No Migrations has to be made in the application."""
+def test_a_database_and_metadata_are_enough_for_env(on_sqlite: Project) -> None:
+    """The application needs no Migrations."""
     env = (
         "from asgi_sqla.migrations import run_env",
         f"from {on_sqlite.module} import Base, db",
@@ -378,7 +378,7 @@ def test_a_database_and_metadata_will_do_for_env(on_sqlite: Project) -> None:
 
 
 def test_a_lock_that_is_held_is_waited_for(project: Project, caplog: pytest.LogCaptureFixture) -> None:
-    """It says so, and goes on when it is free."""
+    """The command logs that it waits, and continues when the lock is free."""
     caplog.set_level(logging.INFO, logger="asgi_sqla")
     done: list[SyncResult] = []
     other = holder(project, connect_timeout=0.1)
@@ -399,7 +399,7 @@ def test_a_lock_that_is_held_is_waited_for(project: Project, caplog: pytest.LogC
 
 
 def holder(project: Project, connect_timeout: float) -> Migrations:
-    """Return other migrations of the database; on SQLite those of the project lose patience early."""
+    """Return other migrations of the database; on SQLite those of the project stop waiting early."""
     if project.url.startswith("sqlite"):
         project.migrations.database.configure(
             project.url, engine_options={"connect_args": {"timeout": connect_timeout}}
@@ -408,7 +408,7 @@ def holder(project: Project, connect_timeout: float) -> Migrations:
 
 
 def test_a_lock_that_is_held_too_long_is_an_error(project: Project) -> None:
-    """It is a TimeoutError, and the lock can be had afterwards."""
+    """It is a TimeoutError, and the lock is available afterwards."""
     other = holder(project, connect_timeout=0.1)
     project.migrations.lock_timeout = 0.2
 
@@ -422,7 +422,7 @@ def test_a_lock_that_is_held_too_long_is_an_error(project: Project) -> None:
 
 
 def test_the_lock_is_free_after_an_error(project: Project) -> None:
-    """Whatever raised, and the connection is usable."""
+    """This holds for any error, and the connection stays usable."""
 
     def fail(_connection: object) -> None:
         raise KeyError("mine")
@@ -434,7 +434,7 @@ def test_the_lock_is_free_after_an_error(project: Project) -> None:
 
 
 async def test_commands_of_one_process_take_turns(project: Project) -> None:
-    """Threads and tasks alike, though Alembic keeps its state in a global."""
+    """Threads and tasks do so, because Alembic keeps its state in a global."""
     results = await asyncio.gather(
         *[project.migrations.async_sync() for _ in range(4)],
         *[asyncio.to_thread(project.migrations.sync) for _ in range(4)],
@@ -446,7 +446,7 @@ async def test_commands_of_one_process_take_turns(project: Project) -> None:
 def test_a_database_without_a_known_lock_is_warned_of(
     on_sqlite: Project, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is migrated all the same."""
+    """It is migrated anyway."""
     from asgi_sqla.migrations import lock
 
     monkeypatch.delitem(lock._LOCKS, "sqlite")
@@ -459,7 +459,7 @@ def test_a_database_without_a_known_lock_is_warned_of(
 
 
 def test_of_eight_processes_that_sync_at_once_one_creates_and_one_upgrades(project: Project) -> None:
-    """The others see that it is done, and all exit 0."""
+    """The others find it done, and all exit with 0."""
     codes, said = project.at_once(PROCESSES, "sync")
     assert codes == [0] * PROCESSES
     assert sorted(last_lines(said)) == ["Database created."] + ["Database up to date."] * (PROCESSES - 1)
@@ -473,12 +473,12 @@ def test_of_eight_processes_that_sync_at_once_one_creates_and_one_upgrades(proje
 
 
 def last_lines(said: list[str]) -> list[str]:
-    """Return what each said in the end."""
+    """Return the last line of each."""
     return [each.splitlines()[-1] for each in said]
 
 
 def test_a_creation_that_was_killed_in_the_middle_is_completed_by_the_next(project: Project) -> None:
-    """Also where creating tables cannot be undone."""
+    """This holds too if the database cannot undo the creation of tables."""
     project.kill_in_the_middle("sync")
 
     codes, said = project.at_once(2, "sync")
@@ -488,7 +488,7 @@ def test_a_creation_that_was_killed_in_the_middle_is_completed_by_the_next(proje
 
 
 def test_an_upgrade_that_was_killed_in_the_middle_is_completed_by_the_next(project: Project) -> None:
-    """On MariaDB because the revision asks what is there, with exists_in_db."""
+    """On MariaDB the revision uses exists_in_db to see what exists."""
     project.migrations.sync()
     project.second()
     project.kill_in_the_middle("upgrade")
@@ -500,7 +500,7 @@ def test_an_upgrade_that_was_killed_in_the_middle_is_completed_by_the_next(proje
 
 @pytest.mark.parametrize("project", ["postgresql"], indirect=True)
 def test_a_revision_that_waits_for_other_transactions_does_not_wait_for_the_lock(project: Project) -> None:
-    """An index made concurrently waits for every snapshot, and whoever waits for the lock must hold none."""
+    """An index created concurrently waits for every snapshot, so a process that waits for the lock must hold none."""
     project.migrations.sync()
     upgrade = """
     with op.get_context().autocommit_block():
@@ -515,7 +515,7 @@ def test_a_revision_that_waits_for_other_transactions_does_not_wait_for_the_lock
 
 @pytest.mark.parametrize("project", ["mariadb"], indirect=True)
 def test_what_an_interrupted_creation_left_is_not_dropped_once_it_has_rows(project: Project) -> None:
-    """Somebody uses it: a person has to look."""
+    """Something uses the table, so a person has to decide."""
     project.kill_in_the_middle("sync")
     migrations = project.migrations
     assert migrations.status() == Status.INTERRUPTED
@@ -531,7 +531,7 @@ def test_what_an_interrupted_creation_left_is_not_dropped_once_it_has_rows(proje
 
 
 async def start(project: Project) -> list[str]:
-    """Start an application that syncs first, stop it, and return what the server was told."""
+    """Start an application that migrates first, stop it, and return what the server received."""
     told: list[str] = []
     events = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
 
@@ -552,13 +552,13 @@ async def start(project: Project) -> list[str]:
 
 
 async def test_an_application_can_sync_when_it_starts(project: Project) -> None:
-    """Before its own start-up, and the engines are disposed at its end as ever."""
+    """This runs before its own startup, and the engines are disposed at its end."""
     assert await start(project) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert project.migrations.status() == Status.UP_TO_DATE
 
 
 async def test_an_application_that_cannot_sync_does_not_start(on_sqlite: Project) -> None:
-    """The server is told why."""
+    """The server gets the reason."""
     (on_sqlite.migrations.location / "env.py").unlink()
 
     (told,) = await start(on_sqlite)
@@ -569,7 +569,7 @@ async def test_an_application_that_cannot_sync_does_not_start(on_sqlite: Project
 
 
 def test_scripts_can_ask_what_is_there(project: Project) -> None:
-    """A table, a column, a view; of an engine or a connection."""
+    """They can ask an engine or a connection for a table, a column or a view."""
     project.migrations.sync()
     engine = project.migrations.database.engine
     with engine.begin() as connection:
@@ -584,7 +584,7 @@ def test_scripts_can_ask_what_is_there(project: Project) -> None:
 
 
 def test_a_location_without_scripts_is_an_error_that_says_how_to_make_them(tmp_path: Path) -> None:
-    """It is looked at when it is used, for the scaffold may come later."""
+    """The location is read on first use, because the scaffold may come later."""
     migrations = Migrations(Database("sqlite://"), tmp_path / "nowhere")
 
     with pytest.raises(MigrationError, match="asgi-sqla init"):
@@ -602,6 +602,6 @@ def test_wrong_arguments_are_errors_at_once(tmp_path: Path) -> None:
 
 
 def test_what_alembic_refuses_is_its_own_error(on_sqlite: Project) -> None:
-    """Nothing is wrapped."""
+    """The error is not wrapped."""
     with pytest.raises(CommandError, match="nowhere"):
         on_sqlite.migrations.upgrade("nowhere")

@@ -1,4 +1,4 @@
-"""No message, log line or repr shows a password, wherever a URL was put by mistake; and no path forges a line."""
+"""No message, log line or repr shows a password, wherever a URL was passed by mistake; no path forges a log line."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ URLS = (PLAIN, IN_QUERY, NO_DIALECT, BROKEN)
 
 
 def ignored(url: object, *_arguments: object) -> None:
-    """Be told of a URL."""
+    """Get a URL."""
 
 
 def wherever(url: str) -> Iterator[Any]:
-    """Yield what people make of a URL, and put in the place of something else."""
+    """Yield forms of a URL that users put in place of something else."""
     yield url
     yield url.encode()
     yield SecretStr(url)
@@ -65,7 +65,7 @@ def wherever(url: str) -> Iterator[Any]:
 
 
 def said(call: Callable[[], object]) -> str:
-    """Return all that a call says: the value's repr, or the error as a traceback prints it, its notes included."""
+    """Return everything that a call says: the value's repr, or the error's traceback with its notes."""
     try:
         return repr(call())
     except Exception as exc:
@@ -80,7 +80,7 @@ ARGUMENTS = [(name, keyword) for name, callee in CALLEES.items() for keyword in 
 def test_no_argument_of_a_public_callable_shows_a_url(
     name: str, keyword: str, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether it refuses what it was given, or takes it and is printed."""
+    """This holds if the value is refused, and if it is accepted and printed."""
     monkeypatch.chdir(tmp_path)
     callee: Callee = CALLEES[name]
     shown = [
@@ -95,14 +95,14 @@ def test_no_argument_of_a_public_callable_shows_a_url(
 
 @pytest.mark.parametrize("url", URLS)
 def test_a_model_whose_database_is_a_url_does_not_show_it(url: str) -> None:
-    """The older systems took one there."""
+    """The older systems accepted a URL there."""
     for value in wherever(url):
         message = said(functools.partial(ask, value))
         assert "s3cret" not in message
 
 
 def ask(database: Any) -> object:
-    """Ask a model for a row, of what is no database of ours."""
+    """Look up a row of a model whose database is none of ours."""
 
     class Base2(Base):
         __abstract__ = True
@@ -144,7 +144,7 @@ db = Database("sqlite://")
 def test_the_command_line_does_not_show_a_url(
     option: str, value: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends with one line and the exit code of a wrong argument, whichever option the URL was given to."""
+    """It ends with one line and the exit code of a wrong argument, whichever option got the URL."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "conf", raising=False)
     (tmp_path / "conf.py").write_text(CONF)
@@ -161,7 +161,7 @@ def test_the_command_line_does_not_show_a_url(
 
 
 def test_the_command_line_says_where_a_url_belongs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A URL given as --db is the likeliest mistake of all."""
+    """A URL as the first option is the likeliest mistake."""
     monkeypatch.chdir(tmp_path)
     ran = CliRunner().invoke(main, ["--db", PLAIN, "status"])
     assert ran.output.strip() == (
@@ -171,7 +171,7 @@ def test_the_command_line_says_where_a_url_belongs(tmp_path: Path, monkeypatch: 
 
 
 def test_settings_do_not_show_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither pydantic's own, nor what the environment has wrong, nor the database that is made of them."""
+    """This holds for pydantic's repr, for a wrong environment, and for the database made from them."""
     monkeypatch.setenv("DATABASE_URL", PLAIN)
     monkeypatch.setenv("DATABASE_READ_ONLY_URL", IN_QUERY)
     settings = DatabaseSettings()  # type: ignore[call-arg]
@@ -183,10 +183,10 @@ def test_settings_do_not_show_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Held(lock._OfSession):
-    """A lock that somebody else has."""
+    """A lock that another process holds."""
 
     def acquire(self) -> bool:
-        """Return that it is not ours."""
+        """Return that another process holds it."""
         return False
 
     def release(self) -> None:
@@ -197,7 +197,7 @@ class Held(lock._OfSession):
 def test_the_migration_lock_does_not_show_its_url(
     url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither the line that says what is waited for, nor the error of who has waited too long."""
+    """Neither the log line about waiting nor the error after it shows the password."""
     caplog.set_level(logging.INFO, "asgi_sqla")
     monkeypatch.setitem(lock._LOCKS, "sqlite", Held)
     engine = create_engine("sqlite://")
@@ -210,16 +210,16 @@ def test_the_migration_lock_does_not_show_its_url(
 
 
 def wait_for(connection: Connection) -> None:
-    """Wait for the lock for no time at all."""
+    """Wait for the lock for zero seconds."""
     with lock.locked(connection, 0):
         raise NotImplementedError
 
 
 @pytest.mark.parametrize("url", [PLAIN, IN_QUERY])
-async def test_a_database_that_cannot_be_reached_is_told_of_without_its_password(
+async def test_an_unreachable_database_is_reported_without_its_password(
     url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By the check at startup, to the server and to the log, and by what each object is when it is printed."""
+    """The check at startup reports it to the server and to the log, and each object has a repr."""
     there = make_url(url).set(drivername="postgresql+psycopg", host="127.0.0.1", port=1)
     there = there.update_query_dict({"connect_timeout": "2"})
     database = Database(there)
@@ -246,10 +246,10 @@ async def respond_to(scope: Any, receive: Any, send: Any) -> None:
     await respond(send)
 
 
-def test_a_replica_that_is_left_alone_is_told_of_without_its_password(
+def test_a_replica_that_is_skipped_is_logged_without_its_password(
     sqlite: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the log, where it is named by its URL."""
+    """The log names it by its URL."""
     replicas = [f"postgresql+psycopg://shop@127.0.0.1:1/shop?password=s3cret&connect_timeout={n}" for n in (2, 3)]
     database = Database("postgresql+psycopg://shop:s3cret@127.0.0.1:1/shop", read_only_url=replicas)
     with pytest.raises(Exception, match="connection"), session_scope(database, read_only=True) as session:
@@ -265,18 +265,18 @@ FORGED = "/items\nERROR asgi_sqla: forged\r\n\x1b[31mred\x00\x85\u2028end"
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return every line that a handler would write, of ours, without tracebacks."""
+    """Return every line of ours that a handler would write, without tracebacks."""
     messages = [record.getMessage() for record in caplog.records if record.name == "asgi_sqla"]
     return [line for message in messages for line in message.splitlines() or [""]]
 
 
 def is_plain(line: str) -> bool:
-    """Whether a line holds nothing that a terminal or a reader of logs takes for more than text."""
+    """Return whether a line contains only text, for a terminal and for a reader of logs."""
     return line.isprintable()
 
 
 def applications(database: Database) -> dict[str, App]:
-    """Return applications that have something logged about their request."""
+    """Return applications that cause a log line about their request."""
 
     async def failing(scope: Any, receive: Any, send: Any) -> None:
         database.async_session.add(Item(name="a", owner_id=NO_OWNER))
@@ -310,7 +310,7 @@ def fail() -> None:
 async def test_a_path_forges_no_line_of_the_log(
     sqlite: Backend, name: str, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What it holds beside printable text is escaped wherever a unit of work is named."""
+    """Everything but printable text is escaped wherever a unit of work is named."""
     caplog.set_level(logging.DEBUG, "asgi_sqla")
     database = Database(sqlite.url)
     app = SQLAlchemyMiddleware(applications(database)[name], database, error_responses={IntegrityError: 409})
@@ -325,7 +325,7 @@ async def test_a_path_forges_no_line_of_the_log(
 
 
 async def test_a_path_forges_no_line_of_an_error(sqlite: Backend) -> None:
-    """Errors that name a unit of work are logged by servers."""
+    """Servers log errors that name a unit of work."""
     database = Database(sqlite.url)
     kept: list[Session] = []
 
@@ -341,7 +341,7 @@ async def test_a_path_forges_no_line_of_an_error(sqlite: Backend) -> None:
 
 
 async def test_the_path_of_a_websocket_forges_no_line(sqlite: Backend) -> None:
-    """Its units are named after it, too."""
+    """The units of a websocket are named after its path too."""
     database = Database(sqlite.url)
     names: list[str] = []
 
@@ -356,6 +356,6 @@ async def test_the_path_of_a_websocket_forges_no_line(sqlite: Backend) -> None:
 
 
 def test_a_url_of_sqlalchemy_alone_is_shown_without_passwords() -> None:
-    """What may be told of a URL is told: it helps to find the mistake."""
+    """The rest of the URL is shown, because it helps to find the mistake."""
     message = said(lambda: session_scope(URL.create("postgresql", "shop", "s3cret", "h")))  # type: ignore[arg-type]
     assert "database=postgresql://shop:***@h" in message

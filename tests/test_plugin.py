@@ -1,4 +1,4 @@
-"""The pytest plugin: found by itself, whatever runs the coroutines, and nothing is left behind."""
+"""The pytest plugin: found without configuration, with each runner of coroutines, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ UNITTEST = """
 
 
 def run(pytester: pytest.Pytester, backend: Backend, source: str, *arguments: str, loops: str = "function") -> object:
-    """Run the tests of ``source`` in a pytest of its own; return how many had which outcome."""
+    """Run the tests of ``source`` in a separate pytest; return how many had which outcome."""
     url = str(backend.url)
     pytester.makepyfile(shop=textwrap.dedent(SHOP).format(url=url), test_it=textwrap.dedent(source))
     pytester.makeini(textwrap.dedent(INI).format(support=Path(__file__).parent, loops=loops))
@@ -119,26 +119,26 @@ def test_it_is_found_by_itself() -> None:
 
 @pytest.mark.parametrize("loops", ["function", "session"])
 def test_pytest_asyncio(pytester: pytest.Pytester, backend: Backend, loops: str) -> None:
-    """With a loop for each test, and with one for all."""
+    """It works with a loop for each test, and with one for all."""
     assert run(pytester, backend, ASYNCIO, loops=loops) == {"passed": 3}
     assert backend.names() == []
 
 
 def test_anyio(pytester: pytest.Pytester, backend: Backend) -> None:
-    """With the plugin that comes with anyio."""
+    """It works with the plugin that comes with anyio."""
     assert run(pytester, backend, ANYIO) == {"passed": 3}
     assert backend.names() == []
 
 
 def test_unittest(pytester: pytest.Pytester, backend: Backend) -> None:
-    """By the plain functions, in both kinds of test case."""
+    """The plain functions work in both kinds of test case."""
     assert run(pytester, backend, UNITTEST) == {"passed": 4}
     assert backend.names() == []
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")])
 def test_sync_tests(pytester: pytest.Pytester, backend: Backend, workers: tuple[str, ...]) -> None:
-    """In one process, and each worker of xdist on a copy of its own."""
+    """They work in one process, and each worker of xdist has its own copy."""
     if workers and find_spec("xdist") is None:
         missing("pytest-xdist is not installed")
     assert run(pytester, backend, SYNC, *workers) == {"passed": 5}
@@ -146,7 +146,7 @@ def test_sync_tests(pytester: pytest.Pytester, backend: Backend, workers: tuple[
 
 
 def test_a_wrong_name_says_what_to_write(pytester: pytest.Pytester, sqlite: Backend) -> None:
-    """Before any test runs against something else."""
+    """The error comes before any test runs on something else."""
     pytester.makepyfile(test_it="def test_it(rolled_back_database): ...")
     pytester.makeini("[pytest]\nasgi_sqla_database = shop.main:db\nasyncio_default_fixture_loop_scope = function")
     ran = pytester.run(sys.executable, "-m", "pytest")

@@ -1,4 +1,4 @@
-"""A MariaDB of the test's own, set as some are: a lock timeout rolls the whole transaction back."""
+"""A separate MariaDB with a setting that some have: a lock timeout rolls the whole transaction back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from asgi_sqla import Database, SQLAlchemyMiddleware
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start a MariaDB with innodb_rollback_on_timeout; return its URL, with a place for the driver."""
+    """Start a MariaDB with innodb_rollback_on_timeout; return its URL, with a placeholder for the driver."""
     path = "/usr/local/bin:/usr/bin:/usr/sbin"
     programs = [shutil.which(name, path=path) for name in ("mariadb-install-db", "mariadbd")]
     if None in programs:
@@ -54,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def answers(connect: Callable[[], Connection]) -> bool:
-    """Whether the server takes a connection."""
+    """Return whether the server accepts a connection."""
     with suppress(DBAPIError):
         connect().close()
         return True
@@ -68,7 +68,7 @@ def answers(connect: Callable[[], Connection]) -> bool:
 async def test_a_lock_timeout_that_rolls_everything_back(
     server: str, backend_name: str, kind: str, goes_on: bool, answer: int
 ) -> None:
-    """A handler that catches it is not answered 201 without its rows, and nothing of it is kept."""
+    """A handler that catches it is not answered 201 without its rows, and nothing is kept."""
     assert (backend_name, kind) in EACH.values()
     database = Database(server.replace("DRIVER", backend_name))
     witness = create_engine(server.replace("DRIVER", "pymysql"), poolclass=NullPool)

@@ -1,4 +1,4 @@
-"""The two promises, as a client on a real socket sees them: told "done" means done, and nobody waits for a slow one."""
+"""The two promises on a real socket: a client told "done" finds its data, and no client waits for a slow one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 async def add(database: Database, kind: str, *, flush: bool = True, **fields: Any) -> None:
-    """Add an item to the session of ``kind``, and write it unless told not to."""
+    """Add an item to the session of ``kind``, and flush it unless told not to."""
     if kind == "async":
         database.async_session.add(Item(**fields))
         if flush:
@@ -53,7 +53,7 @@ async def read(database: Database, kind: str) -> list[str]:
 
 
 def one_route(handler: Handler) -> Starlette:
-    """Return an application that does one thing, whatever the path and method."""
+    """Return an application that does one thing, whatever the path and method are."""
     return Starlette(routes=[Route("/{path:path}", handler, methods=["GET", "POST"])])
 
 
@@ -68,7 +68,7 @@ FOR EACH ROW EXECUTE FUNCTION slow()
 
 @pytest.fixture
 def slow_commit(backend: Backend) -> Iterator[None]:
-    """Make every COMMIT of an inserted item take the database 20 ms."""
+    """Make every COMMIT of an inserted item take 20 ms."""
     with backend.witness.begin() as connection:
         connection.execute(text(SLOW_FUNCTION))
         connection.execute(text(SLOW_TRIGGER))
@@ -81,7 +81,7 @@ def slow_commit(backend: Backend) -> Iterator[None]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("slow_commit")
 async def test_a_client_told_done_can_read_its_row(database: Database, backend: Backend, kind: str) -> None:
-    """300 pairs of a POST and a read on another connection, under a COMMIT of 20 ms: none misses its row."""
+    """All 300 reads on another connection, each after a POST with a COMMIT of 20 ms, find the row."""
 
     async def handler(request: Request) -> Response:
         await add(database, kind, name=request.path_params["path"])
@@ -110,7 +110,7 @@ FAILURES = ["deferred constraint", "unflushed duplicate"]
 
 
 async def fail_at_commit(database: Database, backend: Backend, kind: str, failure: str) -> None:
-    """Do work that will not commit."""
+    """Do work whose COMMIT fails."""
     if failure == "deferred constraint":
         await add(database, kind, name="new", owner_id=NO_OWNER)
     elif failure == "unflushed duplicate":
@@ -154,7 +154,7 @@ def check_failed_commit(
 def test_a_failed_commit_is_one_error_on_the_wire_and_one_in_the_log(
     database: Database, backend: Backend, kind: str, failure: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A constraint that COMMIT breaks: one error response, one traceback, no background task, no connection out."""
+    """A constraint fails at COMMIT: one error response, one traceback, no background task, no connection out."""
     mapped_status = 409 if failure == "unflushed duplicate" or backend.commit_error is IntegrityError else 503
     check_failed_commit(database, backend, kind, failure, mapped_status, caplog)
 
@@ -164,12 +164,12 @@ def test_a_failed_commit_is_one_error_on_the_wire_and_one_in_the_log(
 def test_a_connection_lost_before_commit_is_one_error_on_the_wire_and_one_in_the_log(
     database: Database, backend: Backend, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A backend terminated between handler and COMMIT: as any failed COMMIT, and to every driver the same."""
+    """A backend terminated between handler and COMMIT is a failed COMMIT, the same with every driver."""
     check_failed_commit(database, backend, kind, "terminated backend", 503, caplog)
 
 
 def about(record: logging.LogRecord) -> str:
-    """Return what a record says, short of what is the driver's own."""
+    """Return the parts of a record that do not depend on the driver."""
     if record.exc_info and isinstance(record.exc_info[1], DBAPIError) and record.exc_info[2] is not None:
         return "a failure, with its traceback"
     return f"{record.name}: {record.getMessage()}"
@@ -177,7 +177,7 @@ def about(record: logging.LogRecord) -> str:
 
 @on_one
 def test_a_failed_commit_loses_no_later_request_of_its_client(database: Database, backend: Backend) -> None:
-    """The server drops the connection after an exception; a client that keeps connections is told beforehand."""
+    """The server drops the connection after an exception, and a client that keeps connections is told before."""
 
     async def handler(request: Request) -> Response:
         path = request.path_params["path"]
@@ -197,7 +197,7 @@ LOST = {"/400": 400, "/404": 404, "/422": 422, "/500": 500, "/HTTPException": 40
 
 
 def answer(path: str) -> Response:
-    """Return, or raise, what the path says."""
+    """Return or raise what the path says."""
     if path == "ValueError":
         raise ValueError(path)
     if path == "HTTPException":
@@ -206,7 +206,7 @@ def answer(path: str) -> Response:
 
 
 def post_each(server: Server, paths: dict[str, int]) -> dict[str, int]:
-    """Return the status that each path answers."""
+    """Return the status that each path gets."""
     with httpx.Client(base_url=server.url) as client:
         return {path: client.post(path).status_code for path in paths}
 
@@ -228,7 +228,7 @@ def test_an_error_leaves_no_row_and_a_redirect_does(database: Database, backend:
 
 
 def test_commit_on_narrows_what_is_kept(database: Database, backend: Backend) -> None:
-    """With commit_on=range(200, 300) a 303 leaves no row, and a 201 still does."""
+    """With commit_on=range(200, 300) a 303 leaves no row, and a 201 still leaves one."""
 
     async def handler(request: Request) -> Response:
         path = request.path_params["path"]
@@ -256,7 +256,7 @@ async def async_chunks() -> AsyncIterator[bytes]:
 
 @contextmanager
 def stalled(server: Server, path: str) -> Iterator[socket.socket]:
-    """Open a request, read the first byte of its answer, and then no more."""
+    """Open a request, read the first byte of its answer, and then nothing more."""
     with server.connect(small_window=True) as client:
         client.sendall(request_bytes(path, "GET"))
         client.recv(1)
@@ -267,7 +267,7 @@ def stalled(server: Server, path: str) -> Iterator[socket.socket]:
 @pytest.mark.parametrize("kind", KINDS)
 @on_one
 def test_slow_readers_hold_no_connection(backend: Backend, kind: str, body: str, waiting: int) -> None:
-    """A pool of 2, four stalled readers of 20 MB that used the database: a fifth request is answered all the same."""
+    """With a pool of 2 and four stalled readers of 20 MB that used the database, a fifth request is answered."""
     database = Database(backend.url, engine_options={"pool_size": 2, "max_overflow": 0, "pool_timeout": 2})
 
     async def handler(request: Request) -> Response:
@@ -291,7 +291,7 @@ def test_slow_readers_hold_no_connection(backend: Backend, kind: str, body: str,
 
 
 def test_a_request_without_a_query_runs_nothing_of_sqlalchemy_and_never_waits(sqlite: Backend) -> None:
-    """No session, no statement, no thread, no await that suspends: not one function of those who do such is called."""
+    """It calls no function of sessions, statements or threads, and no await suspends it."""
     database = Database(sqlite.url)
     called: list[str] = []
 
@@ -320,7 +320,7 @@ def test_a_request_without_a_query_runs_nothing_of_sqlalchemy_and_never_waits(sq
 
 
 class Lingering:
-    """An ASGI middleware that has something to await before a response starts."""
+    """An ASGI middleware that awaits something before a response starts."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -339,7 +339,7 @@ class Lingering:
 def test_a_stream_cancelled_before_its_start_keeps_nothing(
     database: Database, backend: Backend, kind: str, cancelled: str, kept: list[str]
 ) -> None:
-    """Starlette cancels the stream of a client that has gone, and returns: without a response that is a rollback."""
+    """Starlette cancels the stream of a disconnected client and returns, and without a response that is a rollback."""
 
     async def handler(request: Request) -> Response:
         await add(database, kind, name="a")
@@ -364,7 +364,7 @@ def test_a_stream_cancelled_before_its_start_keeps_nothing(
 def test_a_stream_cancelled_in_the_middle_of_its_work_keeps_none_of_it(
     database: Database, backend: Backend, kind: str
 ) -> None:
-    """A client leaves while the body writes; Starlette cancels that and returns: half of the work is not committed."""
+    """A client disconnects while the body writes, and Starlette cancels it: half of the work is not committed."""
     wrote = threading.Event()
 
     async def body() -> AsyncIterator[bytes]:
@@ -393,7 +393,7 @@ def test_a_stream_cancelled_in_the_middle_of_its_work_keeps_none_of_it(
 def test_a_handler_cancelled_on_disconnect_keeps_nothing(
     database: Database, backend: Backend, kind: str, at: str
 ) -> None:
-    """A framework cancels the handler when the client leaves, and returns as if all were well: nothing is kept."""
+    """A framework cancels the handler of a disconnected client and returns normally, and nothing is kept."""
     wrote = threading.Event()
 
     async def handler(send: Any) -> None:
@@ -434,7 +434,7 @@ TOLD = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_task_that_outlives_its_request_is_told_what_to_do(sqlite: Backend, kind: str) -> None:
-    """Neither the Database nor a session kept from the request serves it; the error says to open a scope."""
+    """Neither the Database nor a kept session serves it, and the error says to open a scope."""
     database = Database(sqlite.url)
     told: list[str] = []
 
@@ -499,7 +499,7 @@ def test_sync_sessions_work_under_trio(backend: Backend, status: int) -> None:
 
 
 def test_a_request_cancelled_under_trio_keeps_nothing(sqlite: Backend) -> None:
-    """A cancelled trio scope rolls back, behind a shield, and gives the connection back."""
+    """A cancelled trio scope rolls back, inside a shield, and returns the connection."""
     database = Database(sqlite.url)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""Whatever a request does, and however it ends, the table holds what the model says."""
+"""Whatever a request does, and however it ends, the table contains what the model says."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Step = Callable[[Any], Awaitable[object]]
 
 
 class RefusedError(Exception):
-    """What the handler of the model raises."""
+    """The exception of the model's handler."""
 
 
 async def refuse(_send: Any) -> None:
@@ -47,7 +47,7 @@ STATUSES = [200, 201, 303, 404, 500]
 
 @dataclass
 class Level:
-    """What was written in a transaction, or in a savepoint in it, and whether its COMMIT must fail."""
+    """The writes in a transaction, or in a savepoint in it, and whether its COMMIT must fail."""
 
     names: set[str] = field(default_factory=set)
     fails: bool = False
@@ -81,7 +81,7 @@ class Requests(RuleBasedStateMachine):
             self.done.set()
 
     def do(self, step: Step) -> None:
-        """Have the running request do ``step``, and wait until it is done."""
+        """Let the running request do ``step``, and wait until it is done."""
         self.left -= 1
 
         async def run() -> None:
@@ -95,7 +95,7 @@ class Requests(RuleBasedStateMachine):
         self.runner.run(run())
 
     def execute(self, script: Script) -> bool:
-        """Have the running request run ``script`` on its session; return whether the database let it."""
+        """Let the running request run ``script`` on its session; return whether the database accepted it."""
         failures: list[DBAPIError] = []
 
         async def step(_send: Any) -> None:
@@ -111,7 +111,7 @@ class Requests(RuleBasedStateMachine):
         return not failures
 
     def expect(self, starts: list[int], raised: type[BaseException] | None) -> None:
-        """Wait for the end of the request, and check what came of it."""
+        """Wait for the end of the request, and check its result."""
 
         async def ended() -> Call:
             assert self.task is not None
@@ -124,7 +124,7 @@ class Requests(RuleBasedStateMachine):
         assert self.backend.names() == sorted(self.committed)
 
     def take(self) -> None:
-        """Take everything pending for committed."""
+        """Record everything pending as committed."""
         self.committed.update(*(level.names for level in self.levels))
 
     @precondition(lambda self: self.task is None)
@@ -256,7 +256,7 @@ class Requests(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_any_sequence_of_events(backend: Backend, kind: str) -> None:
-    """Begin, write, savepoint, failing write, commit, cancel and response, in any order."""
+    """Begin, write, savepoint, failing write, commit, cancel and response happen in any order."""
     until = time.monotonic() + BUDGET
     for number in range(MOST_RUNS):
         machine = type("Machine", (Requests,), {"backend": backend, "kind": kind})

@@ -1,4 +1,4 @@
-"""Read-only units: they refuse to write, in one round trip, and leave nothing behind them."""
+"""Read-only units: they refuse to write, read in one round trip, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LEVELS = [None, "SERIALIZABLE"]
 
 
 async def reading(database: Database, kind: str, work: Any, **options: Any) -> None:
-    """Do ``work`` to the session of a read-only scope."""
+    """Run ``work`` on the session of a read-only scope."""
     if kind == "sync":
 
         def in_thread() -> None:
@@ -48,13 +48,13 @@ async def reading(database: Database, kind: str, work: Any, **options: Any) -> N
 
 
 def seed(backend: Backend) -> None:
-    """Insert the one row there is."""
+    """Insert the only row."""
     with backend.witness.begin() as connection:
         connection.execute(insert(Item).values(name="a"))
 
 
 def change(kind: str, session: Session) -> None:
-    """Change something by the unit of work of the ORM."""
+    """Change something through the ORM's unit of work."""
     if kind == "INSERT":
         session.add(Item(name="b"))
         return
@@ -71,7 +71,7 @@ def change(kind: str, session: Session) -> None:
 async def test_a_flush_is_refused(
     database: Database, backend: Backend, kind: str, statement: str, level: str | None
 ) -> None:
-    """At the latest when the scope would commit; the error names the kind of statement and the unit."""
+    """It is refused at the latest when the scope would commit; the error names the kind of statement and the unit."""
     seed(backend)
 
     with pytest.raises(ReadOnlyError, match=rf"^{statement} by a flush of Item in <UnitOfWork session_scope\(\) "):
@@ -86,7 +86,7 @@ async def test_a_flush_is_refused(
 async def test_a_core_statement_is_refused(
     database: Database, backend: Backend, kind: str, statement: str, method: str
 ) -> None:
-    """Before it is sent."""
+    """It is refused before it is sent."""
     seed(backend)
 
     with pytest.raises(ReadOnlyError, match=rf"^{statement} in <UnitOfWork session_scope\(\) "):
@@ -97,7 +97,7 @@ async def test_a_core_statement_is_refused(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_statement_by_a_method_of_the_users_own_is_refused(backend: Backend, kind: str) -> None:
-    """SQLModel's ``exec()`` calls ``Session.execute()`` past every subclass."""
+    """SQLModel's ``exec()`` calls ``Session.execute()`` and skips every subclass."""
     database = Database(
         backend.url, session_options={"class_": SQLModelAsyncSession, "sync_session_class": SQLModelSession}
     )
@@ -115,7 +115,7 @@ async def test_a_statement_by_a_method_of_the_users_own_is_refused(backend: Back
 async def test_the_database_refuses_text(
     database: Database, backend: Backend, kind: str, sql: str, level: str | None
 ) -> None:
-    """Textual SQL is the database's to understand, and every one tested here refuses it."""
+    """Only the database understands textual SQL, and every one under test refuses it."""
     seed(backend)
 
     with pytest.raises(DBAPIError):
@@ -126,7 +126,7 @@ async def test_the_database_refuses_text(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_database_refuses_what_goes_past_the_session(database: Database, backend: Backend, kind: str) -> None:
-    """A statement on the connection, and a table that is new."""
+    """It refuses a statement on the connection, and a new table."""
     for work in (
         lambda session: session.connection().execute(insert(Item).values(name="b")),
         lambda session: session.execute(text("CREATE TABLE other (id INTEGER)")),
@@ -139,7 +139,7 @@ async def test_the_database_refuses_what_goes_past_the_session(database: Databas
 
 
 async def test_an_unchanged_object_is_no_write(database: Database, backend: Backend) -> None:
-    """Objects may be read, assigned what they hold, expunged."""
+    """Objects may be read, assigned their own values, and expunged."""
     seed(backend)
 
     def look(session: Session) -> None:
@@ -153,7 +153,7 @@ async def test_an_unchanged_object_is_no_write(database: Database, backend: Back
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_next_writer_writes(database: Database, backend: Backend, kind: str, level: str | None) -> None:
-    """Whatever happened in a read-only unit, a writer beside and after it is free."""
+    """A read-only unit does not affect a writer beside it or after it."""
     for _ in range(2):
         await reading(database, kind, lambda session: session.execute(select(Item)), isolation_level=level)
         with pytest.raises(DBAPIError):
@@ -167,8 +167,8 @@ async def test_the_next_writer_writes(database: Database, backend: Backend, kind
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_engine_that_was_handed_in_goes_back_as_it_was(backend: Backend, kind: str, level: str | None) -> None:
-    """Its one connection refuses in the read-only unit, and writes in the next."""
+async def test_an_engine_that_was_passed_in_is_restored(backend: Backend, kind: str, level: str | None) -> None:
+    """Its only connection refuses writes in the read-only unit, and accepts them in the next."""
     made = Database(backend.url)
     options: dict[str, Any] = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 2}
     sync_options = {**options, "poolclass": QueuePool}
@@ -200,8 +200,8 @@ async def test_an_engine_that_was_handed_in_goes_back_as_it_was(backend: Backend
     await made.async_dispose()
 
 
-async def test_a_handed_in_engine_is_listened_to_once(sqlite: Backend) -> None:
-    """However many units it serves, at whatever level."""
+async def test_an_engine_that_was_passed_in_has_one_listener(sqlite: Backend) -> None:
+    """The number of units and their levels do not matter."""
     engine = create_engine(sqlite.url)
     database = Database(engine=engine)
     counts = []
@@ -217,7 +217,7 @@ async def test_a_handed_in_engine_is_listened_to_once(sqlite: Backend) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
 async def test_a_select_is_one_round_trip(backend: Backend, kind: str) -> None:
-    """Counted on the wire: BEGIN, SELECT, COMMIT for a writer, and the SELECT alone for a reader."""
+    """On the wire a writer sends BEGIN, SELECT and COMMIT, and a reader the SELECT alone."""
     counts = {}
     with wire(backend.url) as (counting, url):
         database = Database(url)
@@ -243,7 +243,7 @@ async def test_a_select_is_one_round_trip(backend: Backend, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
 async def test_a_unit_that_must_see_one_snapshot_asks_for_it(database: Database, backend: Backend, kind: str) -> None:
-    """With an isolation level it is one transaction; without, each statement sees the database as it is then."""
+    """With an isolation level it is one transaction; without one each statement sees the current data."""
 
     def twice(session: Session) -> None:
         counted = select(func.count()).select_from(Item)
@@ -262,7 +262,7 @@ async def test_a_unit_that_must_see_one_snapshot_asks_for_it(database: Database,
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
 async def test_a_writer_has_a_level_of_its_own(database: Database, backend: Backend, kind: str) -> None:
-    """isolation_level= of a scope is for that scope; the next one has the engine's again."""
+    """The isolation_level= of a scope is for that scope, and the next one has the engine's level again."""
     seen: list[str] = []
 
     async def level(**options: Any) -> None:
@@ -291,7 +291,7 @@ METHODS = {"a set": {"GET", "HEAD"}, "a callable": lambda scope: scope["method"]
 async def test_the_middleware_is_told_which_requests_read(
     database: Database, backend: Backend, kind: str, read_only: Any
 ) -> None:
-    """A GET that writes is refused, and answered 500; a POST writes."""
+    """A GET that writes is refused and answered 500, and a POST writes."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert current_unit().read_only is (scope["method"] == "GET")
@@ -310,7 +310,7 @@ async def test_the_middleware_is_told_which_requests_read(
 
 
 async def test_what_was_only_added_is_refused_at_the_end(database: Database, backend: Backend) -> None:
-    """A GET that adds and does not flush is no quiet success: the client is told before the start."""
+    """A GET that adds without a flush is an error before the start."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         database.async_session.add(Item(name="a"))
@@ -323,7 +323,7 @@ async def test_what_was_only_added_is_refused_at_the_end(database: Database, bac
 
 
 async def test_a_websocket_may_write(database: Database, backend: Backend) -> None:
-    """Methods are HTTP's, and a callable is asked of HTTP requests only."""
+    """Methods belong to HTTP, and the rule is called for HTTP requests only."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
@@ -352,7 +352,7 @@ async def test_a_websocket_may_write(database: Database, backend: Backend) -> No
 
 
 async def test_a_scope_in_a_read_only_request_may_write(database: Database, backend: Backend) -> None:
-    """It is a unit of its own, as for a line in a log of who read what."""
+    """It is a separate unit, for example for a log of reads."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await execute(database, "async", "SELECT 1")
@@ -367,7 +367,7 @@ async def test_a_scope_in_a_read_only_request_may_write(database: Database, back
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_reading_leaves_no_connection_out(database: Database, backend: Backend, kind: str) -> None:
-    """Neither a request that went well nor one that failed keeps one, on the engines for reading."""
+    """Neither a successful nor a failed request keeps a connection of the reading engines."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await execute(database, kind, "SELECT 1" if scope["path"] == "/" else "SELECT nonsense")
@@ -384,7 +384,7 @@ async def test_reading_leaves_no_connection_out(database: Database, backend: Bac
 
 
 async def test_cancelled_readers_leave_no_connection_out(database: Database, backend: Backend) -> None:
-    """What only reads may be cancelled at any time, its end included."""
+    """A unit that only reads may be cancelled at any time, also at its end."""
     chance = random.Random(7)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -405,7 +405,7 @@ async def test_cancelled_readers_leave_no_connection_out(database: Database, bac
 
 
 async def test_an_in_memory_database_is_read_too(backend: Backend) -> None:
-    """The engines for reading see what the others wrote, and refuse to write."""
+    """The reading engines see the writes of the others, and refuse to write."""
     database = Database("sqlite://")
     Item.metadata.create_all(database.engine)
     with session_scope(database) as session:
@@ -420,13 +420,13 @@ async def test_an_in_memory_database_is_read_too(backend: Backend) -> None:
 
 @pytest.mark.parametrize("wrong", ["GET", b"GET", 1, {"get"}, {1}, [""]])
 def test_wrong_arguments_are_refused(sqlite: Backend, wrong: Any) -> None:
-    """At once, with what to write instead."""
+    """They are refused at once, and the error says what to write."""
     with pytest.raises(ConfigurationError, match="read_only"):
         SQLAlchemyMiddleware(respond, Database(sqlite.url), read_only=wrong)
 
 
 def test_an_async_rule_is_refused(sqlite: Backend) -> None:
-    """It would be true for every request."""
+    """Its coroutine would be true for every request."""
 
     async def rule(scope: Any) -> bool:
         return False
@@ -437,7 +437,7 @@ def test_an_async_rule_is_refused(sqlite: Backend) -> None:
 
 @pytest.mark.parametrize("propagation", ["join", "nested"])
 def test_a_unit_that_exists_is_not_made_read_only(sqlite: Backend, propagation: Any) -> None:
-    """read_only= and isolation_level= are about a unit of one's own."""
+    """The arguments read_only= and isolation_level= apply to a new unit only."""
     with pytest.raises(ConfigurationError, match="read_only=True needs a new unit"):
         session_scope(Database(sqlite.url), propagation=propagation, read_only=True)
     with pytest.raises(ConfigurationError, match="isolation_level='SERIALIZABLE' needs a new unit"):
@@ -445,7 +445,7 @@ def test_a_unit_that_exists_is_not_made_read_only(sqlite: Backend, propagation: 
 
 
 def test_engines_for_reading_count_as_in_use(sqlite: Backend) -> None:
-    """A database that was only read from is not configured anew under its readers."""
+    """A database that was only read is not configured again during reads."""
     database = Database(sqlite.url)
     with session_scope(database, read_only=True) as session:
         session.execute(select(Item))

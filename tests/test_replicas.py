@@ -1,4 +1,4 @@
-"""Replicas: read-only units go there, to each in turn, past those that are down."""
+"""Replicas: read-only units use each in turn, and skip those that are down."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def read(database: Database, kind: str) -> Any:
 
 
 def replica(folder: Path, name: str) -> str:
-    """Make a SQLite file whose only row tells its name, and return its URL."""
+    """Create a SQLite file whose only row contains its name, and return its URL."""
     path = folder / f"{name}.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE item (id INTEGER PRIMARY KEY, name VARCHAR(200), owner_id INTEGER)")
@@ -45,7 +45,7 @@ def replica(folder: Path, name: str) -> str:
 
 
 def dead(backend: Backend) -> str:
-    """Return the URL of a server of the same kind that is not there."""
+    """Return the URL of a server of the same kind that does not exist."""
     url = make_url(backend.url)
     if backend.name == "sqlite":
         return str(url.set(database="/nowhere/at/all.db"))
@@ -53,7 +53,7 @@ def dead(backend: Backend) -> str:
 
 
 async def dispose(database: Database) -> None:
-    """Dispose, and let aiosqlite's threads tell this loop that they could not connect."""
+    """Dispose, and let aiosqlite's threads report to this loop that they could not connect."""
     await database.async_dispose()
     await asyncio.sleep(0.05)
 
@@ -65,7 +65,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_reading_goes_to_the_replica(sqlite: Backend, tmp_path: Path, kind: str) -> None:
-    """Read-only requests and scopes read there; all others are served by the database itself."""
+    """Read-only requests and scopes read there, and the database itself serves all others."""
     database = Database(sqlite.url, read_only_url=replica(tmp_path, "replica"))
     seen: list[Any] = []
 
@@ -87,7 +87,7 @@ async def test_reading_goes_to_the_replica(sqlite: Backend, tmp_path: Path, kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_replicas_are_asked_in_turn(sqlite: Backend, tmp_path: Path, kind: str) -> None:
+async def test_replicas_are_used_in_turn(sqlite: Backend, tmp_path: Path, kind: str) -> None:
     """Each new connection goes to the next one."""
     urls = [replica(tmp_path, name) for name in ("one", "two", "three")]
     database = Database(sqlite.url, read_only_url=urls)
@@ -111,7 +111,7 @@ async def test_replicas_are_asked_in_turn(sqlite: Backend, tmp_path: Path, kind:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_dead_replica_is_skipped(backend: Backend, caplog: pytest.LogCaptureFixture, kind: str) -> None:
-    """With one warning, that shows no password; those that are alive serve."""
+    """One warning without a password is logged, and the others serve."""
     gone = make_url(dead(backend))
     if backend.name != "sqlite":
         gone = gone.set(password="secret")
@@ -132,7 +132,7 @@ async def test_a_dead_replica_is_skipped(backend: Backend, caplog: pytest.LogCap
 async def test_a_replica_that_is_back_is_used_again(
     sqlite: Backend, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """After its rest it is asked again, and pooled connections that stood in for it are given up."""
+    """It is used again after a while, and pooled connections that replaced it are closed."""
     now = [1000.0]
     monkeypatch.setattr("asgi_sqla.engine.replicas.time.monotonic", lambda: now[0])
     first, second = tmp_path / "late" / "first.db", replica(tmp_path, "second")
@@ -156,7 +156,7 @@ async def test_a_replica_that_is_back_is_used_again(
 async def test_when_every_replica_is_dead_the_last_error_is_raised(
     backend: Backend, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """A rest is no reason not to ask: each is tried each time, before anybody is told no."""
+    """A skipped replica is still tried before a caller gets an error."""
     database = Database(backend.url, read_only_url=[dead(backend), dead(backend)])
 
     for _ in range(2):
@@ -168,8 +168,8 @@ async def test_when_every_replica_is_dead_the_last_error_is_raised(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_the_replica_of_an_engine_that_was_handed_in(sqlite: Backend, tmp_path: Path, kind: str) -> None:
-    """read_only_url= goes with engine= and async_engine=, too; its engines are ours, and disposed by us."""
+async def test_the_replica_of_an_engine_that_was_passed_in(sqlite: Backend, tmp_path: Path, kind: str) -> None:
+    """The argument read_only_url= works with engine= and async_engine=; its engines are ours, and we dispose them."""
     owner = Database(sqlite.url)
     database = Database(
         engine=owner.engine, async_engine=owner.async_engine, read_only_url=replica(tmp_path, "replica")
@@ -181,7 +181,7 @@ async def test_the_replica_of_an_engine_that_was_handed_in(sqlite: Backend, tmp_
 
 
 async def test_a_replica_refuses_writes(sqlite: Backend, tmp_path: Path) -> None:
-    """Whatever the replica itself would say."""
+    """Our connections refuse them, whatever the replica itself accepts."""
     url = replica(tmp_path, "replica")
     database = Database(sqlite.url, read_only_url=[url, url])
 
@@ -194,7 +194,7 @@ async def test_a_replica_refuses_writes(sqlite: Backend, tmp_path: Path) -> None
 
 
 def test_another_kind_of_database_is_refused(sqlite: Backend) -> None:
-    """SQL for one is not SQL for the other; the error shows no password."""
+    """SQL of one kind does not work on the other; the error shows no password."""
     with pytest.raises(ConfigurationError, match="is a different kind of database than") as info:
         Database(sqlite.url, read_only_url="postgresql://me:secret@localhost/db")
     assert "secret" not in str(info.value)

@@ -36,7 +36,7 @@ def section(title: str) -> str:
 
 
 def files() -> Iterator[Path]:
-    """Yield every file that somebody writes by hand."""
+    """Yield every file that is written by hand."""
     folders = (ROOT / name for name in ("asgi_sqla", "benchmarks", "tests"))
     written = (path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts)
     for path in (*ROOT.iterdir(), *written):
@@ -45,20 +45,20 @@ def files() -> Iterator[Path]:
 
 
 def test_every_session_of_nox_is_described() -> None:
-    """CONTRIBUTING.rst has a line for each, and for no other."""
+    """CONTRIBUTING.rst has a line for each session, and for no other."""
     described = re.findall(r"^- ``(\w+)``: ", section("Run tests"), re.MULTILINE)
     assert sorted(described) == sorted(sessions())
 
 
 def test_the_hooks_run_sessions_of_ci() -> None:
-    """What is refused at a commit or a push is what CI refuses."""
+    """Everything that a commit or a push refuses is refused by CI too."""
     hooks = (ROOT / ".pre-commit-config.yaml").read_text()
     assert re.findall(r"^ +entry: nox .*--session (\w+)$", hooks, re.MULTILINE) == ["lint", "types"]
     assert {"lint", "types"} <= sessions()
 
 
 def test_what_the_instructions_name_is_there() -> None:
-    """Files, rooms of the journey, and variables of the environment."""
+    """The files, the rooms and the environment variables exist."""
     paths = re.findall(r"\b(?:tests|unit)/[\w/]+(?:\.py|/)", CONTRIBUTING)
     assert [path for path in paths if not ((ROOT / path).exists() or (HOUSE / path).exists())] == []
     rooms = re.findall(r"``([a-z]+(?:\.[a-z]+)?)``", section("How a request travels through the rooms"))
@@ -69,21 +69,21 @@ def test_what_the_instructions_name_is_there() -> None:
 
 
 def test_every_sentence_of_the_instructions_is_short() -> None:
-    """As in the README."""
+    """The limit is that of the README."""
     prose = re.sub(r"^\.\. code-block::.*?(?=^\S)", "", CONTRIBUTING, flags=re.MULTILINE | re.DOTALL)
     sentences = re.split(r"[.:?]\s|\n\n|^- |^\d+\. ", prose, flags=re.MULTILINE)
     assert [one for one in sentences if len(one.split()) > MAX_WORDS] == []
 
 
 def test_the_changelog_begins_with_the_version() -> None:
-    """Whether it is released or not."""
+    """This holds before and after the release."""
     heading = re.search(r"^(\S+) \(.+\)\n---", (ROOT / "CHANGELOG.rst").read_text(), re.MULTILINE)
     assert heading is not None
     assert heading[1] == PROJECT["project"]["version"]
 
 
 def test_editors_are_told_what_the_files_do() -> None:
-    """One kind of line end, none missing, nothing before it, no tabs, and the width that ruff allows."""
+    """The files have one kind of line end, a final newline, no tabs, and the width that ruff allows."""
     told = configparser.ConfigParser()
     told.read_string("[root]\n" + (ROOT / ".editorconfig").read_text())
     assert told["*.{py,toml}"]["max_line_length"] == str(PROJECT["tool"]["ruff"]["line-length"])
@@ -93,6 +93,6 @@ def test_editors_are_told_what_the_files_do() -> None:
 
 @pytest.mark.skipif("site-packages" not in HOUSE.parts, reason="the package was not installed from its wheel")
 def test_the_wheel_carries_nothing_to_read_in_the_source() -> None:
-    """What a folder says of itself is for whoever has the sdist or the repository."""
+    """The README of a folder is for readers of the sdist or the repository."""
     assert list(HOUSE.rglob("*.rst")) == []
     assert (HOUSE / "py.typed").is_file()

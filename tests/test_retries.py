@@ -1,4 +1,4 @@
-"""Retries: what failed in passing is done again, once and for all, and nothing is done twice."""
+"""Retries: a request or function that met a transient error is run again, and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _rivals() -> Iterator[None]:
 
 
 class Posting(Call):
-    """A request whose body comes in chunks; the client leaves after the last if it ``leaves``."""
+    """A request whose body comes in chunks; the client disconnects after the last if it ``leaves``."""
 
     def __init__(self, app: Any, *chunks: bytes, leaves: bool = False, scope: Message | None = None) -> None:
         super().__init__(app, scope or http_scope(method="POST"))
@@ -59,7 +59,7 @@ async def read(receive: Any) -> bytes:
 
 
 class Handler:
-    """An application that gets into trouble in its first attempts, and writes one row in each."""
+    """An application that meets an error in its first attempts, and writes one row in each."""
 
     def __init__(
         self, database: Database, backend: Backend, kind: str = "async", *, fails: int = 1, failing: Trouble = trouble
@@ -73,7 +73,7 @@ class Handler:
         self.before = rows(backend)
 
     async def work(self) -> None:
-        """Get into trouble, or write."""
+        """Meet an error, or write."""
         attempt = current_unit().attempt
         self.attempts.append(attempt)
 
@@ -90,7 +90,7 @@ class Handler:
         await respond(send, 201)
 
     def written(self) -> list[str]:
-        """Return the names of the rows that were not there before."""
+        """Return the names of the new rows."""
         return [name for name in self.backend.names() if name not in self.before]
 
 
@@ -99,10 +99,10 @@ class Handler:
 
 @pytest.mark.parametrize("kind", KINDS)
 @on_every_trouble
-async def test_a_request_that_failed_in_passing_is_begun_again(
+async def test_a_request_with_a_transient_error_is_retried(
     database: Database, backend: Backend, kind: str, failing: Trouble
 ) -> None:
-    """The client sees the answer of the second attempt only, and the first one left nothing."""
+    """The client sees only the answer of the second attempt, and the first attempt left nothing."""
     handler = Handler(database, backend, kind, failing=failing)
 
     call = await Call(SQLAlchemyMiddleware(handler, database, retries=1))()
@@ -113,10 +113,10 @@ async def test_a_request_that_failed_in_passing_is_begun_again(
 
 
 @on_every_trouble
-async def test_an_async_function_that_failed_in_passing_is_called_again(
+async def test_an_async_function_with_a_transient_error_is_retried(
     database: Database, backend: Backend, failing: Trouble
 ) -> None:
-    """The caller gets the result of the second call, in a scope of its own."""
+    """The caller gets the result of the second call, in a separate scope."""
     handler = Handler(database, backend, failing=failing)
     units: list[object] = []
 
@@ -133,10 +133,10 @@ async def test_an_async_function_that_failed_in_passing_is_called_again(
 
 
 @on_every_trouble
-async def test_a_function_that_failed_in_passing_is_called_again(
+async def test_a_function_with_a_transient_error_is_retried(
     database: Database, backend: Backend, failing: Trouble
 ) -> None:
-    """Sync functions are no other."""
+    """Sync functions are retried too."""
     before = rows(backend)
     attempts: list[int] = []
 
@@ -156,10 +156,8 @@ async def test_a_function_that_failed_in_passing_is_called_again(
 
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
-async def test_a_commit_that_is_refused_in_passing_is_begun_again(
-    database: Database, backend: Backend, kind: str
-) -> None:
-    """A SERIALIZABLE transaction may learn only from its COMMIT that another was faster."""
+async def test_a_commit_with_a_transient_error_is_retried(database: Database, backend: Backend, kind: str) -> None:
+    """Only the COMMIT of a SERIALIZABLE transaction may show that another one was faster."""
     before = rows(backend)
     attempts: list[int] = []
     serializable = Database(backend.url, engine_options={"isolation_level": "SERIALIZABLE"})
@@ -188,7 +186,7 @@ async def test_a_commit_that_is_refused_in_passing_is_begun_again(
 
 
 class OwnError(Exception):
-    """What an application makes of another error."""
+    """An exception that an application makes from another one."""
 
 
 async def caused(handler: Handler, send: Any) -> None:
@@ -244,10 +242,10 @@ SHAPES = [caused, hidden, in_a_group, answered_500, answered_409_after_a_rollbac
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_the_failure_is_found_whatever_was_made_of_it(
+async def test_a_transient_error_is_found_however_it_is_wrapped(
     database: Database, backend: Backend, shape: Callable[..., Any]
 ) -> None:
-    """Wrapped, grouped, or turned into an answer: it is the original error that counts."""
+    """The original error counts if it is wrapped, in a group, or turned into an answer."""
     handler = Handler(database, backend)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -262,7 +260,7 @@ async def test_the_failure_is_found_whatever_was_made_of_it(
 
 
 async def test_an_error_on_the_connection_is_found_too(database: Database, backend: Backend) -> None:
-    """Statements may go past the session, by its connection, and their error end as an answer."""
+    """A statement may use the session's connection, and the application may answer its error."""
     attempts: list[int] = []
     rows(backend)
 
@@ -283,7 +281,7 @@ async def test_an_error_on_the_connection_is_found_too(database: Database, backe
 
 
 class _OnConnection:
-    """Looks like a session, and uses a connection."""
+    """An object like a session that uses a connection."""
 
     def __init__(self, connection: Any) -> None:
         self.execute = connection.execute
@@ -291,13 +289,13 @@ class _OnConnection:
         self._connection = connection
 
     def connection(self, execution_options: Any) -> None:
-        """Ask for what must be asked before the transaction begins, which it has: in other words."""
+        """Set what must be set before the transaction begins, in other words, because it has begun."""
         self._connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
 
 
 @on_postgresql
-async def test_what_the_application_healed_by_a_savepoint_is_no_failure(database: Database, backend: Backend) -> None:
-    """It has rolled back what failed, gone on, and answered below 400: that is what is committed."""
+async def test_an_error_rolled_back_to_a_savepoint_is_not_retried(database: Database, backend: Backend) -> None:
+    """It rolled the failed work back, continued, and answered below 400: that is committed."""
     rows(backend)
     calls = 0
 
@@ -320,8 +318,8 @@ async def test_what_the_application_healed_by_a_savepoint_is_no_failure(database
 
 
 @pytest.mark.parametrize("backend", [name for name in backend_names() if name != "sqlite"], indirect=True)
-async def test_a_deadlock_that_the_application_swallows_is_not_committed(database: Database, backend: Backend) -> None:
-    """The database has rolled the transaction back; without retries, the answer says so."""
+async def test_a_suppressed_deadlock_is_not_committed(database: Database, backend: Backend) -> None:
+    """The database has rolled the transaction back, and without retries the answer is an error."""
     handler = Handler(database, backend)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -353,7 +351,7 @@ async def test_the_body_is_replayed(database: Database, backend: Backend, chunks
 
 
 async def test_a_body_that_was_read_in_part_is_replayed(database: Database, backend: Backend) -> None:
-    """The first attempt failed after one chunk; the second one gets that, and the rest."""
+    """The first attempt failed after one chunk, and the second one gets that chunk and the rest."""
     handler = Handler(database, backend)
     bodies: list[bytes] = []
 
@@ -374,7 +372,7 @@ async def test_a_body_that_was_read_in_part_is_replayed(database: Database, back
 async def test_a_body_over_the_limit_is_not_replayed(
     database: Database, backend: Backend, caplog: pytest.LogCaptureFixture, limit: int
 ) -> None:
-    """The application receives all of it, the failure goes through, and a debug line says why."""
+    """The application receives all of it, the failure is raised, and a debug line gives the reason."""
     handler = Handler(database, backend)
     bodies: list[bytes] = []
 
@@ -392,7 +390,7 @@ async def test_a_body_over_the_limit_is_not_replayed(
 
 
 async def test_a_body_of_just_the_limit_is_replayed(database: Database, backend: Backend) -> None:
-    """The limit is the largest body that is kept."""
+    """The limit is the size of the largest body that is kept."""
     handler = Handler(database, backend)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -404,8 +402,8 @@ async def test_a_body_of_just_the_limit_is_replayed(database: Database, backend:
     assert (call.starts, handler.attempts) == ([201], [1, 2])
 
 
-async def test_nothing_is_begun_again_for_a_client_that_left(database: Database, backend: Backend) -> None:
-    """Nobody waits for the answer any more."""
+async def test_nothing_is_retried_after_a_disconnect(database: Database, backend: Backend) -> None:
+    """No client waits for the answer any more."""
     handler = Handler(database, backend)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -420,7 +418,7 @@ async def test_nothing_is_begun_again_for_a_client_that_left(database: Database,
 
 
 async def test_each_attempt_has_a_scope_and_a_unit_of_its_own(database: Database, backend: Backend) -> None:
-    """What one attempt leaves in the scope the next does not see; what the last one leaves, outer layers do."""
+    """The next attempt does not see changes of the ASGI scope, and outer layers see those of the last one."""
     handler = Handler(database, backend, fails=2)
     seen: list[tuple[object, object]] = []
     units: list[object] = []
@@ -442,7 +440,7 @@ async def test_each_attempt_has_a_scope_and_a_unit_of_its_own(database: Database
 
 @on_one
 async def test_a_mounted_route_is_found_again(database: Database, backend: Backend) -> None:
-    """Starlette's Mount rewrites the path in the scope, which the next attempt must not see."""
+    """Starlette's Mount rewrites the path in the scope, and the next attempt must not see that."""
     handler = Handler(database, backend)
 
     async def create(request: Request) -> JSONResponse:
@@ -461,8 +459,8 @@ async def test_a_mounted_route_is_found_again(database: Database, backend: Backe
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_nothing_is_begun_again_after_the_start(database: Database, backend: Backend, kind: str) -> None:
-    """The client has been answered already, so a failure in the body is raised to the server."""
+async def test_nothing_is_retried_after_the_start(database: Database, backend: Backend, kind: str) -> None:
+    """The client has its answer already, so a failure in the body is raised to the server."""
     handler = Handler(database, backend, kind)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -476,10 +474,8 @@ async def test_nothing_is_begun_again_after_the_start(database: Database, backen
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_nothing_is_begun_again_after_a_commit_in_the_middle(
-    database: Database, backend: Backend, kind: str
-) -> None:
-    """What the application has committed itself would be done twice."""
+async def test_nothing_is_retried_after_a_commit_in_the_middle(database: Database, backend: Backend, kind: str) -> None:
+    """A retry would repeat what the application has committed itself."""
     handler = Handler(database, backend, kind)
 
     def committing(session: Session) -> None:
@@ -498,10 +494,10 @@ async def test_nothing_is_begun_again_after_a_commit_in_the_middle(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_nothing_is_begun_again_after_a_scope_inside_has_committed(
+async def test_nothing_is_retried_after_a_scope_inside_has_committed(
     database: Database, backend: Backend, kind: str
 ) -> None:
-    """Whether a request or a function: what a unit of its own has committed would be done twice."""
+    """In a request and in a function, a retry would repeat what a unit inside has committed."""
     handler = Handler(database, backend, kind)
 
     def in_thread() -> None:
@@ -526,8 +522,8 @@ async def test_nothing_is_begun_again_after_a_scope_inside_has_committed(
         await session_scope(database, retries=3)(app)(None, None, None)
 
 
-async def test_a_scope_inside_that_only_reads_is_no_fence(database: Database, backend: Backend) -> None:
-    """Nothing of it could be done twice."""
+async def test_a_scope_inside_that_only_reads_allows_a_retry(database: Database, backend: Backend) -> None:
+    """A retry repeats nothing of it."""
     handler = Handler(database, backend)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -540,8 +536,8 @@ async def test_a_scope_inside_that_only_reads_is_no_fence(database: Database, ba
     assert (call.starts, handler.attempts) == ([201], [1, 2])
 
 
-async def test_nothing_is_begun_again_once_callbacks_have_run(database: Database, backend: Backend) -> None:
-    """They run just before the start, which is the fence, whatever comes of it."""
+async def test_nothing_is_retried_after_callbacks_have_run(database: Database, backend: Backend) -> None:
+    """Callbacks run just before the start, and both forbid a retry."""
     called: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -562,7 +558,7 @@ async def test_nothing_is_begun_again_once_callbacks_have_run(database: Database
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_savepoint_is_no_commit(database: Database, backend: Backend, kind: str) -> None:
-    """A released savepoint is rolled back with the rest, so the request is begun again."""
+    """A released savepoint is rolled back with the rest, so the request is retried."""
     handler = Handler(database, backend, kind)
 
     def releasing(session: Session) -> None:
@@ -602,10 +598,10 @@ class _OnSession:
 @pytest.mark.parametrize("who", ["middleware", "application", "begin block"])
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
-async def test_nothing_is_begun_again_when_a_commit_is_in_doubt(
+async def test_nothing_is_retried_when_a_commit_is_in_doubt(
     database: Database, backend: Backend, kind: str, who: str
 ) -> None:
-    """The connection is lost while COMMIT is under way: nobody knows whether it was done."""
+    """The connection is lost during COMMIT, and nobody can know whether it was applied."""
     calls = 0
 
     def doom(session: Session) -> None:
@@ -638,7 +634,7 @@ async def test_nothing_is_begun_again_when_a_commit_is_in_doubt(
 
 
 class _killing_committers:  # noqa: N801  # reads as the statement it is
-    """Installs a deferred trigger that terminates whoever commits a row."""
+    """Installs a deferred trigger that terminates the connection that commits a row."""
 
     def __init__(self, backend: Backend) -> None:
         self._engine = backend.witness
@@ -663,8 +659,8 @@ class _killing_committers:  # noqa: N801  # reads as the statement it is
             connection.execute(text("DROP FUNCTION kill_me() CASCADE"))
 
 
-async def test_a_failure_that_does_not_pass_is_not_begun_again(database: Database, backend: Backend) -> None:
-    """A name that exists will exist the next time, too."""
+async def test_an_error_that_is_not_transient_is_not_retried(database: Database, backend: Backend) -> None:
+    """A duplicate name would be a duplicate in the next attempt too."""
     rows(backend)
     calls = 0
 
@@ -680,8 +676,8 @@ async def test_a_failure_that_does_not_pass_is_not_begun_again(database: Databas
     assert calls == 1
 
 
-async def test_a_nested_call_is_left_to_the_outer_one(database: Database, backend: Backend) -> None:
-    """A second layer of the middleware retries nothing by itself: 3 attempts, not 9."""
+async def test_a_second_layer_retries_nothing(database: Database, backend: Backend) -> None:
+    """A second layer of the middleware retries nothing: there are 3 attempts, not 9."""
     handler = Handler(database, backend, fails=9)
     inner = SQLAlchemyMiddleware(handler, database, retries=2)
 
@@ -698,7 +694,7 @@ async def test_a_nested_call_is_left_to_the_outer_one(database: Database, backen
 async def test_the_last_failure_goes_through_unchanged(
     database: Database, backend: Backend, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    """After N retries it is raised as if there had been none, and each retry is a line at INFO."""
+    """After N retries the error is raised as without retries, and each retry is a line at INFO."""
     handler = Handler(database, backend, kind, fails=9)
     raised: list[BaseException] = []
 
@@ -722,7 +718,7 @@ async def test_the_last_failure_goes_through_unchanged(
 async def test_the_last_failure_of_a_function_goes_through_unchanged(
     database: Database, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is the very exception that the last call raised."""
+    """It is the same exception object that the last call raised."""
     handler = Handler(database, backend, fails=9)
     raised: list[BaseException] = []
 
@@ -744,7 +740,7 @@ async def test_the_last_failure_of_a_function_goes_through_unchanged(
 
 
 async def test_the_last_answer_of_the_application_goes_through(database: Database, backend: Backend) -> None:
-    """An application that made an answer of the failure has the last one of them sent."""
+    """If the application answers the error, the answer of the last attempt is sent."""
     handler = Handler(database, backend, fails=9)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -759,7 +755,7 @@ async def test_the_last_answer_of_the_application_goes_through(database: Databas
 
 
 async def test_an_error_response_is_for_the_last_failure(database: Database, backend: Backend) -> None:
-    """A mapping of errors to answers is asked when there is nothing left to try."""
+    """The mapping error_responses is used only after the last attempt."""
     handler = Handler(database, backend, fails=9)
     app = SQLAlchemyMiddleware(handler, database, retries=2, error_responses={DBAPIError: 503})
 
@@ -769,7 +765,7 @@ async def test_an_error_response_is_for_the_last_failure(database: Database, bac
 
 
 async def test_callbacks_run_once(database: Database, backend: Backend) -> None:
-    """on_commit callbacks follow the attempt that succeeded, on_rollback ones each that did not."""
+    """The on_commit callbacks run for the attempt that succeeded, and on_rollback ones for each that did not."""
     handler = Handler(database, backend, fails=2)
     called: list[tuple[str, int]] = []
 
@@ -805,7 +801,7 @@ async def test_cancellation_ends_the_pause(
 async def test_cancellation_ends_the_pause_of_a_function(
     database: Database, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So does a decorated function."""
+    """A decorated function that is cancelled between two attempts ends at once."""
     monkeypatch.setattr("asgi_sqla.unit.scope.pause", lambda attempt: 60.0)
     handler = Handler(database, backend)
     task = asyncio.create_task(session_scope(database, retries=1)(handler.work)())
@@ -820,7 +816,7 @@ async def test_cancellation_ends_the_pause_of_a_function(
 
 
 def test_pauses_grow_to_a_bound_and_differ() -> None:
-    """Exponential, jittered, and never longer than a second, whatever the attempt."""
+    """They are exponential, jittered, and never longer than a second."""
     first = [pause(1) for _ in range(200)]
     late = [pause(5000) for _ in range(200)]
 
@@ -831,7 +827,7 @@ def test_pauses_grow_to_a_bound_and_differ() -> None:
 
 @on_postgresql
 async def test_no_request_fails_after_a_restart(database: Database, backend: Backend) -> None:
-    """Every pooled connection is lost between two requests, and none is asked whether it lives."""
+    """Every pooled connection is lost between two requests, and none is tested before its use."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await database.async_session.execute(insert(Item).values(name=scope["path"]))
@@ -850,7 +846,7 @@ async def test_no_request_fails_after_a_restart(database: Database, backend: Bac
 
 
 async def test_a_with_block_cannot_be_retried(database: Database, backend: Backend) -> None:
-    """Its body is not ours to run again, and the error says to decorate a function."""
+    """Its body cannot be run again, and the error says to decorate a function."""
     with pytest.raises(ConfigurationError, match=r"retries=2 cannot run a with block again; .* @session_scope"):
         async with session_scope(database, retries=2):
             pass
@@ -863,7 +859,7 @@ async def test_a_with_block_cannot_be_retried(database: Database, backend: Backe
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, "2", True, None])
 def test_retries_is_a_count(wrong: Any, sqlite: Backend) -> None:
-    """Anything else is refused at once."""
+    """Any other value is refused at once."""
     database = Database(sqlite.url)
     with pytest.raises(ConfigurationError, match="is not a count"):
         session_scope(database, retries=wrong)
@@ -874,7 +870,7 @@ def test_retries_is_a_count(wrong: Any, sqlite: Backend) -> None:
 
 
 def test_autocommit_is_not_retried(sqlite: Backend) -> None:
-    """Each statement is committed by itself, so nothing can be done again; but reading can."""
+    """Each statement commits by itself, so a retry would repeat it; reads may be repeated."""
     database = Database(sqlite.url)
     with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
         session_scope(database, isolation_level="AUTOCOMMIT", retries=1)
@@ -918,8 +914,8 @@ LASTING = {
 
 
 @pytest.mark.parametrize("error", PASSING.values(), ids=PASSING)
-def test_what_passes(error: Exception) -> None:
-    """By SQLSTATE or number, on the original, in DBAPIErrors, causes, contexts and groups."""
+def test_which_errors_are_transient(error: Exception) -> None:
+    """SQLSTATE or number count, on the original error, in DBAPIErrors, causes, contexts and groups."""
     wrapped = OperationalError("SELECT 1", {}, error)
     caused = ValueError()
     caused.__cause__ = wrapped
@@ -931,6 +927,6 @@ def test_what_passes(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", LASTING.values(), ids=LASTING)
-def test_what_does_not_pass(error: Exception) -> None:
-    """Everything else would fail the next time, too."""
+def test_which_errors_are_not_transient(error: Exception) -> None:
+    """Any other error would be raised by the next attempt too."""
     assert is_transient(error) is False

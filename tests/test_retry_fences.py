@@ -1,4 +1,4 @@
-"""A retry never writes twice: what was committed, or may have been, forbids it, wherever and however that was done."""
+"""A retry never writes twice: everything that was committed, or may have been, forbids it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def row() -> Any:
 
 
 async def fail(database: Database, kind: str) -> None:
-    """Run into a transient error."""
+    """Meet a transient error."""
     await perform(database, kind, lambda session: session.execute(TRANSIENT))
 
 
@@ -44,7 +44,7 @@ Commit = Callable[[Database, str, Backend], Awaitable[None]]
 
 
 async def own_commit(database: Database, kind: str, backend: Backend) -> None:
-    """By the session's own commit()."""
+    """Commit with the session's own commit()."""
 
     def work(session: Session) -> None:
         session.execute(row())
@@ -54,7 +54,7 @@ async def own_commit(database: Database, kind: str, backend: Backend) -> None:
 
 
 async def begin_block(database: Database, kind: str, backend: Backend) -> None:
-    """By a ``with session.begin()`` that is left."""
+    """Commit with a ``with session.begin()`` block."""
 
     def work(session: Session) -> None:
         with session.begin():
@@ -64,7 +64,7 @@ async def begin_block(database: Database, kind: str, backend: Backend) -> None:
 
 
 async def connection_commit(database: Database, kind: str, backend: Backend) -> None:
-    """By commit() on the session's connection."""
+    """Commit with commit() on the session's connection."""
 
     def work(session: Session) -> None:
         connection = session.connection()
@@ -75,7 +75,7 @@ async def connection_commit(database: Database, kind: str, backend: Backend) -> 
 
 
 async def textual_commit(database: Database, kind: str, backend: Backend) -> None:
-    """By a statement."""
+    """Commit with a statement."""
 
     def work(session: Session) -> None:
         session.execute(row())
@@ -86,7 +86,7 @@ async def textual_commit(database: Database, kind: str, backend: Backend) -> Non
 
 
 def lose_next_commit(engine: Engine, backend: Backend) -> None:
-    """Have the next COMMIT on ``engine`` be done, and its connection be lost before it is answered."""
+    """Apply the next COMMIT on ``engine``, and lose its connection before the answer."""
     left = [1]
 
     def on_commit(connection: Connection) -> None:
@@ -105,7 +105,7 @@ def lose_next_commit(engine: Engine, backend: Backend) -> None:
 
 
 async def commit_in_doubt(database: Database, kind: str, backend: Backend) -> None:
-    """By a commit() whose answer never came, which the application has caught."""
+    """Commit without getting an answer, and catch the error."""
     lose_next_commit(engine_of(database, kind), backend)
     with pytest.raises(DBAPIError):
         await own_commit(database, kind, backend)
@@ -113,7 +113,7 @@ async def commit_in_doubt(database: Database, kind: str, backend: Backend) -> No
 
 
 async def commit_in_doubt_after_a_failure(database: Database, kind: str, backend: Backend) -> None:
-    """By one that came after a transient error, which the application has rolled back: the first error hides none."""
+    """Commit without getting an answer, after a transient error that was rolled back."""
     with pytest.raises(DBAPIError):
         await fail(database, kind)
     await perform(database, kind, lambda session: session.rollback())
@@ -121,7 +121,7 @@ async def commit_in_doubt_after_a_failure(database: Database, kind: str, backend
 
 
 async def scope_inside(database: Database, kind: str, backend: Backend) -> None:
-    """By a scope inside."""
+    """Commit in a scope inside."""
     if kind == "async":
         async with session_scope(database) as session:
             await session.execute(insert(Item).values(name="attempt 1"))
@@ -135,21 +135,21 @@ def in_sync_scope(database: Database) -> None:
 
 
 async def scope_inside_in_doubt(database: Database, kind: str, backend: Backend) -> None:
-    """By a scope inside whose COMMIT was not answered, which the application has caught."""
+    """Commit in a scope inside without getting an answer, and catch the error."""
     lose_next_commit(engine_of(database, kind), backend)
     with pytest.raises(DBAPIError):
         await scope_inside(database, kind, backend)
 
 
 async def scope_in_a_scope(database: Database, kind: str, backend: Backend) -> None:
-    """By a scope in a scope, of which the outer one only reads."""
+    """Commit in a scope inside a scope that only reads."""
     async with session_scope(database) as session:
         await session.execute(text("SELECT 1"))
         await scope_inside(database, kind, backend)
 
 
 async def engine_begin(database: Database, kind: str, backend: Backend) -> None:
-    """By a transaction on the engine of the same database."""
+    """Commit in a transaction on the engine of the same database."""
     if kind == "async":
         async with database.async_engine.begin() as connection:
             await connection.execute(row())
@@ -163,7 +163,7 @@ def in_engine_begin(database: Database, statement: Any) -> None:
 
 
 async def on_engine(database: Database, kind: str, statement: Any, **options: Any) -> None:
-    """Execute a statement on the engine, with options of the connection, and commit nothing."""
+    """Execute a statement on the engine, with options of the connection, and without a commit."""
 
     def work(engine: Engine) -> None:
         with engine.connect().execution_options(**options) as connection:
@@ -207,7 +207,7 @@ def autocommit_scope_inside(level: str) -> Commit:
 
 
 async def request_inside(database: Database, kind: str, backend: Backend) -> None:
-    """By a request that is served in process, as httpx's ASGITransport does."""
+    """Commit in a request that is served in process, as by httpx's ASGITransport."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await perform(database, kind, lambda session: session.execute(insert(Item).values(name="attempt 1")))
@@ -218,7 +218,7 @@ async def request_inside(database: Database, kind: str, backend: Backend) -> Non
 
 
 async def websocket_inside(database: Database, kind: str, backend: Backend) -> None:
-    """By a message of a websocket that is served in process."""
+    """Commit in a message of a websocket that is served in process."""
     incoming: list[Message] = [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": "a"}]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -261,7 +261,7 @@ on_every_commit = pytest.mark.parametrize("commit", COMMITS.values(), ids=COMMIT
 
 
 async def run(database: Database, kind: str, form: str, body: Callable[[], Awaitable[None]]) -> list[int]:
-    """Run ``body`` in a request or a function that is retried, and return its attempts."""
+    """Run ``body`` in a request or a function with retries, and return its attempts."""
     attempts: list[int] = []
 
     async def once() -> None:
@@ -288,7 +288,7 @@ async def run(database: Database, kind: str, form: str, body: Callable[[], Await
 async def test_what_was_committed_is_not_done_again(
     database: Database, backend: Backend, commit: Commit, kind: str, form: str
 ) -> None:
-    """A transient error after it goes through: there is one attempt, and one row."""
+    """A transient error after it is raised: there is one attempt, and one row."""
 
     async def body() -> None:
         await commit(database, kind, backend)
@@ -312,7 +312,7 @@ ENGINE_OPTIONS: list[dict[str, Any]] = [
 async def test_an_engine_in_autocommit(
     database: Database, backend: Backend, kind: str, options: dict[str, Any]
 ) -> None:
-    """Each of its statements is there for good at once, whichever option says so."""
+    """Each of its statements is committed at once, whichever option says so."""
     own = Database(backend.url, engine_options=options)
 
     async def body() -> None:
@@ -328,7 +328,7 @@ async def test_an_engine_in_autocommit(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", ["psycopg"], indirect=True)
 async def test_a_driver_in_autocommit(database: Database, backend: Backend, kind: str) -> None:
-    """The driver's own switch, which SQLAlchemy does not know of, counts as well."""
+    """The driver's own switch, which SQLAlchemy does not know, counts too."""
     own = Database(backend.url, engine_options={"connect_args": {"autocommit": True}})
 
     async def body() -> None:
@@ -344,10 +344,10 @@ async def test_a_driver_in_autocommit(database: Database, backend: Backend, kind
 @pytest.mark.parametrize("existing", [True, False], ids=["engine there", "engine made by it"])
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
-async def test_a_transaction_past_every_session(
+async def test_a_transaction_outside_every_session(
     database: Database, backend: Backend, kind: str, existing: bool
 ) -> None:
-    """It is heard of whether the engine was there before the middleware or is made in the middle of the request."""
+    """It is noticed on an engine made before the middleware, and on one made during the request."""
     own = Database(backend.url)
     if existing:
         await engine_begin_select(own, kind)
@@ -427,10 +427,10 @@ async def read_past_the_session(database: Database, kind: str) -> None:
 @pytest.mark.parametrize("form", ["request", "function"])
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
-async def test_what_was_not_committed_is_no_fence(
+async def test_work_that_was_not_committed_allows_a_retry(
     database: Database, backend: Backend, kind: str, form: str, harmless: Any
 ) -> None:
-    """Nothing of it is in the database, so the second attempt does it all."""
+    """Nothing of it is in the database, so the second attempt does everything."""
 
     async def body() -> None:
         await harmless(database, kind)
@@ -447,7 +447,7 @@ async def test_what_was_not_committed_is_no_fence(
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
 async def test_a_begin_hook_that_fails_transiently(database: Database, backend: Backend, kind: str, form: str) -> None:
-    """It is retried as a statement is."""
+    """It is retried like a statement."""
 
     def hook(connection: Connection) -> None:
         if len(attempts) == 1:
@@ -468,14 +468,14 @@ async def test_a_begin_hook_that_fails_transiently(database: Database, backend: 
 
 
 class Posting(Call):
-    """A request whose body comes in the messages given, each when the application asks for it."""
+    """A request whose body comes in the given messages, each when the application asks for it."""
 
     def __init__(self, app: Any, *messages: Message) -> None:
         super().__init__(app, http_scope(method="POST"))
         self._requests = list(reversed(messages))
 
     async def receive(self) -> Message:
-        """Take a turn of the event loop, as a socket does."""
+        """Give one turn to the event loop, as a socket does."""
         await asyncio.sleep(0)
         return await super().receive()
 
@@ -534,7 +534,7 @@ async def overwriting(receive: Any) -> bytes:
 async def test_each_attempt_has_messages_of_its_own(
     database: Database, backend: Backend, consume: Any, kind_of_body: Any
 ) -> None:
-    """What the application does to a message, the next attempt does not see."""
+    """The next attempt does not see changes that the application makes to a message."""
     bodies: list[bytes] = []
     sent = kind_of_body(gzip.compress(b"payload"))
 
@@ -562,7 +562,7 @@ async def test_a_buffer_that_the_server_uses_again(database: Database, backend: 
 
 @on_postgresql
 async def test_a_reader_that_an_attempt_left_behind(database: Database, backend: Backend) -> None:
-    """What it takes from the server is kept for the next attempt, and the reader itself is told of a disconnect."""
+    """A message that it takes from the server is kept for the next attempt, and the reader gets a disconnect."""
     bodies: list[bytes] = []
     left: list[asyncio.Task[Message]] = []
     incoming: asyncio.Queue[Message] = asyncio.Queue()
@@ -592,7 +592,7 @@ async def test_a_reader_that_an_attempt_left_behind(database: Database, backend:
 
 @on_postgresql
 async def test_two_readers_of_one_attempt(database: Database, backend: Backend) -> None:
-    """They share its position: each message goes to one of them, in each attempt anew."""
+    """They share its position: each message goes to one of them, in each attempt."""
     bodies: list[bytes] = []
 
     async def consume(receive: Any) -> bytes:
@@ -614,7 +614,7 @@ async def test_the_number_of_messages_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A client may send any number of empty ones: past the bound nothing is kept, and the request is not retried."""
+    """A client can send any number of empty messages: beyond the bound none is kept, and nothing is retried."""
     monkeypatch.setattr(retry, "MOST_MESSAGES", 10)
     bodies: list[bytes] = []
     messages = chunks(*[b""] * (9 + more), b"x")

@@ -1,4 +1,4 @@
-"""``session_scope()``: units of work outside a request, beside one, and within one another."""
+"""``session_scope()``: units of work outside a request, beside one, and inside each other."""
 
 # The blocks that raise are the scopes under test, so they hold more than one statement.
 # ruff: noqa: PT012, SIM117
@@ -37,7 +37,7 @@ Job = Callable[[Callable[[], object] | None], Awaitable[object]]
 
 
 def jobs(database: Database) -> dict[str, Job]:
-    """Return every way to run a job that inserts "a" in a scope, and then calls what it is given."""
+    """Return every way to run a job that inserts "a" in a scope, and then calls its argument."""
 
     async def with_(then: Callable[[], object] | None) -> None:
         with session_scope(database) as session:
@@ -73,7 +73,7 @@ FORMS = ["with", "async with", "def", "async def"]
 
 
 class Boom(BaseException):
-    """A failure nobody expects."""
+    """An unexpected failure."""
 
 
 def boom() -> None:
@@ -91,7 +91,7 @@ def cancel() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 async def test_leaving_a_scope_commits(database: Database, backend: Backend, form: str) -> None:
-    """In each of its four forms."""
+    """Each of its four forms does so."""
     await jobs(database)[form](None)
     assert backend.names() == ["a"]
 
@@ -103,21 +103,21 @@ async def test_leaving_a_scope_commits(database: Database, backend: Backend, for
 async def test_an_exception_rolls_back(
     database: Database, backend: Backend, form: str, fail: Callable[[], object], error: type[BaseException]
 ) -> None:
-    """Any exception, and it goes through."""
+    """Any exception does so, and is raised."""
     with pytest.raises(error):
         await jobs(database)[form](fail)
     assert backend.names() == []
 
 
 async def test_rollback_only_is_a_dry_run(database: Database, backend: Backend) -> None:
-    """The scope ends well and keeps nothing."""
+    """The scope ends without an error and keeps nothing."""
     for job in jobs(database).values():
         await job(lambda: current_unit().rollback_only())
     assert backend.names() == []
 
 
 async def test_a_failing_commit_raises(database: Database, backend: Backend) -> None:
-    """The driver's own error, and nothing is kept, sync and async."""
+    """The driver's own error is raised, and nothing is kept, sync and async."""
     with pytest.raises(backend.commit_error), session_scope(database) as session:
         session.add(Item(name="a", owner_id=NO_OWNER))
     with pytest.raises(backend.commit_error):
@@ -127,7 +127,7 @@ async def test_a_failing_commit_raises(database: Database, backend: Backend) -> 
 
 
 async def test_an_unflushed_duplicate_raises(database: Database, backend: Backend) -> None:
-    """What the flush before COMMIT runs into, too."""
+    """An error of the flush before COMMIT is raised too."""
     with pytest.raises(IntegrityError), session_scope(database) as session:
         session.add_all([Item(name="a"), Item(name="a")])
     with pytest.raises(IntegrityError):
@@ -136,8 +136,8 @@ async def test_an_unflushed_duplicate_raises(database: Database, backend: Backen
     assert backend.names() == []
 
 
-async def test_a_swallowed_error_is_not_committed_in_silence(database: Database, backend: Backend) -> None:
-    """PostgreSQL has given the transaction up: leaving the user's own ``begin()`` says so. Others keep the row."""
+async def test_a_suppressed_error_is_not_committed_silently(database: Database, backend: Backend) -> None:
+    """PostgreSQL has aborted the transaction, and leaving the user's own ``begin()`` raises. Others keep the row."""
     failures = []
     for name in ("sync", "async"):
         try:
@@ -159,7 +159,7 @@ async def test_a_swallowed_error_is_not_committed_in_silence(database: Database,
 
 
 async def test_work_after_a_commit_of_ones_own_is_kept(database: Database, backend: Backend) -> None:
-    """A new transaction has begun, and it is ended as well."""
+    """A new transaction has begun, and it is committed too."""
     async with session_scope(database) as session:
         session.add(Item(name="a"))
         await session.commit()
@@ -168,7 +168,7 @@ async def test_work_after_a_commit_of_ones_own_is_kept(database: Database, backe
 
 
 async def test_a_scope_that_uses_nothing_connects_nowhere(database: Database) -> None:
-    """A session alone is no connection."""
+    """A session alone opens no connection."""
     connected: list[object] = []
     event.listen(database.engine, "connect", lambda *_: connected.append(1))
     event.listen(database.async_engine.sync_engine, "connect", lambda *_: connected.append(1))
@@ -180,7 +180,7 @@ async def test_a_scope_that_uses_nothing_connects_nowhere(database: Database) ->
 
 
 async def test_an_abandoned_generator_rolls_back(database: Database, backend: Backend) -> None:
-    """A scope inside an async generator ends when that is closed."""
+    """A scope inside an async generator ends when the generator is closed."""
 
     async def rows() -> AsyncIterator[str]:
         async with session_scope(database) as session:
@@ -208,7 +208,7 @@ async def test_objects_outlive_the_scope(database: Database) -> None:
 
 
 async def test_session_options_are_for_this_scope_alone(database: Database) -> None:
-    """They are added to the database's."""
+    """They are added to those of the database."""
     with session_scope(database, session_options={"autoflush": False}) as session:
         assert (session.autoflush, session.expire_on_commit) == (False, False)
     async with session_scope(database, session_options={"info": {"who": "me"}}) as async_session:
@@ -218,7 +218,7 @@ async def test_session_options_are_for_this_scope_alone(database: Database) -> N
 
 
 async def test_the_session_of_a_scope_is_the_databases(database: Database) -> None:
-    """Inside, ``database.session`` and ``database.async_session`` are the scope's."""
+    """Inside, ``database.session`` and ``database.async_session`` are the scope's sessions."""
     with session_scope(database) as session:
         assert database.session is session
     async with session_scope(database) as async_session:
@@ -228,7 +228,7 @@ async def test_the_session_of_a_scope_is_the_databases(database: Database) -> No
 
 
 async def test_a_decorated_function_is_the_function(database: Database) -> None:
-    """Its name, arguments and result, and each call a scope of its own; errors name it."""
+    """It keeps name, arguments and result; each call has its own scope, and errors name the function."""
 
     @session_scope(database)
     async def work(first: int, *, second: int = 2) -> tuple[int, str]:
@@ -264,7 +264,7 @@ class JobObject:
 
 
 async def test_anything_that_can_be_called_can_be_decorated(database: Database, backend: Backend) -> None:
-    """Methods, partials and callable objects, and what they return is awaited inside the scope."""
+    """Methods, partials and callable objects work, and what they return is awaited inside the scope."""
     job = JobObject(database)
     scoped: list[Callable[[], Coroutine[Any, Any, None]]] = [
         session_scope(database)(job),
@@ -277,7 +277,7 @@ async def test_anything_that_can_be_called_can_be_decorated(database: Database, 
 
 
 async def test_a_scope_object_is_open_once_at_a_time(database: Database, backend: Backend) -> None:
-    """It may be used again, never within itself."""
+    """It can be used again, but not inside itself."""
     scope = session_scope(database)
     for name in ("a", "b"):
         with scope as session:
@@ -306,7 +306,7 @@ async def test_ten_scopes_in_one_gather_all_commit(database: Database, backend: 
 
 
 async def test_a_new_scope_within_a_scope_is_independent(database: Database, backend: Backend) -> None:
-    """The outer one's rollback does not touch it, and afterwards the outer one is current again."""
+    """The outer one's rollback does not affect it, and afterwards the outer one is current again."""
     with pytest.raises(Boom):
         async with session_scope(database) as outer:
             await outer.scalar(select(1))
@@ -321,7 +321,7 @@ async def test_a_new_scope_within_a_scope_is_independent(database: Database, bac
 
 
 async def test_sync_scopes_in_threads_are_independent(database: Database, backend: Backend) -> None:
-    """One for each thread, at the same time."""
+    """Each thread has one, at the same time."""
 
     def job(name: str) -> None:
         with session_scope(database) as session:
@@ -332,7 +332,7 @@ async def test_sync_scopes_in_threads_are_independent(database: Database, backen
 
 
 async def test_a_scope_in_a_request_shadows_it(database: Database, backend: Backend) -> None:
-    """What it does is kept although the request is rolled back, and the other way round."""
+    """Its work is kept although the request is rolled back, and the other way round."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         request = database.async_session
@@ -358,8 +358,8 @@ async def test_a_scope_in_a_request_shadows_it(database: Database, backend: Back
     assert backend.names() == ["request 201", "scope 400"]
 
 
-async def test_a_task_that_outlives_its_request_is_told(database: Database, backend: Backend) -> None:
-    """The request's session is not revived; a scope of its own, even a joining one, works."""
+async def test_a_task_that_outlives_its_request_gets_an_error(database: Database, backend: Backend) -> None:
+    """The request's session stays closed; a new scope works, even a joining one."""
     over = asyncio.Event()
     tasks: list[asyncio.Task[Any]] = []
 
@@ -391,7 +391,7 @@ async def test_a_task_that_outlives_its_request_is_told(database: Database, back
 
 
 def test_outside_any_unit_there_is_no_session(sqlite: Backend) -> None:
-    """The error says what to write; after a scope it is the same again."""
+    """The error says what to write, also after a scope."""
     database = Database(sqlite.url)
     with session_scope(database) as session:
         pass
@@ -408,7 +408,7 @@ def test_outside_any_unit_there_is_no_session(sqlite: Backend) -> None:
 
 
 async def test_join_uses_the_current_unit(database: Database, backend: Backend) -> None:
-    """The same session and transaction, committed once, by the outermost."""
+    """Session and transaction are the same, and the outermost scope commits once."""
     async with session_scope(database) as outer:
         outer.add(Item(name="outer"))
         async with session_scope(database, propagation="join") as inner:
@@ -423,7 +423,7 @@ async def test_join_uses_the_current_unit(database: Database, backend: Backend) 
 async def test_without_a_current_unit_every_scope_is_new(
     database: Database, backend: Backend, propagation: Any
 ) -> None:
-    """So a function that joins may be called from anywhere."""
+    """So a function that joins can be called from anywhere."""
     with session_scope(database, propagation=propagation) as session:
         session.add(Item(name="a"))
     async with session_scope(database, propagation=propagation) as async_session:
@@ -436,7 +436,7 @@ async def test_without_a_current_unit_every_scope_is_new(
 
 
 async def test_a_failed_joined_scope_dooms_the_unit(database: Database, backend: Backend) -> None:
-    """Whoever swallows its exception and goes on to commit gets an error, not a quiet rollback."""
+    """Code that suppresses its exception and then commits gets an error, not a silent rollback."""
     with pytest.raises(UnitOfWorkDoomedError, match="a scope that had joined it ended with an exception: Boom") as one:
         with session_scope(database) as outer:
             outer.add(Item(name="a"))
@@ -452,8 +452,8 @@ async def test_a_failed_joined_scope_dooms_the_unit(database: Database, backend:
     assert backend.names() == []
 
 
-async def test_a_doomed_unit_that_fails_anyway_fails_as_it_does(database: Database) -> None:
-    """Its own exception goes through; and one that only rolls back has nothing to complain of."""
+async def test_a_doomed_unit_that_fails_raises_its_own_exception(database: Database) -> None:
+    """Its own exception is raised, and a unit that rolls back raises nothing."""
     error = ValueError("mine")
     with pytest.raises(ValueError, match="mine") as caught:
         async with session_scope(database):
@@ -484,7 +484,7 @@ async def test_a_doomed_request_is_answered_500(database: Database, backend: Bac
 
 
 async def test_nested_is_a_savepoint(database: Database, backend: Backend) -> None:
-    """What fails inside is undone alone, at any depth, and the rest commits with the outermost."""
+    """A failure inside undoes only the savepoint, at any depth, and the rest commits with the outermost scope."""
     with session_scope(database) as outer:
         outer.add(Item(name="outer"))
         with pytest.raises(Boom), session_scope(database, propagation="nested") as session:
@@ -503,7 +503,7 @@ async def test_nested_is_a_savepoint(database: Database, backend: Backend) -> No
 
 
 async def test_nested_is_a_savepoint_in_async_code(database: Database, backend: Backend) -> None:
-    """As its sync twin."""
+    """The async form does the same."""
     async with session_scope(database) as outer:
         outer.add(Item(name="outer"))
         with pytest.raises(Boom):
@@ -518,8 +518,8 @@ async def test_nested_is_a_savepoint_in_async_code(database: Database, backend: 
     assert backend.names() == ["inner", "outer"]
 
 
-async def test_a_savepoint_takes_a_failed_insert_back(database: Database, backend: Backend) -> None:
-    """Even one that only its release flushes; on PostgreSQL too the unit goes on and commits."""
+async def test_a_savepoint_undoes_a_failed_insert(database: Database, backend: Backend) -> None:
+    """This holds for an insert that only its release flushes, also on PostgreSQL: the unit continues and commits."""
     with session_scope(database) as session:
         session.add(Item(name="a"))
         with pytest.raises(IntegrityError), session_scope(database, propagation="nested"):
@@ -535,7 +535,7 @@ async def test_a_savepoint_takes_a_failed_insert_back(database: Database, backen
 
 
 async def test_a_savepoint_does_not_outlive_its_unit(database: Database, backend: Backend) -> None:
-    """When the outer scope fails, the released savepoint is undone with it."""
+    """If the outer scope fails, the released savepoint is undone with it."""
     with pytest.raises(Boom), session_scope(database):
         with session_scope(database, propagation="nested") as session:
             session.add(Item(name="a"))
@@ -547,7 +547,7 @@ async def test_a_savepoint_does_not_outlive_its_unit(database: Database, backend
 
 
 async def test_both_kinds_in_one_scope_are_one_decision(database: Database, backend: Backend) -> None:
-    """The sync session too is ended by the async scope, in a thread that is not the event loop's."""
+    """The async scope ends the sync session too, in a thread that is not the event loop's."""
     ended_in: list[int] = []
     event.listen(database.engine, "commit", lambda _connection: ended_in.append(threading.get_ident()))
     event.listen(database.engine, "rollback", lambda _connection: ended_in.append(threading.get_ident()))
@@ -568,7 +568,7 @@ async def test_both_kinds_in_one_scope_are_one_decision(database: Database, back
 
 
 async def test_a_sync_scope_in_a_running_loop_ends_in_its_own_thread(database: Database, backend: Backend) -> None:
-    """It blocks, as its user asked it to, and needs no loop."""
+    """It blocks, as its user wrote it, and needs no loop."""
     ended_in: list[int] = []
     event.listen(database.engine, "commit", lambda _connection: ended_in.append(threading.get_ident()))
     with session_scope(database) as session:
@@ -579,7 +579,7 @@ async def test_a_sync_scope_in_a_running_loop_ends_in_its_own_thread(database: D
 async def test_when_the_second_of_two_commits_fails_the_error_says_so(
     database: Database, backend: Backend, tmp_path: Any
 ) -> None:
-    """Which had been committed, and which are rolled back."""
+    """The error says which had been committed, and which are rolled back."""
     folder = tmp_path / "other"
     folder.mkdir()
     other_backend = sqlite_backend(folder)
@@ -599,7 +599,7 @@ async def test_when_the_second_of_two_commits_fails_the_error_says_so(
 
 
 async def test_an_async_session_needs_its_units_loop(database: Database) -> None:
-    """Asked for in a sync scope, in a thread or on another loop, it is an error that says what to do."""
+    """In a sync scope, in a thread or on another loop it raises an error that says what to do."""
     with session_scope(database):
         with pytest.raises(WrongEventLoopError, match=r"requested in a sync scope; use the sync session there"):
             _ = database.async_session
@@ -617,7 +617,7 @@ async def test_an_async_session_needs_its_units_loop(database: Database) -> None
 
 
 async def test_an_async_session_is_not_used_on_another_loop(database: Database, backend: Backend) -> None:
-    """Nor in a thread, and its own task goes on with it unharmed."""
+    """It is not used in a thread either, and its own task continues with it."""
 
     async def use(session: AsyncSession) -> None:
         await session.execute(select(1))
@@ -634,7 +634,7 @@ async def test_an_async_session_is_not_used_on_another_loop(database: Database, 
 
 
 async def test_a_thread_shares_the_sync_session(database: Database, backend: Backend) -> None:
-    """A worker thread with the scope's context gets the scope's session; one without, none."""
+    """A worker thread with the scope's context gets the scope's session, and one without it gets none."""
 
     def work() -> Session:
         database.session.add(Item(name="a"))
@@ -649,7 +649,7 @@ async def test_a_thread_shares_the_sync_session(database: Database, backend: Bac
 
 
 async def test_a_second_task_cannot_reset_a_session_in_use(database: Database) -> None:
-    """``reset()`` rolls back, which under a running statement would spoil the connection for good."""
+    """``reset()`` rolls back, and during a statement that would break the connection for good."""
     slow = text("SELECT count(*) FROM item AS a, item AS b")
     async with session_scope(database) as session:
         await session.scalar(select(1))
@@ -672,14 +672,14 @@ def test_a_context_that_ends_elsewhere_is_left_alone(sqlite: Backend) -> None:
 
 
 def test_only_a_function_can_be_decorated(sqlite: Backend) -> None:
-    """The error shows what it was put on."""
+    """The error shows the decorated object."""
     not_a_function: Any = 5
     with pytest.raises(ConfigurationError, match="5"):
         session_scope(Database(sqlite.url))(not_a_function)
 
 
 def test_a_plain_function_that_returns_a_coroutine_is_refused(sqlite: Backend) -> None:
-    """It would run when its scope has ended; nothing is committed."""
+    """The coroutine would run after its scope; nothing is committed."""
     database = Database(sqlite.url)
 
     async def later() -> None:
@@ -697,7 +697,7 @@ def test_a_plain_function_that_returns_a_coroutine_is_refused(sqlite: Backend) -
 
 
 def test_a_decorated_function_may_join(sqlite: Backend) -> None:
-    """The unit around it goes on, and commits both."""
+    """The unit around it continues, and commits both."""
     database = Database(sqlite.url)
 
     @session_scope(database, propagation="join")
@@ -712,7 +712,7 @@ def test_a_decorated_function_may_join(sqlite: Backend) -> None:
 
 
 class MeetingSession(Session):
-    """A session class of the user's own, two of which are made at the same moment."""
+    """A user's session class; two of its sessions are made at the same moment."""
 
     together: threading.Barrier | None = None
 
@@ -723,7 +723,7 @@ class MeetingSession(Session):
 
 
 async def test_two_threads_that_come_first_share_one_session(sqlite: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the two that are made only one is the unit's, and nobody has the other."""
+    """Two sessions are made, but only one belongs to the unit, and no thread gets the other."""
     database = Database(sqlite.url, session_options={"class_": MeetingSession})
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -741,7 +741,7 @@ async def test_two_threads_that_come_first_share_one_session(sqlite: Backend, mo
 async def test_a_session_that_was_made_on_another_loop_that_still_runs_is_ended_there(
     backend: Backend, database: Database
 ) -> None:
-    """Some frameworks run a handler on a loop in another thread, which goes on after the response."""
+    """Some frameworks run a handler on a loop in another thread, which continues after the response."""
     other = asyncio.new_event_loop()
     thread = threading.Thread(target=other.run_forever)
     thread.start()

@@ -1,4 +1,4 @@
-"""The seams of a ``Database``: factories, listeners, options of one kind, and engines that instrumentation sees."""
+"""The seams of a ``Database``: factories, listeners, options of one kind, and engines for instrumentation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOCK = 4711
 
 
 async def test_the_factories_are_sqlalchemys_own(database: Database, backend: Backend) -> None:
-    """Their sessions belong to who opens them: no unit of work ends them, and ``begin()`` commits as ever."""
+    """Their sessions belong to the code that opens them: no unit ends them, and ``begin()`` commits as usual."""
     assert isinstance(database.sessionmaker, sessionmaker)
     assert isinstance(database.async_sessionmaker, async_sessionmaker)
     with database.sessionmaker.begin() as session:
@@ -47,7 +47,7 @@ async def test_the_factories_are_sqlalchemys_own(database: Database, backend: Ba
 
 
 async def test_a_factory_makes_what_the_options_say(backend: Backend) -> None:
-    """The classes and options of ``session_options=``, and what a call adds; ``expire_on_commit`` is False."""
+    """It uses the classes and options of ``session_options=`` and of the call; ``expire_on_commit`` is False."""
 
     class Own(Session):
         pass
@@ -65,7 +65,7 @@ async def test_a_factory_makes_what_the_options_say(backend: Backend) -> None:
 
 
 async def test_a_factorys_session_is_apart_from_the_unit_around(database: Database, backend: Backend) -> None:
-    """In a request that is answered with an error, what it committed stays."""
+    """Its commits stay in a request that is answered with an error."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         async with database.async_sessionmaker.begin() as session:
@@ -78,7 +78,7 @@ async def test_a_factorys_session_is_apart_from_the_unit_around(database: Databa
 
 
 def test_a_factory_is_bound_late_to_the_engine_of_each_loop(backend: Backend) -> None:
-    """Taken at import, where no loop runs, it serves every loop that comes, and after ``dispose()``."""
+    """Taken at import, without a loop, it works on every later loop, and after ``dispose()``."""
     database = Database(backend.url)
     factory, async_factory = database.sessionmaker, database.async_sessionmaker
     engines: list[object] = []
@@ -99,7 +99,7 @@ def test_a_factory_is_bound_late_to_the_engine_of_each_loop(backend: Backend) ->
 
 
 def test_a_factory_of_a_database_that_is_not_configured_says_so(global_db: Database) -> None:
-    """Once it is, the same words give one."""
+    """After configure() the same code returns one."""
     for name in ("sessionmaker", "async_sessionmaker"):
         with pytest.raises(ConfigurationError, match=r"write db\.configure\("):
             getattr(global_db, name)
@@ -109,7 +109,7 @@ def test_a_factory_of_a_database_that_is_not_configured_says_so(global_db: Datab
 
 @on_postgresql
 def test_a_lock_is_held_across_commits_on_one_connection(backend: Backend) -> None:
-    """``bind=`` a connection of one's own: an advisory lock belongs to it, and every batch is committed on it."""
+    """With ``bind=`` an advisory lock belongs to the user's connection, and every batch is committed on it."""
     database = Database(backend.url)
     with database.engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
@@ -131,7 +131,7 @@ def test_a_lock_is_held_across_commits_on_one_connection(backend: Backend) -> No
 
 @on_postgresql
 async def test_a_lock_is_held_across_commits_on_one_async_connection(backend: Backend) -> None:
-    """As above, with an AsyncConnection."""
+    """An AsyncConnection works the same way."""
     database = Database(backend.url)
     async with database.async_engine.connect() as connection:
         await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
@@ -150,7 +150,7 @@ async def test_a_lock_is_held_across_commits_on_one_async_connection(backend: Ba
 
 
 def test_the_way_to_one_connection_is_named_wherever_it_is_looked_for() -> None:
-    """``bind=`` of a database and of a scope both name it, and neither sends one to the other."""
+    """The errors about ``bind=`` of a database and of a scope both name it, and neither points to the other."""
     engine = sqlalchemy.create_engine("sqlite://")
     database = Database("sqlite://")
     looked_for: list[Callable[[], object]] = [
@@ -167,7 +167,7 @@ def test_the_way_to_one_connection_is_named_wherever_it_is_looked_for() -> None:
 
 
 def on_connect(connection: Any, _record: object) -> None:
-    """Give each connection of SQLite a function of its own."""
+    """Give each SQLite connection a function."""
     connection.create_function("twice", 1, lambda value: 2 * value)
 
 
@@ -192,8 +192,8 @@ ROLES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("when", ["before any engine", "with engines in use", "before configure"])
-def test_a_listener_is_told_by_every_engine(sqlite: Backend, when: str, global_db: Database) -> None:
-    """Of both kinds, on each loop, in each role, and after ``dispose()``; whenever it was given."""
+def test_a_listener_is_called_by_every_engine(sqlite: Backend, when: str, global_db: Database) -> None:
+    """It is called for both kinds, on each loop, in each role, and after ``dispose()``, whenever it was given."""
     database = global_db
     if when == "before configure":
         database.listen("connect", on_connect)
@@ -214,7 +214,7 @@ def test_a_listener_is_told_by_every_engine(sqlite: Backend, when: str, global_d
     assert answers == [42] * 12
 
 
-async def test_a_listener_is_told_by_engines_that_were_handed_in(sqlite: Backend) -> None:
+async def test_a_listener_is_called_by_engines_that_were_passed_in(sqlite: Backend) -> None:
     """They stay their owner's, who has asked for it."""
     url = make_url(sqlite.url)
     engine = sqlalchemy.create_engine(url)
@@ -227,8 +227,8 @@ async def test_a_listener_is_told_by_engines_that_were_handed_in(sqlite: Backend
     assert answers == [42, 42]
 
 
-async def test_a_listener_is_told_by_both_engines_of_a_replica(sqlite: Backend) -> None:
-    """Also where read-only units go elsewhere."""
+async def test_a_listener_is_called_by_both_engines_of_a_replica(sqlite: Backend) -> None:
+    """Engines of read-only units call it too."""
     database = Database(sqlite.url, read_only_url=[sqlite.url, sqlite.url])
     database.listen("connect", on_connect)
     answers = [await ask_async(database, read_only=True), ask(database, read_only=True)]
@@ -236,8 +236,8 @@ async def test_a_listener_is_told_by_both_engines_of_a_replica(sqlite: Backend) 
     assert answers == [42, 42]
 
 
-async def test_two_listeners_are_told_in_the_order_they_were_given(sqlite: Backend) -> None:
-    """Each once for a connection, of any event of engines, pools and dialects."""
+async def test_two_listeners_are_called_in_the_order_they_were_given(sqlite: Backend) -> None:
+    """Each is called once per connection, for any event of engines, pools and dialects."""
     database = Database(sqlite.url)
     told: list[str] = []
     database.listen("do_connect", lambda dialect, record, args, params: told.append("do_connect"))
@@ -254,7 +254,7 @@ async def test_two_listeners_are_told_in_the_order_they_were_given(sqlite: Backe
 
 
 async def test_options_of_the_async_engine_replace_those_of_both_per_key(sqlite: Backend) -> None:
-    """A key in ``async_engine_options`` goes to the async engine alone; the others are shared."""
+    """A key in ``async_engine_options`` goes to the async engine alone, and the other options are shared."""
     database = Database(
         sqlite.url,
         engine_options={"pool_size": 2, "max_overflow": 3, "echo": False},
@@ -266,7 +266,7 @@ async def test_options_of_the_async_engine_replace_those_of_both_per_key(sqlite:
 
 
 async def test_arguments_of_one_driver_need_not_suit_the_other(backend: Backend) -> None:
-    """``connect_args`` is such a key: each driver takes other ones."""
+    """``connect_args`` is such a key, because each driver takes other ones."""
     own = {
         "asyncpg": {"server_settings": {"application_name": "async"}},
         "psycopg": {"application_name": "async"},
@@ -290,7 +290,7 @@ async def test_arguments_of_one_driver_need_not_suit_the_other(backend: Backend)
 
 @pytest.mark.parametrize("read_only", [False, True])
 async def test_connections_may_be_made_by_functions_of_ones_own(sqlite: Backend, read_only: bool) -> None:
-    """``creator`` for the sync engine, ``async_creator`` for the other, for cloud connectors and tokens."""
+    """``creator`` is for the sync engine and ``async_creator`` for the other, for cloud connectors and tokens."""
     import aiosqlite
 
     path, made = str(sqlite.witness.url.database), []
@@ -315,7 +315,7 @@ async def test_connections_may_be_made_by_functions_of_ones_own(sqlite: Backend,
 
 
 async def test_a_creator_alone_is_not_given_to_the_other_kind(sqlite: Backend) -> None:
-    """The async engine cannot use it; the error names the argument that it needs."""
+    """The async engine cannot use it, and the error names the argument that it needs."""
     database = Database(sqlite.url, engine_options={"creator": lambda: sqlite3.connect(":memory:")})
     with pytest.raises(ConfigurationError, match=r'async_engine_options=\{"async_creator": \.\.\.\}'):
         _ = database.async_engine
@@ -326,7 +326,7 @@ async def test_a_creator_alone_is_not_given_to_the_other_kind(sqlite: Backend) -
 
 @pytest.fixture
 def instrumented(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Replace SQLAlchemy's functions after they were imported, as instrumentation does; give what they made."""
+    """Replace SQLAlchemy's functions after they were imported, as instrumentation does; yield what they made."""
     made: list[str] = []
     create, create_async = sqlalchemy.create_engine, sqlalchemy.ext.asyncio.create_async_engine
 
@@ -348,10 +348,10 @@ def instrumented(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_engines_are_made_by_functions_that_are_looked_up_when_they_are_made(
+async def test_instrumentation_installed_later_sees_every_engine(
     backend: Backend, instrumented: list[str], kind: str
 ) -> None:
-    """A wrapper that was put in their place after this package was imported sees each engine and its events."""
+    """A wrapper installed after this package was imported sees each engine and its events."""
     database = Database(backend.url, engine_options={"poolclass": NullPool})
     if kind == "async":
         async with session_scope(database) as session:

@@ -1,4 +1,4 @@
-"""Session classes of the user's own, and sessions on several engines: every promise holds for each of them."""
+"""The user's session classes, and sessions on several engines: every promise holds for them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from asgi_sqla import ConfigurationError, Database, ReadOnlyError, SQLAlchemyMid
 
 
 class AsksFirst(Session):
-    """Looks at the database when it is made."""
+    """Queries the database when it is made."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -33,14 +33,14 @@ class AsksFirst(Session):
 
 
 class Expiring(Session):
-    """Says itself what is done to objects at a commit."""
+    """Decides itself what happens to objects at a commit."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, expire_on_commit=True, **kwargs)
 
 
 class Counting(Session):
-    """Overrides the methods by which a session ends, and calls SQLAlchemy's."""
+    """Overrides the methods that end a session, and calls SQLAlchemy's."""
 
     calls: ClassVar[list[str]] = []
 
@@ -54,14 +54,14 @@ class Counting(Session):
 
 
 class OfTenant(Session):
-    """Takes an option of its own, and has a method that uses the session."""
+    """Has its own option, and a method that uses the session."""
 
     def __init__(self, *, tenant: str = "nobody", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.tenant = tenant
 
     def insert(self, name: str) -> None:
-        """Write an item of the tenant's."""
+        """Write an item of the tenant."""
         self.execute(insert(Item).values(name=f"{self.tenant}'s {name}"))
 
 
@@ -88,7 +88,7 @@ def insert_a(session: Session) -> None:
     + [(AsksFirst, "sync")],
 )
 async def test_a_session_class_of_ones_own_serves_both_kinds(backend: Backend, cls: type[Session], kind: str) -> None:
-    """It is what the handler gets, and its work is committed or rolled back like any."""
+    """The handler gets it, and its work is committed or rolled back as usual."""
     database = Database(backend.url, session_options={"class_": cls})
     seen: list[bool] = []
 
@@ -104,7 +104,7 @@ async def test_a_session_class_of_ones_own_serves_both_kinds(backend: Backend, c
 
 
 async def test_a_class_that_asks_when_it_is_made_finds_its_connection(sqlite: Backend) -> None:
-    """At construction of the ``Database`` it has none, which is no error; in a unit it has that unit's."""
+    """At construction of the ``Database`` it has no connection, which is no error; in a unit it has the unit's."""
     database = Database(sqlite.url, session_options={"class_": AsksFirst})
     with session_scope(database) as session:
         insert_a(session)
@@ -116,7 +116,7 @@ async def test_a_class_that_asks_when_it_is_made_finds_its_connection(sqlite: Ba
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_class_that_sets_expire_on_commit_itself_is_taken_at_its_word(backend: Backend, kind: str) -> None:
-    """Otherwise it is False, so that objects are good for an answer that is made after the commit."""
+    """Otherwise it is False, so that objects are usable for an answer after the commit."""
     expired = []
     for options in ({"class_": Expiring}, {}, {"expire_on_commit": True}):
         database = Database(backend.url, session_options=options)
@@ -130,7 +130,7 @@ async def test_a_class_that_sets_expire_on_commit_itself_is_taken_at_its_word(ba
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_overridden_commit_is_called_by_the_unit(backend: Backend, kind: str) -> None:
-    """Of ``Session``, which both kinds have at their core: once for each end."""
+    """It is called once for each end, on the ``Session`` that both kinds have."""
     Counting.calls.clear()
     database = Database(backend.url, session_options={"class_": Counting})
     await serve(database, kind, 201, insert_a)
@@ -144,7 +144,7 @@ async def test_an_overridden_commit_is_called_by_the_unit(backend: Backend, kind
 
 @pytest.mark.parametrize("name", ["commit", "rollback", "close", "aclose", "reset", "invalidate"])
 def test_an_async_session_that_overrides_its_end_is_refused(name: str) -> None:
-    """Its unit ends the sync session inside it, so what is overridden would never be called."""
+    """Its unit ends the sync session inside it, so the override would never be called."""
 
     async def own(self: AsyncSession) -> None:
         raise NotImplementedError
@@ -158,7 +158,7 @@ def test_an_async_session_that_overrides_its_end_is_refused(name: str) -> None:
 
 
 def test_what_the_refusal_says_to_write_is_taken(sqlite: Backend) -> None:
-    """Both classes may be given, each of its kind."""
+    """Both classes may be given, one of each kind."""
 
     class Asynchronous(AsyncSession):
         async def twice(self, name: str) -> None:
@@ -169,7 +169,7 @@ def test_what_the_refusal_says_to_write_is_taken(sqlite: Backend) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_class_takes_options_of_its_own(backend: Backend, kind: str) -> None:
-    """From the database for all, and from a scope for one."""
+    """The database gives them to all sessions, and a scope to one."""
     database = Database(backend.url, session_options={"class_": OfTenant, "tenant": "acme"})
     await serve(database, kind, 201, lambda session: session.insert("a"))
     if kind == "async":
@@ -189,7 +189,7 @@ def insert_of_zeta(database: Database) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_sessions_of_sqlmodel(backend: Backend, kind: str) -> None:
-    """Both of its classes, whose ``exec()`` goes past SQLAlchemy's ``execute()``."""
+    """Both classes have an ``exec()`` that skips SQLAlchemy's ``execute()``."""
     options: list[dict[str, Any]] = [
         {"class_": sqlmodel.Session},
         {"class_": sqlmodel.ext.asyncio.session.AsyncSession},
@@ -229,7 +229,7 @@ class Second(DeclarativeBase):
 
 
 class Entry(Second):
-    """A row of the other database."""
+    """A row of the second database."""
 
     __tablename__ = "entry"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -238,7 +238,7 @@ class Entry(Second):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def second(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """Return the engine of a second database, which its owner has made."""
+    """Return the engine of a second database, which its owner made."""
     with empty_database(request.param, tmp_path) as url:
         driver = "+psycopg" if request.param == "postgresql" else ""
         engine = create_engine(url.replace("postgresql:", f"postgresql{driver}:", 1), pool_size=1, max_overflow=0)
@@ -248,19 +248,19 @@ def second(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 
 
 def refused_by_database() -> Any:
-    """Expect what a database says to who writes where only reads are allowed."""
+    """Expect the error of a database that refuses a write in a read-only transaction."""
     return pytest.raises(DBAPIError, match=r"readonly database|read-only transaction")
 
 
 def entries(engine: Engine) -> list[str]:
-    """Return what is committed in the second database."""
+    """Return the committed rows of the second database."""
     witness = create_engine(engine.url, poolclass=NullPool)
     with witness.connect() as connection:
         return list(connection.scalars(select(Entry.name).order_by(Entry.name)))
 
 
 def databases(backend: Backend, second: Engine) -> dict[str, Database]:
-    """Return databases whose sessions choose an engine for each table, by ``binds=`` and by ``get_bind()``."""
+    """Return databases whose sessions choose an engine for each table, with ``binds=`` and with ``get_bind()``."""
 
     class Routing(Session):
         def get_bind(self, mapper: Any = None, **kwargs: Any) -> Any:
@@ -295,7 +295,7 @@ def test_a_second_engine_is_written_to_like_the_first(sqlite: Backend, second: E
 def test_a_read_only_unit_cannot_write_through_a_second_engine(
     sqlite: Backend, second: Engine, route: str, isolation_level: str | None
 ) -> None:
-    """Neither by a flush nor a statement, which we refuse, nor by text, which the database itself refuses."""
+    """We refuse a flush and a statement, and the database itself refuses text."""
     database = databases(sqlite, second)[route]
     level = isolation_level
     with session_scope(database, read_only=True, isolation_level=level) as session:
@@ -314,7 +314,7 @@ def test_a_read_only_unit_cannot_write_through_a_second_engine(
 def test_a_read_only_unit_cannot_write_on_the_connection_of_a_second_engine(
     sqlite: Backend, second: Engine, route: str
 ) -> None:
-    """What is sent on the connection itself goes past the session, and the database refuses it."""
+    """A statement on the connection skips the session, and the database refuses it."""
     database = databases(sqlite, second)[route]
     with refused_by_database(), session_scope(database, read_only=True) as session:
         session.connection(bind_arguments={"mapper": Entry.__mapper__}).exec_driver_sql(TEXTUAL)
@@ -329,7 +329,7 @@ LEVELS = {"postgresql": ("SHOW transaction_isolation", "serializable", "read com
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_the_isolation_level_of_a_unit_holds_on_every_engine(sqlite: Backend, second: Engine, route: str) -> None:
-    """On the second as on the first; afterwards its owner's connection has its own level again."""
+    """It applies to both engines, and afterwards the owner's connection has its own level again."""
     database = databases(sqlite, second)[route]
     query, wanted, usual = LEVELS[second.dialect.name]
     level = "SERIALIZABLE" if second.dialect.name == "postgresql" else "READ UNCOMMITTED"
@@ -347,7 +347,7 @@ def test_the_isolation_level_of_a_unit_holds_on_every_engine(sqlite: Backend, se
 def test_a_second_engine_has_one_connection_for_a_unit_with_a_level_of_its_own(
     sqlite: Backend, second: Engine, route: str
 ) -> None:
-    """Every statement on it is in the same transaction."""
+    """All its statements are in one transaction."""
     database = databases(sqlite, second)[route]
     level = "SERIALIZABLE" if second.dialect.name == "postgresql" else "READ UNCOMMITTED"
     with session_scope(database, isolation_level=level) as session:

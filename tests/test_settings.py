@@ -17,14 +17,14 @@ from asgi_sqla.settings import DatabaseSettings, database_from, migrations_from
 
 
 class SQLAlchemyPart(BaseModel):
-    """What sqlalchemy-helpers calls it."""
+    """The part of the engine, under the name of sqlalchemy-helpers."""
 
     url: str = "sqlite:///parts.db"
     echo: bool = False
 
 
 class AlembicPart(BaseModel):
-    """What sqlalchemy-helpers calls it."""
+    """The part of the migrations, under the name of sqlalchemy-helpers."""
 
     migrations_path: Path = Path("app/migrations")
 
@@ -49,7 +49,7 @@ class Parts(BaseModel):
     ids=["flat", "options", "secret", "pydantic-url", "parts", "dotted"],
 )
 def test_a_database_from_a_mapping(settings: dict[str, Any]) -> None:
-    """Flat, in parts, or dotted; what is not ours is an option of the engines."""
+    """It may be flat, in parts, or dotted; other names are options of the engines."""
     database = database_from(settings)
 
     assert repr(database) == "<Database sqlite:///shop.db>"
@@ -57,7 +57,7 @@ def test_a_database_from_a_mapping(settings: dict[str, Any]) -> None:
 
 
 def test_arguments_of_database_are_taken_by_their_names(tmp_path: Path) -> None:
-    """They are not given to the engine."""
+    """They are not passed to the engine."""
     database = database_from({"url": f"sqlite:///{tmp_path / 'shop.db'}", "transaction_mode": "immediate"})
 
     with database.engine.connect() as connection:
@@ -66,13 +66,13 @@ def test_arguments_of_database_are_taken_by_their_names(tmp_path: Path) -> None:
 
 
 def test_a_password_survives() -> None:
-    """Also in a URL object, whose text hides it."""
+    """This holds for a URL object too, whose text hides it."""
     for url in ("postgresql://me:secret@h/d", make_url("postgresql://me:secret@h/d")):
         assert database_from({"url": url}).engine.url.password == "secret"
 
 
 def test_settings_in_parts_are_understood() -> None:
-    """The layout of sqlalchemy-helpers."""
+    """This is the layout of sqlalchemy-helpers."""
     migrations = migrations_from(Parts(), metadata=Base)
 
     assert repr(migrations.database) == "<Database sqlite:///parts.db>"
@@ -89,19 +89,19 @@ def test_settings_in_parts_are_understood() -> None:
     ],
 )
 def test_where_the_migrations_are(settings: dict[str, Any], location: str) -> None:
-    """A directory called migrations, unless it is said."""
+    """The default is a directory called migrations."""
     assert migrations_from(settings).location == Path(location)
 
 
 def test_migrations_of_a_database_that_is_made_already() -> None:
-    """The url is not needed then."""
+    """The settings need no url then."""
     database = Database("sqlite://")
 
     assert migrations_from({"migrations_path": "a"}, database=database).database is database
 
 
 def test_a_database_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DATABASE_URL and prefixed options, each of its own type; names of others do not matter."""
+    """DATABASE_URL and prefixed options are read, each with its type; other names are ignored."""
     for name, value in {
         "URL": "postgresql://me:secret@h/d",
         "POOL_SIZE": "7",
@@ -121,7 +121,7 @@ def test_a_database_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_settings_of_ones_own_may_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nested as pydantic nests, and secret where they are shown."""
+    """They are nested as pydantic nests settings, and secret when they are printed."""
 
     class Settings(BaseSettings):
         model_config = SettingsConfigDict(env_prefix="SHOP_", env_nested_delimiter="__")
@@ -136,7 +136,7 @@ def test_settings_of_ones_own_may_hold_them(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_is_missing_or_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no password is shown."""
+    """The error shows no password."""
     with pytest.raises(ConfigurationError, match="the settings have no url, only echo"):
         database_from({"echo": True})
     with pytest.raises(ConfigurationError, match="neither pydantic settings nor a mapping"):

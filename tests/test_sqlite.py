@@ -1,4 +1,4 @@
-"""SQLite: what our engines set, files and memory, sync and async."""
+"""SQLite: the settings of our engines, files and memory, sync and async."""
 
 # The blocks that raise are the scopes under test, so they hold more than one statement.
 # ruff: noqa: PT012
@@ -60,13 +60,13 @@ async def memory() -> AsyncIterator[Database]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("pragma", "value"), [("foreign_keys", 1), ("journal_mode", "wal"), ("busy_timeout", 5000)])
 async def test_what_is_set(file: Database, kind: str, pragma: str, value: object) -> None:
-    """Foreign keys hold, readers and a writer do not wait for each other, and writers wait for one another."""
+    """Foreign keys are enforced, readers and a writer do not block each other, and writers wait for each other."""
     assert await scalar(file, kind, f"PRAGMA {pragma}") == value
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_timeout_of_ones_own_is_kept(sqlite: Backend, kind: str) -> None:
-    """Whether it is in the URL or in ``connect_args``."""
+    """It may be in the URL or in ``connect_args``."""
     for database in (
         Database(f"{sqlite.url}?timeout=0.25"),
         Database(sqlite.url, engine_options={"connect_args": {"timeout": 0.25}}),
@@ -76,15 +76,15 @@ async def test_a_timeout_of_ones_own_is_kept(sqlite: Backend, kind: str) -> None
         await database.async_dispose()
 
 
-async def test_an_engine_handed_in_is_left_as_it_is(sqlite: Backend) -> None:
-    """Its owner has decided."""
+async def test_an_engine_that_was_passed_in_is_left_as_it_is(sqlite: Backend) -> None:
+    """Its settings are its owner's."""
     engine = create_engine(sqlite.url)
     assert await scalar(Database(engine=engine), "sync", "PRAGMA foreign_keys") == 0
     engine.dispose()
 
 
 async def test_foreign_keys_hold(file: Database, sqlite: Backend) -> None:
-    """Sync and async; a deferred one at COMMIT."""
+    """They are enforced sync and async, and a deferred one at COMMIT."""
     with pytest.raises(IntegrityError, match="FOREIGN KEY constraint failed"), session_scope(file) as session:
         session.add(Item(name="a", owner_id=1))
     with pytest.raises(IntegrityError, match="FOREIGN KEY constraint failed"):
@@ -95,7 +95,7 @@ async def test_foreign_keys_hold(file: Database, sqlite: Backend) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_tables_are_made_in_the_transaction(file: Database, sqlite: Backend, kind: str) -> None:
-    """What the driver by itself would commit at once is rolled back with the rest."""
+    """DDL, which the driver alone would commit at once, is rolled back with the rest."""
     statements = ["CREATE TABLE fresh (id INTEGER)", "INSERT INTO fresh VALUES (1)", "DROP TABLE owner"]
     with pytest.raises(Boom):
         if kind == "sync":
@@ -114,7 +114,7 @@ async def test_tables_are_made_in_the_transaction(file: Database, sqlite: Backen
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_transaction_reads_one_state(file: Database, kind: str) -> None:
-    """What others commit meanwhile it does not see, for it has really begun."""
+    """It does not see later commits of others, because it has really begun."""
     count = text("SELECT count(*) FROM item")
     seen = []
     if kind == "sync":
@@ -134,7 +134,7 @@ async def test_a_transaction_reads_one_state(file: Database, kind: str) -> None:
 
 @pytest.mark.parametrize(("mode", "statement"), [(None, "BEGIN DEFERRED"), ("immediate", "BEGIN IMMEDIATE")])
 async def test_how_transactions_begin(sqlite: Backend, mode: Any, statement: str) -> None:
-    """As ``transaction_mode`` says, of both kinds."""
+    """``transaction_mode`` decides, for both kinds."""
     database = Database(sqlite.url, transaction_mode=mode)
     begun: list[str] = []
 
@@ -153,7 +153,7 @@ async def test_how_transactions_begin(sqlite: Backend, mode: Any, statement: str
 
 
 async def test_immediate_transactions_take_turns(sqlite: Backend) -> None:
-    """Those that read and then write neither fail nor overwrite each other, as deferred ones would."""
+    """Transactions that read and then write neither fail nor overwrite each other, as deferred ones would."""
     database = Database(sqlite.url, transaction_mode="immediate")
     with session_scope(database) as session:
         session.execute(text("INSERT INTO owner VALUES (1)"))
@@ -170,7 +170,7 @@ async def test_immediate_transactions_take_turns(sqlite: Backend) -> None:
 
 
 def test_many_connections_may_be_the_first(tmp_path: Path) -> None:
-    """Switching a new file to WAL needs it alone; whoever comes at that moment waits."""
+    """Switching a new file to WAL needs exclusive access, and other connections wait."""
     for turn in range(3):
         urls = [f"sqlite:///{tmp_path / f'{turn}.db'}"] * 16
         databases = [Database(url, transaction_mode="immediate") for url in urls]
@@ -180,7 +180,7 @@ def test_many_connections_may_be_the_first(tmp_path: Path) -> None:
 
 
 async def test_a_writer_does_not_keep_the_first_reader_out(file: Database, sqlite: Backend) -> None:
-    """While it writes the file cannot be switched to WAL; a later connection does that."""
+    """During a write the file cannot be switched to WAL, and a later connection does that."""
     with sqlite.witness.begin() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         for kind in KINDS:
@@ -191,7 +191,7 @@ async def test_a_writer_does_not_keep_the_first_reader_out(file: Database, sqlit
 
 
 def first_use(database: Database) -> str:
-    """Write something to a file that may be new; return its journal mode."""
+    """Write to a file that may be new, and return its journal mode."""
     with session_scope(database) as session:
         session.execute(text("CREATE TABLE IF NOT EXISTS t (x)"))
         session.execute(text("INSERT INTO t VALUES (1)"))
@@ -201,7 +201,7 @@ def first_use(database: Database) -> str:
 
 
 async def test_a_file_that_cannot_be_written_can_be_read(sqlite: Backend) -> None:
-    """Nothing is switched there."""
+    """Its journal mode is not switched."""
     with sqlite.witness.begin() as connection:
         connection.execute(text("INSERT INTO item (name) VALUES ('a')"))
     database = Database(f"sqlite:///file:{sqlite.witness.url.database}?mode=ro&uri=true")
@@ -219,7 +219,7 @@ async def test_a_file_that_cannot_be_written_can_be_read(sqlite: Backend) -> Non
     + ["sqlite:///file::memory:?cache=shared&uri=true", "sqlite:///file:x?mode=memory&cache=shared&uri=true"],
 )
 async def test_in_memory_there_is_one_database(url: str) -> None:
-    """Whatever thread, kind of session or event loop asks."""
+    """All threads, kinds of session and event loops share it."""
     database = Database(url)
     Base.metadata.create_all(database.engine)
 
@@ -242,7 +242,7 @@ async def test_in_memory_there_is_one_database(url: str) -> None:
 
 
 async def test_in_memory_transactions_are_isolated(memory: Database) -> None:
-    """Nobody sees what is not committed, and one's rollback does not undo another's insert."""
+    """Uncommitted rows are invisible to others, and one rollback does not undo another's insert."""
     first_wrote, second_began = asyncio.Event(), asyncio.Event()
 
     async def first() -> None:
@@ -268,7 +268,7 @@ async def test_in_memory_transactions_are_isolated(memory: Database) -> None:
 
 
 async def test_in_memory_a_writer_waits_no_longer_than_told() -> None:
-    """Then it is an error, not a row on top of somebody else's."""
+    """After the timeout there is an error, and no overwritten row."""
     database = Database("sqlite://?timeout=0.05")
     Base.metadata.create_all(database.engine)
     async with session_scope(database) as session:
@@ -282,7 +282,7 @@ async def test_in_memory_a_writer_waits_no_longer_than_told() -> None:
 
 
 async def test_in_memory_keeps_every_promise_of_a_file(memory: Database) -> None:
-    """Foreign keys hold, and savepoints work."""
+    """Foreign keys and savepoints work."""
     with pytest.raises(IntegrityError, match="FOREIGN KEY constraint failed"):
         async with session_scope(memory) as session:
             session.add(Item(name="a", owner_id=1))
@@ -296,7 +296,7 @@ async def test_in_memory_keeps_every_promise_of_a_file(memory: Database) -> None
 
 
 async def test_two_databases_in_memory_are_two(memory: Database) -> None:
-    """Each ``Database`` has its own, whatever both are called."""
+    """Each ``Database`` has its own, even with the same URL."""
     other = Database("sqlite://")
     with pytest.raises(DBAPIError, match="no such table"):
         await scalar(other, "sync", "SELECT * FROM item")
@@ -304,7 +304,7 @@ async def test_two_databases_in_memory_are_two(memory: Database) -> None:
 
 
 def test_in_memory_data_goes_with_its_database() -> None:
-    """Nothing keeps it once the ``Database`` is garbage."""
+    """Nothing keeps it after the ``Database`` is garbage."""
     database = Database("sqlite://")
     Base.metadata.create_all(database.engine)
     name = database.engine.url.database
@@ -317,7 +317,7 @@ def test_in_memory_data_goes_with_its_database() -> None:
 
 
 def tables(name: str | None) -> int:
-    """Return how many tables the in-memory database of that name has."""
+    """Return how many tables the in-memory database of this name has."""
     connection = sqlite3.connect(f"{name}?vfs=memdb", uri=True)
     try:
         (count,) = connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()
@@ -327,7 +327,7 @@ def tables(name: str | None) -> int:
 
 
 async def test_readers_of_a_file_do_not_wait_for_a_writer(file: Database) -> None:
-    """That is what WAL is for: the reader sees the state before, at once."""
+    """With WAL the reader sees the earlier state, at once."""
     async with session_scope(file) as session:
         session.add(Item(name="a"))
         await session.flush()
@@ -340,7 +340,7 @@ async def test_readers_of_a_file_do_not_wait_for_a_writer(file: Database) -> Non
 @pytest.mark.parametrize("first", [True, False], ids=["first", "after an insert"])
 @pytest.mark.parametrize("then", ["nothing", "insert", "driver's rollback", "error"])
 async def test_a_savepoint_of_sqlite3s_own_mode_is_known(sqlite: Backend, kind: str, first: bool, then: str) -> None:
-    """There a SAVEPOINT that comes first begins the transaction, and its RELEASE commits: that is told as it is."""
+    """In that mode a first SAVEPOINT begins the transaction and its RELEASE commits, and both are reported so."""
     engine = create_engine(sqlite.url)
     async_engine = create_async_engine(sqlite.url.replace("sqlite:", "sqlite+aiosqlite:"))
     database = Database(engine=engine, async_engine=async_engine)
@@ -375,7 +375,7 @@ async def test_a_savepoint_of_sqlite3s_own_mode_is_known(sqlite: Backend, kind: 
 
 
 def test_an_old_sqlite_has_no_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error says which version is needed, and what to write instead; a file needs none."""
+    """The error says which version is needed and what to write instead; a file needs none."""
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 35, 5))
     with pytest.raises(ConfigurationError, match=r"SQLite 3\.36"):
         Database("sqlite://")

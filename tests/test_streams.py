@@ -1,4 +1,4 @@
-"""Results that are fetched in parts: whoever reads one after its unit gets the error, and nobody else does."""
+"""Results that are fetched in parts: a reader after the end of its unit gets an error, and no other unit does."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def filled(backend: Backend) -> Backend:
 
 
 def one_connection(backend: Backend) -> Database:
-    """Return a database whose next user gets the connection of the one before."""
+    """Return a database with one connection, which the next unit gets."""
     return Database(backend.url, engine_options={"pool_size": 1, "max_overflow": 0})
 
 
@@ -47,7 +47,7 @@ def one_connection(backend: Backend) -> Database:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.filterwarnings("ignore:.*ServerCursor.*:ResourceWarning")
 async def test_a_reader_that_comes_too_late_harms_nobody(filled: Backend, kind: str, form: str) -> None:
-    """It gets an error, or what was fetched before; the next unit on the same connection reads and writes as ever."""
+    """It gets an error, or rows fetched before; the next unit on the connection reads and writes as usual."""
     database = one_connection(filled)
     options = {"execution_options": {"yield_per": 2}} if form == "session" else {}
     left: list[Iterator[Any]] = []
@@ -88,7 +88,7 @@ async def test_a_reader_that_comes_too_late_harms_nobody(filled: Backend, kind: 
 
 @on_drivers("asyncpg", "psycopg async", "aiosqlite", "asyncmy")
 async def test_a_stream_that_is_read_too_late_harms_nobody(filled: Backend, kind: str) -> None:
-    """So does one of ``AsyncSession.stream()``."""
+    """This holds for ``AsyncSession.stream()`` too."""
     database = one_connection(filled)
     async with session_scope(database) as session:
         result = await session.stream(select(Item.id), execution_options={"yield_per": 2})
@@ -119,7 +119,7 @@ def test_a_result_is_kept_only_while_somebody_may_read_it(sqlite: Backend) -> No
 
 
 def test_two_results_may_be_read_in_turns(sqlite: Backend) -> None:
-    """Both are closed with their unit, if nobody reads them to the end."""
+    """Both are closed with their unit, if they are not read to the end."""
     with sqlite.witness.begin() as connection:
         connection.execute(insert(Item), [{"name": f"row {number:02}"} for number in range(ROWS)])
     database = one_connection(sqlite)

@@ -1,4 +1,4 @@
-"""``asgi_sqla.testing``: what happens inside ``rolled_back()``, and failures to order."""
+"""``asgi_sqla.testing``: what happens inside ``rolled_back()``, and failures on request."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def get(app: Any, path: str = "/") -> Call:
 
 
 async def count(database: Database, kind: str, *, read_only: bool = False) -> int:
-    """Return how many items a scope of its own sees."""
+    """Return how many items a new scope sees."""
     query = select(func.count()).select_from(Item)
     if kind == "sync":
         with session_scope(database, read_only=read_only) as session:
@@ -62,7 +62,7 @@ async def count(database: Database, kind: str, *, read_only: bool = False) -> in
 async def test_requests_see_each_others_rows_and_leave_none(
     database: Database, backend: Backend, kind: str, mode: Any
 ) -> None:
-    """What a request commits is there for the next and for the test, and gone after it."""
+    """The next request and the test see what a request commits, and it is gone after the test."""
     app = application(database, kind)
     async with rolled_back(database, mode=mode):
         bodies = [(await get(app, path)).body for path in ("/a", "/b")]
@@ -72,7 +72,7 @@ async def test_requests_see_each_others_rows_and_leave_none(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_request_that_rolls_back_undoes_only_itself(database: Database, backend: Backend, kind: str) -> None:
-    """The application may roll back as it likes."""
+    """The application may roll back at any time."""
     async with rolled_back(database):
         await get(application(database, kind), "/kept")
         await get(application(database, kind, status=422), "/lost")
@@ -81,7 +81,7 @@ async def test_a_request_that_rolls_back_undoes_only_itself(database: Database, 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_requests_at_once_take_turns(database: Database, backend: Backend, kind: str) -> None:
-    """Ten at once on the one connection all commit."""
+    """Ten concurrent requests on the one connection all commit."""
     app = application(database, kind)
     async with rolled_back(database):
         calls = await asyncio.gather(*(get(app, f"/{number}") for number in range(10)))
@@ -92,7 +92,7 @@ async def test_requests_at_once_take_turns(database: Database, backend: Backend,
 @on_deferring
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_commit_checks_what_was_deferred_to_it(database: Database, backend: Backend, kind: str) -> None:
-    """A COMMIT that would fail fails here as well, and the next request works."""
+    """A COMMIT that would fail fails inside as well, and the next request works."""
     async with rolled_back(database):
         failed = await get(application(database, kind, owner_id=NO_OWNER), "/a")
         assert (type(failed.raised), failed.status) == (IntegrityError, 500)
@@ -101,7 +101,7 @@ async def test_the_commit_checks_what_was_deferred_to_it(database: Database, bac
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_failed_statement_undoes_only_its_request(database: Database, backend: Backend, kind: str) -> None:
-    """The error of one request does not spoil the outer transaction."""
+    """The error of one request does not break the outer transaction."""
     app = application(database, kind)
     async with rolled_back(database):
         calls = [await get(app, "/a"), await get(app, "/a"), await get(app, "/b")]
@@ -124,7 +124,7 @@ async def test_a_request_inside_an_open_scope_is_nested_in_it(database: Database
 
 
 async def test_a_sync_test_holds_a_session_too(database: Database, backend: Backend) -> None:
-    """Scopes nested in a thread take no turns with each other."""
+    """Nested scopes in a thread do not wait for each other."""
 
     def test() -> int:
         with rolled_back(database), session_scope(database) as session:
@@ -156,7 +156,7 @@ async def test_both_kinds_are_an_error_that_says_so(database: Database) -> None:
 
 
 async def test_a_copy_serves_both_kinds(database: Database, backend: Backend) -> None:
-    """What one kind commits, the other sees, and the database itself nothing of it."""
+    """The other kind sees what one kind commits, and the database itself does not."""
     async with rolled_back(database, mode="copy"):
         # A template is made once for a process, so it may hold what an earlier test had committed by then.
         first = int((await get(application(database, "sync"), "/a")).body)
@@ -165,7 +165,7 @@ async def test_a_copy_serves_both_kinds(database: Database, backend: Backend) ->
 
 
 async def test_a_sync_with_refuses_async_sessions_of_the_same_loop(database: Database) -> None:
-    """It could not await their rollback, and says what to write."""
+    """It could not await their rollback, and the error says what to write."""
     with rolled_back(database), pytest.raises(ConfigurationError, match="write async with rolled_back"):
         await count(database, "async")
 
@@ -184,7 +184,7 @@ def test_requests_on_loops_of_their_own_are_an_error_that_says_so(sqlite: Backen
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_read_only_units_refuse_to_write(database: Database, backend: Backend, kind: str) -> None:
-    """In the session, and where the database can in it; and the next unit writes again."""
+    """The session refuses, and the database too where it can; the next unit writes again."""
     async with rolled_back(database):
         await get(application(database, kind), "/a")
         with pytest.raises(ReadOnlyError):
@@ -197,14 +197,14 @@ async def test_read_only_units_refuse_to_write(database: Database, backend: Back
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_read_only_units_read(database: Database, kind: str) -> None:
-    """What was committed before, on every database."""
+    """They see earlier commits, on every database."""
     async with rolled_back(database):
         await get(application(database, kind), "/a")
         assert await count(database, kind, read_only=True) == 1
 
 
 async def delete_all(database: Database, kind: str, statement: Executable) -> None:
-    """Try to, in a read-only scope."""
+    """Try to delete in a read-only scope."""
     if kind == "sync":
         with session_scope(database, read_only=True) as session:
             session.execute(statement)
@@ -215,7 +215,7 @@ async def delete_all(database: Database, kind: str, statement: Executable) -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_isolation_level_changes_nothing(database: Database, kind: str) -> None:
-    """The outer transaction has begun, so the scope's level is left out."""
+    """The outer transaction has begun, so the scope's level is ignored."""
     query = select(func.count()).select_from(Item)
     async with rolled_back(database):
         if kind == "sync":
@@ -227,8 +227,8 @@ async def test_an_isolation_level_changes_nothing(database: Database, kind: str)
         assert found == 0
 
 
-async def test_a_retry_begins_again_from_its_savepoint(database: Database) -> None:
-    """What the failed attempt wrote is gone before the next."""
+async def test_a_retry_starts_from_its_savepoint(database: Database) -> None:
+    """The writes of the failed attempt are gone before the next."""
     attempts: list[int] = []
 
     @session_scope(database, retries=1)
@@ -247,7 +247,7 @@ async def test_a_retry_begins_again_from_its_savepoint(database: Database) -> No
 
 
 async def test_callbacks_are_called_when_the_applications_unit_commits(database: Database) -> None:
-    """And not when it rolls back."""
+    """They are not called when it rolls back."""
     called: list[str] = []
     async with rolled_back(database):
         async with session_scope(database) as session:
@@ -262,7 +262,7 @@ async def test_callbacks_are_called_when_the_applications_unit_commits(database:
 
 @pytest.mark.parametrize("call", [False, True])
 async def test_captured_callbacks_are_called_only_on_request(sqlite: Backend, call: bool) -> None:
-    """They are collected with their arguments when they fall due."""
+    """They are collected with their arguments when they are due."""
     called: list[str] = []
     with captured_callbacks(call=call) as callbacks, session_scope(Database(sqlite.url)):
         current_unit().on_commit(called.append, "a")
@@ -274,7 +274,7 @@ async def test_captured_callbacks_are_called_only_on_request(sqlite: Backend, ca
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("inside", [False, True])
 async def test_statements_are_counted(database: Database, kind: str, inside: bool) -> None:
-    """INSERT and SELECT count; what begins and ends transactions does not."""
+    """INSERT and SELECT count, and statements that begin or end transactions do not."""
     with count_statements(database) as statements:
         if inside:
             async with rolled_back(database):
@@ -285,7 +285,7 @@ async def test_statements_are_counted(database: Database, kind: str, inside: boo
 
 
 async def test_statements_of_another_database_are_not_counted(database: Database, sqlite: Backend) -> None:
-    """Each has its own."""
+    """Each database is counted separately."""
     other = Database(sqlite.url.replace("test.db", "other.db"))
     with count_statements(database) as statements, session_scope(other) as session:
         session.execute(text("SELECT 1"))
@@ -294,7 +294,7 @@ async def test_statements_of_another_database_are_not_counted(database: Database
 
 
 def test_too_many_statements_fail_with_their_sql(sqlite: Backend) -> None:
-    """One reads in the failure what was sent."""
+    """The failure shows the SQL that was sent."""
     database = Database(sqlite.url)
 
     def send(count: int) -> None:
@@ -313,15 +313,15 @@ def test_too_many_statements_fail_with_their_sql(sqlite: Backend) -> None:
 
 
 def test_assert_statements_needs_a_number() -> None:
-    """It says what to write."""
+    """The error says what to write."""
     with pytest.raises(ConfigurationError, match="max="), assert_statements():
         pass
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("inside", [False, True])
-async def test_a_commit_fails_to_order(database: Database, backend: Backend, kind: str, inside: bool) -> None:
-    """Once, with nothing kept of it; the next request is served."""
+async def test_a_commit_fails_on_request(database: Database, backend: Backend, kind: str, inside: bool) -> None:
+    """It fails once, nothing of it is kept, and the next request is served."""
     app = application(database, kind)
     if inside:
         async with rolled_back(database):
@@ -337,8 +337,8 @@ async def test_a_commit_fails_to_order(database: Database, backend: Backend, kin
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("inside", [False, True])
-async def test_a_connection_is_lost_to_order(database: Database, backend: Backend, kind: str, inside: bool) -> None:
-    """The driver's own error, seen as a lost connection; the next request is served."""
+async def test_a_connection_is_lost_on_request(database: Database, backend: Backend, kind: str, inside: bool) -> None:
+    """The driver's own error counts as a lost connection, and the next request is served."""
     app = application(database, kind)
     if inside:
         async with rolled_back(database, mode="copy"):
@@ -351,8 +351,8 @@ async def test_a_connection_is_lost_to_order(database: Database, backend: Backen
     assert (calls[1].status, backend.names()) == (201, [] if inside else ["/b"])
 
 
-async def test_a_connection_lost_inside_is_told(database: Database) -> None:
-    """The outer transaction is gone with it, so every later use says so."""
+async def test_a_connection_lost_inside_is_an_error(database: Database) -> None:
+    """The outer transaction is lost with it, so every later use raises and says so."""
     async with rolled_back(database):
         with kill_connection(database):
             await get(application(database), "/a")
@@ -360,8 +360,8 @@ async def test_a_connection_lost_inside_is_told(database: Database) -> None:
         assert "has lost its connection" in str(call.raised)
 
 
-async def test_a_long_wait_for_a_turn_is_told(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request that comes from outside an open transaction is not left to wait for ever."""
+async def test_a_long_wait_for_a_turn_is_an_error(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request from outside an open transaction does not wait forever."""
     monkeypatch.setattr("asgi_sqla.testing.turns.PATIENCE", 0.05)
     begun, done = asyncio.Event(), asyncio.Event()
 
@@ -381,7 +381,7 @@ async def test_a_long_wait_for_a_turn_is_told(database: Database, monkeypatch: p
 
 
 @pytest.mark.parametrize("wrong", [{"database": "sqlite://"}, {"mode": "fast"}])
-def test_wrong_arguments_are_told(wrong: Any) -> None:
-    """At once, with what to write."""
+def test_wrong_arguments_are_refused(wrong: Any) -> None:
+    """They are refused at once, and the error says what to write."""
     with pytest.raises(ConfigurationError, match=str(next(iter(wrong)))):
         rolled_back(**wrong)

@@ -29,7 +29,7 @@ NO_THREAD = "can't start new thread"
 
 
 def alive() -> set[threading.Thread]:
-    """Return the threads of ours that run."""
+    """Return our running threads."""
     return {one for one in threading.enumerate() if one.name == "asgi_sqla"}
 
 
@@ -44,7 +44,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[Threads]:
 
 
 class Call_:  # noqa: N801  # the name is taken by a request
-    """A call in a thread that says where it runs, and ends when it is told to."""
+    """A call in a thread that says where it runs, and ends when it is released."""
 
     def __init__(self) -> None:
         self.running = threading.Event()
@@ -58,7 +58,7 @@ class Call_:  # noqa: N801  # the name is taken by a request
 
 
 def test_each_call_has_a_thread(own: Threads) -> None:
-    """Calls that wait for each other all run: none is queued behind another."""
+    """Calls that wait for each other all run, because none is queued behind another."""
     calls = [Call_() for _ in range(20)]
     futures = [own.submit(call) for call in calls]
 
@@ -71,7 +71,7 @@ def test_each_call_has_a_thread(own: Threads) -> None:
 
 
 def test_a_thread_that_is_free_is_used_again(own: Threads) -> None:
-    """Whoever is told of the end of a call and comes again finds its thread free."""
+    """A caller that submits again after the end of a call finds its thread free."""
     seen: set[int] = set()
     for _ in range(200):
         own.submit(lambda: seen.add(threading.get_ident())).result(PATIENCE)
@@ -80,7 +80,7 @@ def test_a_thread_that_is_free_is_used_again(own: Threads) -> None:
 
 
 def test_the_thread_that_was_used_last_is_used_next(own: Threads) -> None:
-    """So the others have nothing to do, and end."""
+    """So the other threads stay idle, and end."""
     calls = [Call_(), Call_()]
     futures = [own.submit(call) for call in calls]
     assert all(call.running.wait(PATIENCE) for call in calls)
@@ -95,7 +95,7 @@ def test_the_thread_that_was_used_last_is_used_next(own: Threads) -> None:
 
 
 def test_a_thread_that_is_idle_ends(own: Threads) -> None:
-    """After some seconds with nothing to do; the next call starts another."""
+    """It ends after some seconds, and the next call starts another."""
     first = Call_()
     first.go_on.set()
     own.submit(first).result(PATIENCE)
@@ -111,7 +111,7 @@ def test_a_thread_that_is_idle_ends(own: Threads) -> None:
 
 
 def test_no_call_is_lost_when_a_thread_is_about_to_end(own: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that is given to a thread in the moment in which that has waited long enough is run all the same."""
+    """A call runs even if its thread is just about to end."""
     monkeypatch.setattr(threads, "IDLE_LIMIT", 0.001)
     for _ in range(300):
         assert own.submit(lambda: None).exception(PATIENCE) is None
@@ -119,7 +119,7 @@ def test_no_call_is_lost_when_a_thread_is_about_to_end(own: Threads, monkeypatch
 
 
 @pytest.mark.parametrize("failure", [BrokenError(), SystemExit(1), KeyboardInterrupt()], ids=repr)
-def test_a_failure_is_the_future_s(own: Threads, failure: BaseException) -> None:
+def test_a_failure_belongs_to_the_future(own: Threads, failure: BaseException) -> None:
     """Whatever a call raises, its thread takes the next one."""
 
     def fail() -> None:
@@ -130,12 +130,12 @@ def test_a_failure_is_the_future_s(own: Threads, failure: BaseException) -> None
 
 
 def test_an_idle_thread_keeps_nothing_alive(own: Threads) -> None:
-    """Sessions and bodies that a call had are freed when it is over, not when the thread has its next call."""
+    """The sessions and bodies of a call are freed when it ends, not when the thread gets its next call."""
     import gc
     import weakref
 
     class Held:
-        """What a call uses."""
+        """An object that a call uses."""
 
     held = Held()
     gone = weakref.ref(held)
@@ -154,7 +154,7 @@ def test_an_idle_thread_keeps_nothing_alive(own: Threads) -> None:
 
 
 def test_nothing_is_queued_where_no_thread_can_be_started(own: Threads) -> None:
-    """The caller is told at once, and no thread does it later."""
+    """The caller gets an error at once, and no thread does the work later."""
     busy, ran = Call_(), []
     future = own.submit(busy)
     assert busy.running.wait(PATIENCE)
@@ -171,7 +171,7 @@ def test_nothing_is_queued_where_no_thread_can_be_started(own: Threads) -> None:
 
 
 def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the system give no thread of ours from now on, and every other one."""
+    """Let the system refuse our threads from now on, but no others."""
     start = threading.Thread.start
 
     def refused(thread: threading.Thread) -> None:
@@ -185,7 +185,7 @@ def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_forked_child_starts_threads_of_its_own() -> None:
-    """None of the parent's runs there, whatever the parent's list says."""
+    """The parent's threads do not run there, although the parent's list is inherited."""
     program = (
         "import os, sys\n"
         "from asgi_sqla.unit import threads\n"
@@ -199,8 +199,8 @@ def test_a_forked_child_starts_threads_of_its_own() -> None:
     assert run_program(program) == "the child\n"
 
 
-def test_the_interpreter_waits_at_its_exit_for_what_is_under_way() -> None:
-    """A COMMIT that a daemon thread has begun is not cut in the middle."""
+def test_the_interpreter_waits_at_its_exit_for_running_calls() -> None:
+    """A COMMIT that a daemon thread has begun is not interrupted."""
     program = (
         "import threading, time\n"
         "from asgi_sqla.unit import threads\n"
@@ -215,8 +215,8 @@ def test_the_interpreter_waits_at_its_exit_for_what_is_under_way() -> None:
     assert run_program(program) == "committed\n"
 
 
-def test_the_interpreter_does_not_wait_for_ever_at_its_exit() -> None:
-    """What does not end within the limit is left, and so is a thread that has nothing to do."""
+def test_the_interpreter_does_not_wait_forever_at_its_exit() -> None:
+    """A call that does not end within the limit is abandoned, and so is an idle thread."""
     program = (
         "import threading\n"
         "from asgi_sqla.unit import threads\n"
@@ -229,7 +229,7 @@ def test_the_interpreter_does_not_wait_for_ever_at_its_exit() -> None:
 
 
 def run_program(program: str) -> str:
-    """Run a program in an interpreter of its own, and return what it printed."""
+    """Run a program in a new interpreter, and return what it printed."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
         capture_output=True,
@@ -262,7 +262,7 @@ def _no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_writer(backend: Backend, kinds: list[str]) -> bool:
-    """Whether the database can have only one transaction that writes, and so not two sessions."""
+    """Return whether the database allows only one writing transaction, and so not two sessions."""
     return backend.name == "sqlite" and len(kinds) > 1
 
 
@@ -271,7 +271,7 @@ def one_writer(backend: Backend, kinds: list[str]) -> bool:
 async def test_a_commit_without_a_thread_fails_cleanly(
     database: Database, backend: Backend, kinds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client is told of an error, nothing is committed then or later, and nothing is out or in transaction."""
+    """The client gets an error, nothing is committed then or later, and no connection is out or in a transaction."""
     if one_writer(backend, kinds):
         return
     call = await Call(serve(database, kinds, 201))()
@@ -288,7 +288,7 @@ async def test_a_commit_without_a_thread_fails_cleanly(
 @pytest.mark.parametrize("end", ["status", "exception"])
 @pytest.mark.usefixtures("_no_thread")
 async def test_a_rollback_without_a_thread_is_done(database: Database, backend: Backend, end: str) -> None:
-    """The thread of the event loop does it, for what is to be given up must not wait."""
+    """The thread of the event loop does it, because a rollback must not wait."""
     failure = BrokenError()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -304,12 +304,12 @@ async def test_a_rollback_without_a_thread_is_done(database: Database, backend: 
 
 
 def idle_in_transaction(backend: Backend) -> int:
-    """Return how many backends the server says are idle in transaction; SQLite has none."""
+    """Return how many backends the server reports as idle in transaction; SQLite has none."""
     return 0 if backend.name == "sqlite" else backend.backends("idle in transaction%")
 
 
 async def test_commits_that_wait_for_each_other_all_end(database: Database, backend: Backend) -> None:
-    """A COMMIT in a thread never waits for the thread of another, however many there are."""
+    """A COMMIT in a thread never waits for the thread of another one, however many there are."""
     count = 4 if backend.name != "sqlite" else 1
     barrier = threading.Barrier(count)
     event.listen(engine_of(database, "sync"), "commit", lambda _connection: barrier.wait(PATIENCE))

@@ -1,6 +1,6 @@
-"""The published types: mypy checks this file with the rest of the tests; running it checks that they tell the truth.
+"""The published types: mypy checks this file with the other tests, and running it checks that they are true.
 
-A wrong use is held by ``# type: ignore[code]``, which is an error itself once mypy no longer objects.
+Each wrong use has a ``# type: ignore[code]``, which is an error itself if mypy no longer objects.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ async def app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
 
 
 async def test_what_a_database_gives(database: Database) -> None:
-    """SQLAlchemy's own names, one type each."""
+    """The types are SQLAlchemy's own, one for each property."""
     async with session_scope(database):
         session = assert_type(database.session, Session)
         async_session = assert_type(database.async_session, AsyncSession)
@@ -59,7 +59,7 @@ async def test_what_a_database_gives(database: Database) -> None:
 
 
 async def test_what_a_scope_gives(database: Database) -> None:
-    """``with`` a Session, ``async with`` an AsyncSession."""
+    """``with`` gives a Session, and ``async with`` an AsyncSession."""
     with session_scope(database) as session:
         assert_type(session, Session)
         unit = assert_type(current_unit(), UnitOfWork)
@@ -70,7 +70,7 @@ async def test_what_a_scope_gives(database: Database) -> None:
 
 
 async def test_a_decorated_function_keeps_its_type(database: Database) -> None:
-    """Its parameters and what it returns."""
+    """Its parameters and its result are unchanged."""
 
     @session_scope(database)
     def plain(number: int, *, name: str = "") -> str:
@@ -89,7 +89,7 @@ async def test_a_decorated_function_keeps_its_type(database: Database) -> None:
 
 
 def test_the_middleware_is_an_application(database: Database) -> None:
-    """For asgiref's types, for Starlette's ``app`` and its ``add_middleware``."""
+    """It fits asgiref's types, Starlette's ``app`` and its ``add_middleware``."""
     wrapped: ASGI3Application = SQLAlchemyMiddleware(app, database)
     around_starlette = SQLAlchemyMiddleware(Starlette(), database)
     around_itself = SQLAlchemyMiddleware(around_starlette, [database, db])
@@ -99,7 +99,7 @@ def test_the_middleware_is_an_application(database: Database) -> None:
 
 
 def test_what_may_be_given(database: Database) -> None:
-    """Every form an argument may have, for mypy to agree with."""
+    """The type checker accepts every form of an argument."""
 
     def verdict(scope: Scope, message: Any) -> bool:
         return bool(message["status"] == 200)
@@ -120,7 +120,7 @@ def test_what_may_be_given(database: Database) -> None:
 
 
 async def test_what_is_injected_and_scoped(database: Database) -> None:
-    """The callables for injection, and a decorated function, keep their types."""
+    """Functions for injection and decorated functions keep their types."""
 
     @session_scope(database, retries=1)
     def count(start: int) -> int:
@@ -134,7 +134,7 @@ async def test_what_is_injected_and_scoped(database: Database) -> None:
 
 
 def test_what_may_not_be_given(database: Database) -> None:
-    """The type checker says so before we do."""
+    """The type checker refuses it before we do."""
     engine = create_engine("sqlite://")
     wrong: list[Callable[[], object]] = [
         lambda: Database(5),  # type: ignore[arg-type]
@@ -156,14 +156,14 @@ def test_what_may_not_be_given(database: Database) -> None:
 
 
 def test_sessions_cannot_be_set(database: Database) -> None:
-    """They are the unit's."""
+    """They belong to the unit."""
     with pytest.raises(AttributeError), session_scope(database) as session:
         database.session = session  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", [name for name in asgi_sqla.__all__ if callable(getattr(asgi_sqla, name))])
 def test_the_types_can_be_read_at_run_time(name: str) -> None:
-    """As frameworks do that inject by annotation: each names something there is."""
+    """Frameworks that inject by annotation read them, and every name exists."""
     thing = getattr(asgi_sqla, name)
     members = [vars(thing).get(name) for name in ("__init__", "__call__")] if inspect.isclass(thing) else [thing]
     functions = [member for member in members if inspect.isfunction(member)]

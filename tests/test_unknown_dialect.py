@@ -19,14 +19,14 @@ from asgi_sqla import ConfigurationError, Database, ReadOnlyError, session_scope
 
 
 class UnheardDialect(SQLiteDialect_pysqlite):
-    """SQLite under a name of its own, which does not say which isolation levels it has."""
+    """SQLite under another name, which does not say which isolation levels it has."""
 
     name = "unheard"
     driver = "of"
     supports_statement_cache = True
 
     def get_isolation_level_values(self, dbapi_conn: Any) -> Any:
-        """Know none without a connection, as SQLAlchemy lets a dialect do."""
+        """Know none without a connection, which SQLAlchemy allows."""
         if dbapi_conn is None:
             raise NotImplementedError
         return super().get_isolation_level_values(dbapi_conn)  # type: ignore[no-untyped-call]  # nor is it in SQLAlchemy
@@ -43,7 +43,7 @@ def unheard(sqlite: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Databa
 
 
 def test_it_commits_and_rolls_back(unheard: Database, sqlite: Backend) -> None:
-    """As any other database."""
+    """It behaves like any other database."""
     with session_scope(unheard) as session:
         session.add(Item(name="a"))
     with pytest.raises(IntegrityError), session_scope(unheard) as session:
@@ -55,7 +55,7 @@ def test_it_commits_and_rolls_back(unheard: Database, sqlite: Backend) -> None:
 
 @pytest.mark.parametrize("isolation_level", [None, "serializable"], ids=["autocommit", "snapshot"])
 def test_a_scope_that_reads_refuses_to_flush(unheard: Database, sqlite: Backend, isolation_level: str | None) -> None:
-    """What makes its connections or transactions read-only is not known, so the session alone refuses what it sees."""
+    """Nothing is known that makes its transactions read-only, so only the session refuses."""
     reading = session_scope(unheard, read_only=True, isolation_level=isolation_level)
     with pytest.raises(ReadOnlyError), reading as session:
         assert session.scalar(text("SELECT 1")) == 1
@@ -64,8 +64,8 @@ def test_a_scope_that_reads_refuses_to_flush(unheard: Database, sqlite: Backend,
     assert sqlite.names() == []
 
 
-def test_its_isolation_levels_are_its_own_affair(unheard: Database, sqlite: Backend) -> None:
-    """A level that cannot be checked at once is passed on, and refused by SQLAlchemy if it must be."""
+def test_its_isolation_levels_are_not_checked(unheard: Database, sqlite: Backend) -> None:
+    """A level that cannot be checked is passed on, and SQLAlchemy refuses a wrong one."""
     with session_scope(unheard, isolation_level="serializable") as session:
         session.add(Item(name="a"))
     with pytest.raises(ConfigurationError, match="isolation_level"):

@@ -1,4 +1,4 @@
-"""URLs: from the one a user wrote to the one each kind of engine needs."""
+"""URLs: from the one that a user wrote to the one that each kind of engine needs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from asgi_sqla.errors import ConfigurationError, MissingDriverError
 
 
 def everything(_module: str) -> bool:
-    """Stand for a machine on which every driver is installed."""
+    """Stand for a machine with every driver."""
     return True
 
 
 def only(*modules: str) -> Any:
-    """Stand for a machine on which just these modules are installed."""
+    """Stand for a machine with only these modules."""
     return modules.__contains__
 
 
@@ -33,7 +33,7 @@ def to(url: str, kind: str, installed: Any = everything) -> Target:
 
 
 def text(target: Target) -> str:
-    """Return the URL of a target, password and all."""
+    """Return the URL of a target with its password."""
     return target.url.render_as_string(hide_password=False)
 
 
@@ -60,7 +60,7 @@ def text(target: Target) -> str:
     ],
 )
 def test_each_kind_of_engine_gets_its_driver(url: str, sync: str, asynchronous: str | None) -> None:
-    """A driver that is right is kept, the other kind takes the best one, and the rest of the URL stays."""
+    """A suitable driver is kept, the other kind uses the best one, and the rest of the URL stays."""
     assert to(url, "sync") == (make_url(sync), {})
     if asynchronous is not None:
         assert to(url, "async") == (make_url(asynchronous), {})
@@ -76,7 +76,7 @@ def test_each_kind_of_engine_gets_its_driver(url: str, sync: str, asynchronous: 
     ],
 )
 def test_a_driver_that_is_installed_is_taken(installed: list[str], kind: str, url: str) -> None:
-    """Of the drivers of one kind the first that is there."""
+    """It is the first installed driver of its kind."""
     assert text(to("postgresql://h/d", kind, only(*installed))) == url
 
 
@@ -97,7 +97,7 @@ def test_a_module_not_named_like_its_driver_is_found() -> None:
     ],
 )
 def test_a_missing_driver_is_named_with_its_extra(url: str, kind: str, message: str) -> None:
-    """The error is an ImportError too, and says what to install."""
+    """The error is also an ImportError, and says what to install."""
     extra = BACKENDS[make_url(url).get_backend_name()].extra
     with pytest.raises(MissingDriverError, match=message) as caught:
         to(url, kind, only())
@@ -128,8 +128,8 @@ def test_a_missing_driver_is_named_with_its_extra(url: str, kind: str, message: 
         ("target_session_attrs=read-write", {}, {"target_session_attrs": "read-write"}),
     ],
 )
-def test_what_libpq_understands_is_told_to_asyncpg(query: str, arguments: Any, left: Any) -> None:
-    """Whether the URL was written for libpq or for asyncpg, asyncpg gets what it calls the same."""
+def test_options_of_libpq_are_translated_for_asyncpg(query: str, arguments: Any, left: Any) -> None:
+    """The driver asyncpg gets its own names, whether the URL was written for libpq or for asyncpg."""
     for name in ("postgresql", "postgresql+asyncpg", "postgresql+psycopg2"):
         target = to(f"{name}://h/d?{query}", "async")
         assert (dict(target.url.query), target.connect_args) == (left, arguments)
@@ -150,8 +150,8 @@ def test_what_libpq_understands_is_told_to_asyncpg(query: str, arguments: Any, l
         ("application_name=shop&sslrootcert=/ca.pem", {"application_name": "shop", "sslrootcert": "/ca.pem"}),
     ],
 )
-def test_what_asyncpg_understands_is_told_to_libpq(query: str, left: Any) -> None:
-    """Whether the URL was written for asyncpg or for libpq, libpq gets what it calls the same."""
+def test_options_of_asyncpg_are_translated_for_libpq(query: str, left: Any) -> None:
+    """The library libpq gets its own names, whether the URL was written for asyncpg or for libpq."""
     for name in ("postgresql", "postgresql+asyncpg"):
         target = to(f"{name}://h/d?{query}", "sync")
         assert (dict(target.url.query), target.connect_args) == (left, {})
@@ -168,8 +168,8 @@ def test_what_asyncpg_understands_is_told_to_libpq(query: str, left: Any) -> Non
         ("statement_cache_size=1.5", "statement_cache_size='1.5' is not a number"),
     ],
 )
-def test_what_asyncpg_cannot_be_told_is_an_error(query: str, message: str) -> None:
-    """Nothing of a URL is dropped in silence, and the error says what to write."""
+def test_an_option_that_asyncpg_does_not_have_is_an_error(query: str, message: str) -> None:
+    """Nothing of a URL is dropped silently, and the error says what to write."""
     with pytest.raises(ConfigurationError, match=message):
         to(f"postgresql://u:s3cret@h/d?{query}", "async")
 
@@ -183,7 +183,7 @@ def test_what_asyncpg_cannot_be_told_is_an_error(query: str, message: str) -> No
     ],
 )
 def test_a_driver_not_in_the_table_serves_its_own_kind(url: str, kind: str, argument: str) -> None:
-    """It is used as the user wrote it, and the other kind of engine is asked of the user."""
+    """It is used as written, and the error asks for the other kind of engine."""
     assert text(to(url, "sync" if kind == "async" else "async")) == url
     with pytest.raises(ConfigurationError, match=f"pass {argument}= to Database"):
         to(url, kind)
@@ -191,7 +191,7 @@ def test_a_driver_not_in_the_table_serves_its_own_kind(url: str, kind: str, argu
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Register a dialect of somebody else's, under its plain name only; return the name."""
+    """Register a third-party dialect under its plain name only; return the name."""
     module = ModuleType("toy_dialect")
     module.ToyDialect = type(  # type: ignore[attr-defined]  # a module made here
         "ToyDialect", (SQLiteDialect_pysqlite,), {"name": "toy", "driver": "toydriver"}
@@ -210,7 +210,7 @@ def test_a_third_party_dialect_keeps_its_url(toy: str) -> None:
 
 @pytest.mark.parametrize("url", ["nosql://u:s3cret@h/d", "postgresql+nodriver://u:s3cret@h/d", "sqlite++://u:s3cret@/"])
 def test_an_unknown_dialect_is_named(url: str) -> None:
-    """The error names it, those that are known, and no password."""
+    """The error names it and the known ones, and shows no password."""
     with pytest.raises(ConfigurationError) as caught:
         parse(url)
     message = str(caught.value)
@@ -221,7 +221,7 @@ def test_an_unknown_dialect_is_named(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["app.db", "u:s3cret@h/d", "postgresql://u:s3cret@h:port/d", "sqlite:/s3cret", 42, "x"])
 def test_what_is_no_url_is_refused_unseen(url: Any) -> None:
-    """It may hold a password, so it is not shown, not even in a chained error."""
+    """It may contain a password, so it is not shown, even in a chained error."""
     with pytest.raises(ConfigurationError, match="url is not a database URL") as caught:
         parse(url)
     assert "s3cret" not in str(caught.value)
@@ -240,7 +240,7 @@ def test_what_is_no_url_is_refused_unseen(url: Any) -> None:
     ],
 )
 def test_a_password_is_never_shown(url: str, visible: str) -> None:
-    """Neither one before the host nor one in the query."""
+    """This holds for one before the host and for one in the query."""
     assert shown(parse(url)) == visible
 
 
@@ -262,7 +262,7 @@ URLS = st.builds(
 @settings(deadline=None)
 @given(URLS, st.booleans())
 def test_the_way_there_and_back_loses_nothing(url: URL, asynchronous: bool) -> None:
-    """Who, where and which database stay the same, and so do the settings once they are translated back."""
+    """User, host and database stay the same, and so do the settings after translation back."""
     there = translate(parse(url), asynchronous=asynchronous, installed=everything)
     back = translate(there.url, asynchronous=False, installed=everything).url
     settings = there.connect_args.get("server_settings", {})
@@ -274,7 +274,7 @@ def test_the_way_there_and_back_loses_nothing(url: URL, asynchronous: bool) -> N
 @settings(deadline=None)
 @given(URLS, st.booleans())
 def test_translating_twice_is_translating_once(url: URL, asynchronous: bool) -> None:
-    """A URL that is right for its engine is not touched."""
+    """A URL that suits its engine is not changed."""
     once = translate(parse(url), asynchronous=asynchronous, installed=everything).url
     assert translate(once, asynchronous=asynchronous, installed=everything).url == once
 
@@ -286,7 +286,7 @@ VALUES = st.text(st.characters(exclude_categories=["C"]), max_size=12)
 @settings(deadline=None)
 @given(st.dictionaries(NAMES, VALUES, max_size=4))
 def test_any_setting_in_options_reaches_asyncpg(settings: dict[str, str]) -> None:
-    """Values may hold blanks and backslashes, escaped as libpq wants them."""
+    """Values may contain blanks and backslashes, escaped as libpq wants them."""
     escape = str.maketrans({"\\": r"\\"} | {blank: f"\\{blank}" for blank in BLANKS})
     options = " ".join(f"-c {name}={value.translate(escape)}" for name, value in settings.items())
     url = URL.create("postgresql", query={"options": options})
@@ -300,7 +300,7 @@ BLANKS = [character for character in map(chr, range(sys.maxunicode)) if characte
 @settings(deadline=None)
 @given(st.text(max_size=30) | st.from_regex(r"[a-z+]{1,12}:/{0,3}[^ ]{0,20}"))
 def test_any_text_is_a_url_or_a_clear_error(url: str) -> None:
-    """Nothing but a ConfigurationError comes out."""
+    """The only error is a ConfigurationError."""
     try:
         parsed = parse(url)
     except ConfigurationError:

@@ -14,7 +14,7 @@ SCOPE = {"type": "http", "method": "POST", "path": "/"}
 
 
 def start(status: int) -> Any:
-    """Return the message a response starts with."""
+    """Return the message that starts a response."""
     return {"type": "http.response.start", "status": status, "headers": []}
 
 
@@ -24,7 +24,7 @@ def start(status: int) -> Any:
     + [(400, False), (404, False), (422, False), (500, False), (599, False)],
 )
 def test_by_default_every_status_below_400_commits(status: int, commits: bool) -> None:
-    """Redirects too, for they follow a write that went well."""
+    """Redirects commit too, because they follow a successful write."""
     scope: Any = SCOPE
     assert below_400(scope, start(status)) is commits
 
@@ -35,31 +35,31 @@ def test_by_default_every_status_below_400_commits(status: int, commits: bool) -
     + [[HTTPStatus.OK, HTTPStatus.CREATED]],
 )
 def test_a_container_commits_what_it_holds(statuses: Any) -> None:
-    """Any container will do."""
+    """Any container works."""
     verdict = verdict_of(statuses)
     assert [verdict(SCOPE, start(status)) for status in (200, 201, 303, 400)] == [True, True, False, False]
 
 
 def test_an_empty_container_never_commits() -> None:
-    """As for an application that only reads."""
+    """An application that only reads can use it."""
     assert verdict_of(())(SCOPE, start(200)) is False
 
 
 class Odd:
-    """A container that cannot be walked through."""
+    """A container that cannot be iterated."""
 
     def __contains__(self, status: object) -> bool:
         return isinstance(status, int) and status % 2 == 1
 
 
 def test_a_container_need_not_be_iterable() -> None:
-    """It is asked, not searched."""
+    """The statuses are tested with ``in``."""
     verdict = verdict_of(Odd())
     assert [verdict(SCOPE, start(200)), verdict(SCOPE, start(201))] == [False, True]
 
 
 def test_a_callable_sees_the_scope_and_the_start() -> None:
-    """Its answer is the verdict."""
+    """Its result is the verdict."""
     seen: list[Any] = []
 
     def verdict(scope: Any, message: Any) -> bool:
@@ -71,7 +71,7 @@ def test_a_callable_sees_the_scope_and_the_start() -> None:
 
 
 @pytest.mark.parametrize(("answer", "commits"), [(1, True), ("yes", True), (0, False), (None, False)])
-def test_an_answer_is_taken_as_an_if_would_take_it(answer: Any, commits: bool) -> None:
+def test_the_truth_of_a_result_is_the_verdict(answer: Any, commits: bool) -> None:
     """It need not be a bool."""
     verdict: Any = lambda _scope, _message: answer  # noqa: E731  # typed, a plain function could not return it
     assert verdict_of(verdict)(SCOPE, start(200)) is commits
@@ -85,14 +85,14 @@ class Later:
         raise AssertionError
 
 
-def test_an_answer_to_be_awaited_is_none() -> None:
-    """Nothing awaits it, so it says nothing."""
+def test_an_awaitable_is_not_a_verdict() -> None:
+    """Nothing awaits it, so it is refused."""
     verdict: Any = lambda _scope, _message: Later()  # noqa: E731  # as above
     with pytest.raises(ConfigurationError, match="awaited"):
         verdict_of(verdict)(SCOPE, start(200))
 
 
-def test_a_callable_that_does_not_tell_its_parameters_is_taken() -> None:
-    """Some that are written in C do not; whether they fit shows when they are called."""
+def test_a_callable_without_a_signature_is_accepted() -> None:
+    """Some functions in C have no signature, and only a call shows whether the arguments fit."""
     verdict: Any = max
     assert verdict_of(verdict)(0, 1) is True

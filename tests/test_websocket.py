@@ -1,4 +1,4 @@
-"""WebSockets on a real socket: each message is a request, and an idle one holds nothing."""
+"""WebSockets on a real socket: each message is a unit of work, and an idle socket holds no connection."""
 
 import asyncio
 import socket
@@ -32,18 +32,18 @@ def application(endpoint: Endpoint) -> Starlette:
 
 
 def client(server: Server) -> ClientConnection:
-    """Return a conversation with the server."""
+    """Return a connection to the server."""
     return connect(f"ws://127.0.0.1:{server.port}/", open_timeout=10, close_timeout=5)
 
 
 def vanish(connection: ClientConnection) -> None:
-    """Break the connection off as a machine does that loses its network: no close frame, a reset."""
+    """Break the connection as a lost network does: with a reset, and without a close frame."""
     connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.socket.close()
 
 
 async def add(database: Database, kind: str, **fields: Any) -> None:
-    """Write an item through the session of ``kind``, in the task that asks."""
+    """Write an item through the session of ``kind``, in the current task."""
     if kind == "async":
         database.async_session.add(Item(**fields))
         await database.async_session.flush()
@@ -54,7 +54,7 @@ async def add(database: Database, kind: str, **fields: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_message_commits_when_the_handler_asks_for_the_next(database: Database, backend: Backend, kind: str) -> None:
-    """Between messages the work of the last is there for all to see, and no connection is held."""
+    """Between messages the last one's work is committed, and no connection is held."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.accept()
@@ -77,7 +77,7 @@ def test_a_message_commits_when_the_handler_asks_for_the_next(database: Database
 def test_a_client_that_vanishes_leaves_no_connection_behind(
     database: Database, backend: Backend, kind: str, at: str
 ) -> None:
-    """However the client goes, the handler comes to its end, and with it every transaction."""
+    """However the client disconnects, the handler ends, and with it every transaction."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.accept()
@@ -105,7 +105,7 @@ def test_a_client_that_vanishes_leaves_no_connection_behind(
 def test_an_error_rolls_back_its_own_message_alone(
     database: Database, backend: Backend, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What earlier messages did stays; what the failing one did goes; the server sees the error once."""
+    """The work of earlier messages stays, that of the failing one is lost, and the server sees the error once."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.accept()
@@ -130,7 +130,7 @@ def test_an_error_rolls_back_its_own_message_alone(
 def test_work_after_the_last_message_commits_when_the_handler_returns(
     database: Database, backend: Backend, kind: str
 ) -> None:
-    """What a handler does once the client has gone is kept like the rest."""
+    """Work of the handler after a disconnect is kept like any other."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.accept()
@@ -151,7 +151,7 @@ def test_work_after_the_last_message_commits_when_the_handler_returns(
 def test_a_failed_commit_is_raised_where_the_next_message_was_asked_for(
     database: Database, backend: Backend, kind: str
 ) -> None:
-    """The handler learns of it before the next message, and the conversation can go on."""
+    """The handler gets the error before the next message, and can continue."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.accept()
@@ -181,7 +181,7 @@ def test_a_failed_commit_is_raised_where_the_next_message_was_asked_for(
 def test_where_another_task_reads_nothing_is_committed_in_the_middle_of_the_work(
     database: Database, backend: Backend, kind: str, reader_uses_it: bool
 ) -> None:
-    """A reader that reads ahead says nothing of the writer's work: all of it commits when the application returns."""
+    """A reader that reads ahead says nothing about the writer's work, which commits when the application returns."""
     seen: list[list[str]] = []
 
     async def read_ahead(websocket: WebSocket, queue: "asyncio.Queue[str | None]") -> None:
@@ -221,7 +221,7 @@ def test_where_another_task_reads_nothing_is_committed_in_the_middle_of_the_work
 
 @on_one
 def test_a_writer_task_that_opens_its_own_scopes_commits_each(database: Database, backend: Backend) -> None:
-    """As the README advises where one task reads and another writes: a scope for each message."""
+    """If one task reads and another writes, the README advises a scope for each message."""
     queue: asyncio.Queue[str | None] = asyncio.Queue()
 
     async def write(websocket: WebSocket) -> None:
@@ -254,7 +254,7 @@ def test_a_writer_task_that_opens_its_own_scopes_commits_each(database: Database
 def test_a_denial_response_is_judged_by_its_status(
     database: Database, backend: Backend, kind: str, status: int, seen: int, kept: list[str]
 ) -> None:
-    """A websocket that is refused with a response is a request like any other."""
+    """A websocket that is refused with a response is treated like a request."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await add(database, kind, name="a")
@@ -268,7 +268,7 @@ def test_a_denial_response_is_judged_by_its_status(
 def test_a_failed_commit_before_a_denial_response_is_answered_as_over_http(
     database: Database, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client gets our error in place of the redirect, and the log has it once."""
+    """The client gets our error instead of the redirect, and the log has it once."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await add(database, "async", name="a", owner_id=NO_OWNER)
@@ -294,7 +294,7 @@ def denial_of(endpoint: Endpoint, database: Database) -> tuple[int, bytes, int]:
 def test_a_close_is_judged_by_its_code(
     database: Database, backend: Backend, how: str, code: int, kept: list[str]
 ) -> None:
-    """A conversation closed with an error code loses the work of the last message, and of that alone."""
+    """A close with an error code rolls back the last message, and no other."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await websocket.accept()
@@ -319,7 +319,7 @@ def test_a_close_is_judged_by_its_code(
 
 @on_one
 def test_a_refused_handshake_keeps_nothing(database: Database, backend: Backend) -> None:
-    """A close before the accept is answered 403, and is an error like any other."""
+    """A close before the accept is answered 403, which is an error like any other."""
 
     async def endpoint(websocket: WebSocket) -> None:
         await add(database, "async", name="a")
@@ -334,7 +334,7 @@ def test_a_refused_handshake_keeps_nothing(database: Database, backend: Backend)
 def test_a_task_that_outlives_its_message_is_told_to_open_its_own_scope(
     database: Database, backend: Backend, kind: str
 ) -> None:
-    """The unit it was started in has ended by then; the error says so, and what to write."""
+    """Its unit has ended by then, and the error says so and what to write."""
 
     async def later(websocket: WebSocket, go: asyncio.Event) -> None:
         await go.wait()
@@ -371,7 +371,7 @@ def test_a_task_that_outlives_its_message_is_told_to_open_its_own_scope(
 
 @on_server
 def test_a_scope_around_messages_stays_the_current_unit(database: Database, backend: Backend) -> None:
-    """Asking for a message inside a scope ends nothing: the scope shadows the conversation, and that goes on after."""
+    """Asking for a message inside a scope ends nothing: the scope shadows the websocket's unit until its end."""
     same: list[bool] = []
 
     async def endpoint(websocket: WebSocket) -> None:
@@ -395,7 +395,7 @@ def test_a_scope_around_messages_stays_the_current_unit(database: Database, back
 
 @on_one
 def test_fastapi_dependencies_share_the_unit_of_the_first_message(database: Database, backend: Backend) -> None:
-    """What a dependency of a websocket writes is committed when its endpoint first asks for a message."""
+    """A dependency's writes are committed when the endpoint first asks for a message."""
     api = FastAPI()
 
     async def greet() -> None:
