@@ -1,4 +1,4 @@
-"""``python -m fuzz 20000 [first seed]``: play so many programs, over all backends and kinds, and print a table."""
+"""``python -m fuzz 20000 [first seed]``: play that many programs on all backends and kinds, and print a table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SERIES = 500
 
 
 class Table:
-    """Counts what is found, and shows how far it is."""
+    """Counts the findings, and shows the progress."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -32,7 +32,7 @@ class Table:
         self.name = ""
 
     def report(self, program: Program, findings: Findings) -> bool:
-        """Count one program, print it if anything is wrong, and go on."""
+        """Count one program, print it if anything is wrong, and continue."""
         row = self.rows.setdefault(self.name, [0] * 5)
         found = (findings.lies, findings.twice, findings.out, findings.idle)
         for column, lines in enumerate(found, 1):

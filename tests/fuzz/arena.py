@@ -1,4 +1,4 @@
-"""Where programs are played: one database and one event loop for many of them, so that none may spoil the next."""
+"""Where programs are played: one database and one event loop for many of them, so that none affects the next."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Arena:
         return program, self._judge(stage, log, failure)
 
     async def _perform(self, stage: Stage) -> BaseException | None:
-        """Run the program in a task that can be cancelled in both ways; return what came out of it."""
+        """Run the program in a task that can be cancelled in both ways; return its result."""
         work = {"request": self._request, "scope": self._scope, "function": self._function}[stage.program.place]
 
         async def run() -> None:
@@ -165,7 +165,7 @@ class Arena:
         return found
 
     def _lose(self, connection: Connection) -> None:
-        """Do the COMMIT that is about to be sent, and have its connection be lost before the answer."""
+        """Apply the COMMIT that is about to be sent, and lose its connection before the answer."""
         if self.stage is None or not self.stage.losing:
             return
         self.stage.losing = False
@@ -197,7 +197,7 @@ class Handler:
         self._client = client
 
     async def run(self) -> None:
-        """Play the steps, and make an answer of an exception if the program says so."""
+        """Play the steps, and answer an exception if the program says so."""
         try:
             await self._play()
         except Exception as exc:
@@ -265,7 +265,7 @@ async def play(player: Player, stage: Stage) -> None:
 
 @asynccontextmanager
 async def open_arena(backend: Backend, kind: str) -> AsyncIterator[Arena]:
-    """Give an arena, and leave nothing of it behind."""
+    """Yield an arena, and remove it afterwards."""
     witness = Witness(backend)
     with ThreadPoolExecutor(8) as executor:
         arena = Arena(backend, kind, witness, executor)
@@ -282,9 +282,9 @@ async def open_arena(backend: Backend, kind: str) -> AsyncIterator[Arena]:
 async def play_all(
     backend: Backend, kind: str, seeds: range, report: Callable[[Program, Findings], bool], commit: Commit | None = None
 ) -> int:
-    """Play the program of each seed, and report each, until ``report`` says that it is enough; return the last seed.
+    """Play the program of each seed and report it, until ``report`` says that it is enough; return the last seed.
 
-    ``commit`` is called before each COMMIT: with it the database breaks a promise, for the fuzzer to find.
+    ``commit`` is called before each COMMIT: it can make the database break a promise, for the fuzzer to find.
     """
     async with open_arena(backend, kind) as arena:
         if commit is not None:

@@ -1,7 +1,7 @@
 """What the application was told of each row that it wrote: the model beside the database.
 
-It knows what the application did and saw, and nothing of the package: a row is wanted from the moment its statement
-returned until the application rolls it back itself.
+It knows what the application did and saw, and nothing of the package. A row is wanted from the end of its statement
+until the application rolls it back itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Fate(Enum):
-    """What the application, or its client, may count on."""
+    """What the application, or its client, may rely on."""
 
     UNKNOWN = "its statement did not return, or nobody can tell: nothing is checked"
     WANTED = "its statement returned, and nothing has been decided since"
@@ -52,7 +52,7 @@ class Write:
 
 
 class Savepoint:
-    """A savepoint that is open, and what was written since it began."""
+    """An open savepoint, and the writes since it began."""
 
     def __init__(self, handle: Any) -> None:
         self.handle = handle
@@ -60,7 +60,7 @@ class Savepoint:
 
 
 class Transaction:
-    """What is pending in one session."""
+    """The pending writes of one session."""
 
     def __init__(self) -> None:
         self.savepoints: list[Savepoint] = [Savepoint(None)]
@@ -71,12 +71,12 @@ class Transaction:
         return [write for savepoint in self.savepoints for write in savepoint.writes]
 
     def take(self) -> list[Write]:
-        """Return everything that is pending, and begin anew."""
+        """Return everything that is pending, and start again."""
         writes, self.savepoints = self.writes, [Savepoint(None)]
         return writes
 
     def close(self, savepoint: Savepoint, fate: Fate) -> None:
-        """Take note that ``savepoint`` was released, which keeps its writes wanted, or that it was not."""
+        """Record that ``savepoint`` was released, which keeps its writes wanted, or that it was not."""
         if savepoint not in self.savepoints:
             return
         position = self.savepoints.index(savepoint)
@@ -89,14 +89,14 @@ class Transaction:
 
 
 def decide(writes: list[Write], fate: Fate) -> None:
-    """Take note of what became of ``writes``, where nothing is known yet."""
+    """Record the fate of ``writes`` whose fate is not known yet."""
     for write in writes:
         if write.fate is Fate.WANTED:
             write.fate = fate
 
 
 class Ledger:
-    """What one unit of work wrote, in either of its sessions."""
+    """The writes of one unit of work, in either of its sessions."""
 
     def __init__(self, attempt: int) -> None:
         self.attempt = attempt
@@ -111,14 +111,14 @@ class Ledger:
         self.everything: list[Write] = []
 
     def attempt_write(self, name: str, thread: Thread | None, **more: Any) -> Write:
-        """Take note that a row is about to be written."""
+        """Record that a row is about to be written."""
         write = Write(name, self.attempt, thread, **more)
         self.writes.append(write)
         self.everything.append(write)
         return write
 
     def wrote(self, write: Write, session: str) -> None:
-        """Take note that its statement has returned."""
+        """Record that its statement has returned."""
         write.fate = Fate.WANTED
         self.transactions[session].savepoints[-1].writes.append(write)
 
@@ -128,13 +128,13 @@ class Ledger:
         return [write for transaction in self.transactions.values() for write in transaction.writes]
 
     def roll_back(self, session: str) -> list[Write]:
-        """Take note that the application asks for a rollback; return what that is about."""
+        """Record that the application asks for a rollback; return the writes that it concerns."""
         writes = self.transactions[session].take()
         decide(writes, Fate.DROPPED)
         return writes
 
     def discard(self, session: str) -> None:
-        """Take note that a session was closed with whatever was pending in it."""
+        """Record that a session was closed with its pending writes."""
         for write in self.transactions[session].take():
             if write.raw:
                 # Nobody but the driver knew of that one, so nobody can know that close() threw it away.
@@ -143,13 +143,13 @@ class Ledger:
                 self.lost.append(write)
 
     def expunge(self, session: str, unflushed: set[int]) -> None:
-        """Take note that the session has let go of the objects with these identities."""
+        """Record that the session has expunged the objects with these identities."""
         for savepoint in self.transactions[session].savepoints:
             self.lost += [write for write in savepoint.writes if id(write.entry) in unflushed]
             savepoint.writes = [write for write in savepoint.writes if id(write.entry) not in unflushed]
 
     def kept(self, session: str, unflushed: set[int]) -> None:
-        """Take note that the application has committed, but for objects that were not flushed."""
+        """Record that the application has committed, except objects that were not flushed."""
         self._doubt_unknown()
         outside = self.transactions[session].savepoints[0].writes
         for write in self.transactions[session].take():
@@ -161,18 +161,18 @@ class Ledger:
                 write.fate = Fate.KEPT
 
     def tried(self, session: str) -> None:
-        """Take note that a commit by the application has failed: its rows are wanted, and it may end its savepoints."""
+        """Record that a commit by the application has failed: its rows are wanted, and it may end its savepoints."""
         self._doubt_unknown()
         for write in self.transactions[session].writes:
             write.tried = True
 
     def _doubt_unknown(self) -> None:
-        """Take note that a commit of the application's may have kept what it was told nothing of."""
+        """Record that a commit of the application may have kept writes of unknown fate."""
         for write in self.writes:
             write.tried = write.tried or write.fate is Fate.UNKNOWN
 
     def settle(self, *, promised: bool) -> None:
-        """Take note of what the client, or the caller, was told."""
+        """Record what the client, or the caller, was told."""
         fate = Fate.PROMISED if promised and not self.rollback_only else Fate.REFUSED
         for transaction in self.transactions.values():
             transaction.take()

@@ -18,7 +18,7 @@ from fuzz.witness import TAKEN, Called, Entry, values
 
 
 class RefusedError(Exception):
-    """What a program raises by itself."""
+    """An exception that a program raises itself."""
 
 
 class Player:
@@ -46,7 +46,7 @@ class Player:
             await self.do(step)
 
     async def do(self, step: Step) -> None:
-        """Play a step, and do about its exception what the program says."""
+        """Play a step, and handle its exception as the program says."""
         try:
             action: Callable[[Step], Awaitable[None]] = getattr(self, f"_{step.kind}")
             await action(step)
@@ -65,7 +65,7 @@ class Player:
         self.stage.seen.append(exc)
 
     async def perform(self, script: statements.Script) -> Any:
-        """Have the session run ``script``."""
+        """Let the session run ``script``."""
         database = self.stage.database
         if self.place == "plain":
             return script(database.session)
@@ -170,7 +170,7 @@ class Player:
             await self._commit(step.how)
 
     async def _call(self, name: str) -> None:
-        """Call a method of the session as its kind has it."""
+        """Call a method of the session as its kind does."""
         if self.place == "async":
             await getattr(self.stage.database.async_session, name)()
         else:
@@ -191,7 +191,7 @@ class Player:
             raise
 
     async def _commit(self, how: str) -> None:
-        """Commit as the application may: the package has no say in what that keeps."""
+        """Commit as the application may: the package does not decide what that keeps."""
         trouble = self.ledger.troubled
         try:
             if how == "commit":
@@ -261,7 +261,7 @@ class Player:
                 self.stage.losing = True
 
     async def _block(self, step: Step) -> None:
-        """Play steps in ``with session:``, which does nothing on leaving, or rolls back after an exception."""
+        """Play steps in ``with session:``, which does nothing at its end, or rolls back after an exception."""
         try:
             await self.play(step.inner)
             if step.flag:

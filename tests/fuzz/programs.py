@@ -1,4 +1,4 @@
-"""Draws a program from a seed: what an application does in one request or scope, and who disturbs it."""
+"""Draws a program from a seed: what an application does in one request or scope, and what disturbs it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CAUGHT = ("", "", "caught", "caught", "rolled back")
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that the application does."""
+    """One action of the application."""
 
     number: int
     kind: str
@@ -47,7 +47,7 @@ class Step:
     inner: tuple[Step, ...] = ()
 
     def lines(self, depth: int = 1) -> list[str]:
-        """Return how it reads, one line for each step."""
+        """Return it as text, one line for each step."""
         parts = [self.kind, self.how, self.value and f"{self.value:g}", self.flag and "flag", self.caught]
         own = "  " * depth + f"{self.number}: " + ", ".join(str(part) for part in parts if part)
         return [own, *(line for step in self.inner for line in step.lines(depth + 1))]
@@ -55,7 +55,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Cancellation:
-    """When the program is cancelled: so many turns of the loop, or so many seconds, after a step began."""
+    """When the program is cancelled: a number of turns of the loop, or of seconds, after a step began."""
 
     step: int
     how: str
@@ -66,7 +66,7 @@ class Cancellation:
 
 @dataclass(frozen=True)
 class Program:
-    """What is done in one request, or in one scope, and how it is disturbed."""
+    """The actions of one request or one scope, and what disturbs them."""
 
     seed: int
     place: str
@@ -104,7 +104,7 @@ class Drawer:
         self.number = 0
 
     def steps(self, most: int, depth: int = 0) -> tuple[Step, ...]:
-        """Draw at most so many steps, one at least."""
+        """Draw at least one step, and at most this number."""
         return tuple(self.step(depth) for _ in range(self.random.randint(1, most)))
 
     def step(self, depth: int) -> Step:
@@ -134,16 +134,16 @@ class Drawer:
         return Step(self.number, kind, value=value, caught=caught)
 
     def _how(self, hows: tuple[str, ...]) -> str:
-        """Choose one; only what our guard sees where a cancellation may leave a thread behind.
+        """Choose one; only a way that our guard sees, if a cancellation may leave a thread behind.
 
-        Who leaves a thread behind that works with the driver's connection, or ends SQLAlchemy's, has it race the end
-        of the unit; what comes of that is not checked.
+        A thread that is left behind and works with the driver's connection, or ends SQLAlchemy's, races the end of the
+        unit. The result of that is not checked.
         """
         return self.random.choice([how for how in hows if not self._may_be_left or how not in UNGUARDED])
 
     @property
     def _may_be_left(self) -> bool:
-        """Whether what is drawn now may run in a thread whose task was cancelled."""
+        """Return whether the step may run in a thread whose task was cancelled."""
         return self.cancelled and self.threads > 0
 
     def _caught(self) -> str:
@@ -229,7 +229,7 @@ def draw(backend: str, kind: str, seed: int) -> Program:
 
 
 def _answer(drawer: Drawer, steps: list[Step]) -> None:
-    """Add a response, and what may come after its start; or another end."""
+    """Add a response, and what may follow its start; or another end."""
     random = drawer.random
     end = random.random()
     if end < 0.08:

@@ -1,4 +1,4 @@
-"""What one program has around it: its database, its threads, its client, and who cancels it."""
+"""What surrounds one program: its database, its threads, its client, and the task that cancels it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONGEST_CALL = 1.0
 
 
 class Client(Call):
-    """A client in process, to which a message is gone as soon as it is sent, whoever is cancelled after that."""
+    """A client in process: a message is sent at once, whatever is cancelled after that."""
 
     async def send(self, message: Message) -> None:
         await super().send(message)
@@ -88,7 +88,7 @@ class Stage:
         return result
 
     def cancel_at(self, step: int) -> None:
-        """Cancel the program soon, if this is the step at which it is to be."""
+        """Cancel the program soon, if this is the step for that."""
         cancellation = self.program.cancellation
         if cancellation is not None and cancellation.step == step and self.attempts == 1:
             self._cancelling.append(asyncio.create_task(self._cancel()))
@@ -107,7 +107,7 @@ class Stage:
                 self.task.cancel()
 
     async def clear(self) -> None:
-        """Wait for whatever the program has left running."""
+        """Wait for everything that the program has left running."""
         for task in self._cancelling:
             task.cancel()
         await asyncio.gather(*self._cancelling, return_exceptions=True)

@@ -28,7 +28,7 @@ LOST = "SELECT pg_terminate_backend(pg_backend_pid())"
 
 
 def drive(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run what never waits, as all its sessions are sync ones, where no event loop runs."""
+    """Run a coroutine that never waits, because all its sessions are sync, without an event loop."""
     try:
         work.send(None)
     except StopIteration as exc:
@@ -60,7 +60,7 @@ def write(how: str, program: int, row: Write, *, orphan: bool) -> Script:
 
 
 def on_driver(session: Session, sql: str) -> None:
-    """Send ``sql`` past SQLAlchemy, on a connection that has begun: asyncpg would be in autocommit before."""
+    """Send ``sql`` outside SQLAlchemy, on a connection that has begun: before that asyncpg is in autocommit."""
     session.execute(select(1))
     connection = session.connection().connection
     result = connection.driver_connection.execute(sql)  # type: ignore[union-attr]  # each driver here has it
@@ -84,7 +84,7 @@ def fail(how: str) -> Script:
 
 
 def in_core_savepoint(sql: str, *, keep: bool) -> Script:
-    """Return what executes ``sql`` in a savepoint of the connection's, which the session knows nothing of."""
+    """Return what executes ``sql`` in a savepoint of the connection, which the session does not know."""
 
     def script(session: Session) -> None:
         connection = session.connection()
@@ -96,7 +96,7 @@ def in_core_savepoint(sql: str, *, keep: bool) -> Script:
 
 
 def in_text_savepoint(sql: str, *, keep: bool) -> Script:
-    """Return what executes ``sql`` in a savepoint that nobody knows of."""
+    """Return what executes ``sql`` in a savepoint that only the text knows."""
 
     def script(session: Session) -> None:
         session.execute(text("SAVEPOINT by_text"))
@@ -107,7 +107,7 @@ def in_text_savepoint(sql: str, *, keep: bool) -> Script:
 
 
 def end(how: str) -> Script:
-    """Return what ends the transaction past the session."""
+    """Return what ends the transaction outside the session."""
 
     def script(session: Session) -> None:
         if how.startswith("textual"):
@@ -128,7 +128,7 @@ def unflushed(session: Session) -> set[int]:
 
 
 def busy(session: Session) -> None:
-    """Have SQLite refuse a write, as another connection is writing; do nothing where this one writes already."""
+    """Let SQLite refuse a write while another connection writes; do nothing if this one writes already."""
     rival = sqlite3.connect(str(session.get_bind().engine.url.database), timeout=0, isolation_level=None)
     try:
         try:
@@ -141,7 +141,7 @@ def busy(session: Session) -> None:
 
 
 def transient(session: Session) -> None:
-    """Have the database raise a transient error."""
+    """Let the database raise a transient error."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text(SERIALIZATION))
     else:

@@ -1,4 +1,4 @@
-"""The witness: another connection that sees what was kept, and the rules that it judges by."""
+"""The witness: another connection that sees what was kept, and the rules of its judgement."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Base(DeclarativeBase):
 
 
 class Owner(Base):
-    """What an entry may belong to; there is none."""
+    """The parent of an entry; there is none."""
 
     __tablename__ = "fuzz_owner"
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Entry(Base):
-    """A row; a missing owner is noticed by COMMIT. Its name may come twice, or a retry could not write twice."""
+    """A row. COMMIT notices a missing owner. Names may be duplicates, so that a retry could write twice."""
 
     __tablename__ = "fuzz_entry"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -49,7 +49,7 @@ TAKEN = -1
 
 @dataclass
 class Findings:
-    """What was found, as lines to read; no line means that every promise was kept."""
+    """The findings, as lines to read; without a line every promise was kept."""
 
     lies: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Log(logging.Handler):
         self.records.append(record)
 
     def sentences(self) -> Iterator[str]:
-        """Yield every message, and what the exceptions logged with it say in their notes."""
+        """Yield every message, and the notes of the exceptions logged with it."""
         for record in self.records:
             yield record.getMessage()
             if record.exc_info and record.exc_info[1] is not None:
@@ -99,12 +99,12 @@ def notes(exc: BaseException | None) -> Iterator[str]:
 
 
 def is_told(sentences: Iterable[str]) -> bool:
-    """Whether anything says that rows are kept, or may be."""
+    """Return whether a text says that rows are kept, or may be."""
     return any(word in sentence.lower() for sentence in sentences for word in TELLING)
 
 
 class Witness:
-    """A connection of its own to the database under test."""
+    """A separate connection to the database under test."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -122,7 +122,7 @@ class Witness:
         self.engine.dispose()
 
     def terminate(self, pid: int) -> None:
-        """Terminate a connection of PostgreSQL's, and wait until it is gone."""
+        """Terminate a connection of PostgreSQL, and wait until it is gone."""
         self.connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
 
     def rows(self, program: int) -> Counter[tuple[str, int]]:
@@ -131,7 +131,7 @@ class Witness:
         return Counter((name, attempt) for name, attempt in self.connection.execute(query, {"program": program}))
 
     def idle(self) -> int:
-        """Return how many connections are idle in a transaction, once those that are going have gone."""
+        """Return how many connections are idle in a transaction, after those that are closing have closed."""
         if not self.backend.is_postgresql:
             return 0
         query = text(
@@ -142,7 +142,7 @@ class Witness:
 
 
 def settled(count: Callable[[], int]) -> int:
-    """Return ``count()`` once it is 0, or what it is after a while."""
+    """Return ``count()`` once it is 0, or its value after a while."""
     deadline = time.monotonic() + PATIENCE
     while (counted := count()) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -161,7 +161,7 @@ class Called:
 
 
 def judge_rows(rows: Counter[tuple[str, int]], writes: list[Write], attempts: int, told: bool) -> Findings:
-    """Compare what is kept with what the application, and its client, were told."""
+    """Compare what is kept with what the application and its client were told."""
     found = Findings()
     for write in writes:
         kept = rows[write.name, write.attempt]
@@ -180,7 +180,7 @@ def judge_rows(rows: Counter[tuple[str, int]], writes: list[Write], attempts: in
 
 
 def _is_wrong(write: Write, *, told: bool) -> bool:
-    """Whether a row that is kept should not be."""
+    """Return whether a kept row should not exist."""
     if write.tried:  # the application's own commit: it has its exception, and decides itself
         return False
     if write.fate is Fate.DROPPED:  # after a start that was cancelled, the rollback may have come too late
@@ -189,7 +189,7 @@ def _is_wrong(write: Write, *, told: bool) -> bool:
 
 
 def judge_callback(rows: Counter[tuple[str, int]], called: Called, told: bool) -> list[str]:
-    """Return what is wrong with a callback that was called."""
+    """Return what is wrong with the call of a callback."""
     lies = []
     for write in called.pending:
         kept = rows[write.name, write.attempt]

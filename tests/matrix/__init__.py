@@ -1,1 +1,1 @@
-"""The matrix: every framework, server, driver and worker people use, each for real."""
+"""The matrix: the frameworks, servers, drivers and workers that people use, all of them real."""

@@ -1,4 +1,4 @@
-"""The hooks of the matrix; fixtures live beside the tests that use them."""
+"""The hooks of the matrix; fixtures are beside the tests that use them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matrix.report import MARK, MatrixPlugin
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have the core suite fill its table, and print the matrix at the end of the run."""
+    """Let the core suite fill its table, and print the matrix at the end of the run."""
     config.addinivalue_line("markers", MARK)
     config.pluginmanager.register(DriversPlugin(), "drivers")
     config.pluginmanager.register(MatrixPlugin(), "matrix")

@@ -1,7 +1,7 @@
-"""Databases and drivers: has the core suite, the tests beside this folder, fill a table of its own.
+"""Databases and drivers: the core suite, beside this folder, fills a table of its own.
 
-``ASGI_SQLA_TEST_BACKENDS`` says on which databases the suite runs. The matrix runs of it what takes
-a database: the other tests know no driver, and the default session has them.
+``ASGI_SQLA_TEST_BACKENDS`` says on which databases the suite runs. The matrix runs those tests that take a database.
+The other tests know no driver, and the default session runs them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NO_MYSQLCLIENT = "mysqlclient is built when it is installed, which needs the hea
 
 
 class Driver(NamedTuple):
-    """A pair of drivers, one for each kind of session, and the module of the one it is about."""
+    """A pair of drivers, one for each kind of session, and the module of the tested one."""
 
     name: str
     module: str
@@ -58,11 +58,11 @@ DRIVERS = {
 
 
 class DriversPlugin:
-    """Chooses from the core suite, and gives each test its cell."""
+    """Chooses tests of the core suite, and gives each its cell."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Keep the matrix itself, and what takes a database."""
+        """Keep the matrix itself, and tests that take a database."""
         core = [item for item in items if item.path.parent == CORE]
         elsewhere = [item for item in core if backend_of(item) not in DRIVERS or item.path.stem in ELSEWHERE]
         for item in core:
@@ -74,7 +74,7 @@ class DriversPlugin:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Skip a test of the core suite whose driver or server is not there; in CI, fail it."""
+        """Skip a test of the core suite whose driver or server is missing; in CI, fail it."""
         if item.path.parent == CORE:
             check_parts(str(backend_of(item)))
 
@@ -85,7 +85,7 @@ def backend_of(item: Any) -> str | None:
 
 
 def check_parts(backend: str) -> None:
-    """Skip what is not there; in CI, fail."""
+    """Skip missing parts; in CI, fail."""
     driver = DRIVERS[backend]
     if importlib.util.find_spec(driver.module) is None:
         if driver.no_module is not None:

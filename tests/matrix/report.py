@@ -1,13 +1,12 @@
-"""Prints the matrix: tables whose cells are tests, and footnotes for what does not apply.
+"""Prints the matrix: tables whose cells are tests, and footnotes for cells that do not apply.
 
-A test says where it belongs with ``@pytest.mark.cell(table, row, column)``. The three are format
-strings over the test's parameters, so ``@pytest.mark.cell("Servers", "{behaviour}", "{server.name}")``
-on a parametrised test fills many cells. Several tests may share a cell: it fails if one of them does,
-and else says how many have passed.
+A test names its cell with ``@pytest.mark.cell(table, row, column)``. The three are format strings over the test's
+parameters, so ``@pytest.mark.cell("Servers", "{behaviour}", "{server.name}")`` on a parametrised test fills many cells.
+Several tests may share a cell: it fails if one of them fails, and otherwise says how many have passed.
 
-Where a promise cannot be kept or means nothing, the test calls ``not_applicable(reason)``: the cell
-says so, and the reason becomes a footnote. Any other skip is a part that is missing on this machine:
-it is printed, and where the environment variable ``CI`` is set it fails.
+If a promise cannot be kept or means nothing, the test calls ``not_applicable(reason)``: the cell says so, and the
+reason becomes a footnote. Any other skip is a part that is missing on this machine. It is printed, and it fails if the
+environment variable ``CI`` is set.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def not_applicable(reason: str) -> NoReturn:
 
 
 class Cell(NamedTuple):
-    """Where a test stands."""
+    """The place of a test."""
 
     table: str
     row: str
@@ -42,7 +41,7 @@ class Cell(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a test, and why."""
+    """The result of a test, and its reason."""
 
     word: str
     reason: str | None = None
@@ -59,7 +58,7 @@ def cell_of(item: pytest.Item) -> Cell | None:
 
 
 def outcome_of(report: pytest.TestReport) -> Outcome | None:
-    """Return what ``report`` says of its cell; None when it says nothing yet."""
+    """Return what ``report`` says of its cell, or None if it says nothing yet."""
     if report.failed:
         return Outcome("FAILED")
     if report.skipped:
@@ -80,7 +79,7 @@ class Matrix:
         self._places: dict[Cell, int] = {}
 
     def add(self, cell: Cell, outcome: Outcome, place: int = 0) -> None:
-        """Put ``outcome`` into ``cell``, unless a worse one is there; ``place`` is that of its test."""
+        """Put ``outcome`` into ``cell``, unless a worse one is in it; ``place`` is that of its test."""
         self._passed[cell] += outcome.word == "passed"
         there = self.cells.get(cell)
         if there is None or SEVERITY.index(outcome.word) > SEVERITY.index(there.word):
@@ -119,9 +118,9 @@ class Matrix:
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed
-    """Keeps together what shares the part of its id in angle brackets; xdist's own groups are lost on pytest 9.2.
+    """Keeps together the tests that share the part of their id in angle brackets; pytest 9.2 loses xdist's own groups.
 
-    The largest of these begin; every other test goes by itself to whoever is free.
+    The largest groups start first; every other test runs alone on a free worker.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -137,7 +136,7 @@ class MatrixPlugin:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Have every report of a test carry its cell."""
+        """Let every report of a test carry its cell."""
         for place, item in enumerate(items):
             cell = cell_of(item)
             if cell is not None:
@@ -145,12 +144,12 @@ class MatrixPlugin:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> LoadScopeScheduling:
-        """Have the tests of one site run on one worker."""
+        """Let the tests of one site run on one worker."""
         return Scheduling(config, log)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Fail what is skipped where everything has to be there."""
+        """Fail a skipped test where nothing may be missing."""
         report = yield
         if "CI" in os.environ and report.skipped and (outcome := outcome_of(report)) and outcome.word == "skipped":
             report.outcome = "failed"
@@ -158,7 +157,7 @@ class MatrixPlugin:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Enter one outcome."""
+        """Record one outcome."""
         cell: Any = dict(report.user_properties).get("cell")
         outcome = outcome_of(report)
         if cell is not None and outcome is not None:

@@ -1,6 +1,6 @@
-"""A site: one application under one server, in a process and with a PostgreSQL database of its own.
+"""A site: one application under one server, in its own process and with its own PostgreSQL database.
 
-The database being its own, PostgreSQL's list of connections is the site's, and so are its statistics.
+So PostgreSQL's list of connections and its statistics are the site's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class Server:
-    """A server people use, and how it is started."""
+    """A server that people use, and how it is started."""
 
     name: str
     command: tuple[str, ...]
@@ -67,7 +67,7 @@ SERVERS = (
 
 @functools.cache
 def template() -> URL:
-    """Return the URL of a database with our tables, for others to be copies of."""
+    """Return the URL of a database with our tables, which is the template of others."""
     url = create_database(make_url(postgresql_url()), "matrix")
     engine = create_engine(url, poolclass=NullPool)
     Base.metadata.create_all(engine)
@@ -86,14 +86,14 @@ def create_database(server: URL, name: str, like: str = "template1") -> URL:
 
 
 def free_port() -> int:
-    """Return a port that nobody listened on a moment ago."""
+    """Return a port that nothing listened on a moment ago."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 class Site:
-    """A running server with its application; enter it to have it started, leave it to have it stopped."""
+    """A running server with its application; entering it starts the server, and leaving it stops the server."""
 
     def __init__(self, server: Server, app: str, folder: Path, **environment: str) -> None:
         self.server = server
@@ -147,15 +147,15 @@ class Site:
             self.process.wait()
 
     def open_gate(self, name: str) -> None:
-        """Let whoever waits under that name go on."""
+        """Let the requests that wait under that name continue."""
         (self.folder / name).touch()
 
     def post(self, path: str, name: str, **query: str | int) -> httpx.Response:
-        """Post to ``path``, for the item ``name``."""
+        """Post to ``path`` for the item ``name``."""
         return self.client.post(path, params={"name": name, **query})
 
     def get(self, path: str, name: str = "") -> httpx.Response:
-        """Get ``path``, for the items whose names begin with ``name``."""
+        """Get ``path`` for the items whose names begin with ``name``."""
         return self.client.get(path, params={"name": name})
 
     def note(self, name: str) -> str | None:
@@ -168,7 +168,7 @@ class Site:
         return int(self.get("/state").json()["out"])
 
     def scalar(self, query: str, **values: Any) -> Any:
-        """Ask PostgreSQL for one value, on a connection of our own."""
+        """Ask PostgreSQL for one value, on a separate connection."""
         with self.witness.connect() as connection:
             return connection.execute(text(query), values).scalar_one()
 
@@ -179,7 +179,7 @@ class Site:
             return [name.removeprefix(prefix) for name in connection.execute(query, {"prefix": f"{prefix}%"}).scalars()]
 
     def connections(self, state: str = "%") -> int:
-        """Return how many connections PostgreSQL lists beside the witness, in ``state``."""
+        """Return how many connections PostgreSQL lists besides the witness, in ``state``."""
         query = (
             "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state LIKE :state "
             "AND datname = current_database() AND pid <> pg_backend_pid()"
@@ -187,16 +187,16 @@ class Site:
         return int(self.scalar(query, state=state))
 
     def abandoned(self) -> int:
-        """Return how many connections ended without a word from the client, as PostgreSQL counts them."""
+        """Return how many connections ended without a goodbye, as PostgreSQL counts them."""
         return int(self.scalar("SELECT sessions_abandoned FROM pg_stat_database WHERE datname = current_database()"))
 
     def logged(self) -> str:
-        """Return all that the server has said."""
+        """Return everything that the server has printed."""
         return self.log.read_text(errors="replace")
 
 
 def wait_until(true: Callable[[], object], seconds: float = PATIENCE) -> bool:
-    """Wait until ``true()`` is so; whether it came to be."""
+    """Wait until ``true()`` is true; return whether it became so."""
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:

@@ -1,7 +1,7 @@
-"""Every framework, wrapped as its users would, under every server: one table of what is expected of all.
+"""Every framework, wrapped as its users would, under every server: one table of the same expectations.
 
-A framework is excused from a row only where it cannot keep the promise, or has nothing to keep it
-with. Each excuse stands beside the framework's name, and where it can be shown it is.
+A framework is excused from a row only if it cannot keep the promise, or has no means for it. Each excuse is beside the
+framework's name, and is tested if that is possible.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ READS_AHEAD = "The framework reads messages ahead, so a conversation is one unit
 
 @dataclass(frozen=True)
 class Framework:
-    """A framework, whether it has a place of its own for the middleware, and what it is excused from."""
+    """A framework, whether it has a place for the middleware, and what it is excused from."""
 
     name: str
     own_place: bool = False
@@ -156,7 +156,7 @@ class Case:
 
     @property
     def table(self) -> str:
-        """The table it stands in."""
+        """The table of its tests."""
         return f"Frameworks on {self.server}{', outermost' if self.outermost else ''}"
 
     @property
@@ -184,7 +184,7 @@ _numbers = itertools.count(1)
 
 
 def row(text: str) -> pytest.MarkDecorator:
-    """Name the row a test stands in."""
+    """Name the row of a test."""
     return pytest.mark.cell("{case.table}", text, "{case.framework.name}")
 
 
@@ -219,14 +219,14 @@ def site(running: Site) -> Iterator[Site]:
 
 @pytest.fixture
 def name() -> str:
-    """Return the beginning of the names of a test's items, which no other test uses."""
+    """Return a prefix for the names of a test's items, which no other test uses."""
     return f"n{next(_numbers)}-"
 
 
 @KINDS
 @row("write ({kind})")
 def test_a_write_is_committed_before_the_answer(case: Case, site: Site, name: str, kind: str) -> None:
-    """When the client has the status, another connection sees the row."""
+    """When the client sees the status, another connection sees the row."""
     case.needs(kind)
 
     assert site.post(f"/{kind}/write", name).status_code == 201
@@ -236,7 +236,7 @@ def test_a_write_is_committed_before_the_answer(case: Case, site: Site, name: st
 @KINDS
 @row("redirect ({kind})")
 def test_a_redirect_keeps_the_write(case: Case, site: Site, name: str, kind: str) -> None:
-    """Redirect after POST commits."""
+    """A redirect after POST commits."""
     case.needs(kind)
 
     assert site.post(f"/{kind}/write", name, status=303).status_code == 303
@@ -246,7 +246,7 @@ def test_a_redirect_keeps_the_write(case: Case, site: Site, name: str, kind: str
 @KINDS
 @row("returned error ({kind})")
 def test_a_returned_error_keeps_nothing(case: Case, site: Site, name: str, kind: str) -> None:
-    """A handler that returns a 4xx has its work rolled back."""
+    """The work of a handler that returns a 4xx is rolled back."""
     case.needs(kind)
 
     assert site.post(f"/{kind}/write", name, status=422).status_code == 422
@@ -256,7 +256,7 @@ def test_a_returned_error_keeps_nothing(case: Case, site: Site, name: str, kind:
 @KINDS
 @row("framework's error ({kind})")
 def test_an_error_of_the_framework_keeps_nothing(case: Case, site: Site, name: str, kind: str) -> None:
-    """A handler that raises the framework's own exception for a 4xx has its work rolled back."""
+    """The work of a handler that raises the framework's exception for a 4xx is rolled back."""
     case.needs(kind)
 
     assert 400 <= site.post(f"/{kind}/write", name, fail="abort").status_code < 500
@@ -266,7 +266,7 @@ def test_an_error_of_the_framework_keeps_nothing(case: Case, site: Site, name: s
 @KINDS
 @row("raised error ({kind})")
 def test_a_raised_error_keeps_nothing(case: Case, site: Site, name: str, kind: str) -> None:
-    """An exception nobody handles is a 500, nothing is kept, and no connection stays out."""
+    """An unhandled exception is a 500, nothing is kept, and no connection stays out."""
     case.needs(kind)
 
     assert site.post(f"/{kind}/write", name, fail="raise").status_code == 500
@@ -289,7 +289,7 @@ def test_an_error_handler_sees_the_unit(case: Case, site: Site, name: str, kind:
 @KINDS
 @row("COMMIT fails ({kind})")
 def test_a_failed_commit_is_an_error(case: Case, site: Site, name: str, kind: str) -> None:
-    """The client gets our 500 and not what a handler of the framework's makes of it; the log says why."""
+    """The client gets our 500, not the answer of a framework's handler, and the log gives the reason."""
     case.needs(kind)
 
     answer = site.post(f"/{kind}/write", name, fail="unmapped")
@@ -304,7 +304,7 @@ def test_a_failed_commit_is_an_error(case: Case, site: Site, name: str, kind: st
 @KINDS
 @row("COMMIT fails, mapped ({kind})")
 def test_a_failed_commit_is_answered_as_mapped(case: Case, site: Site, name: str, kind: str) -> None:
-    """What error_responses names gets the answer given there."""
+    """An exception in error_responses gets its answer."""
     case.needs(kind)
 
     answer = site.post(f"/{kind}/write", name, fail="mapped")
@@ -315,7 +315,7 @@ def test_a_failed_commit_is_answered_as_mapped(case: Case, site: Site, name: str
 
 @row("CORS on our answer")
 def test_our_own_answer_has_cors_headers(case: Case, site: Site, name: str) -> None:
-    """An answer of ours passes through the CORS middleware outside of us."""
+    """Our answer passes through the CORS middleware outside ours."""
     query = {"name": name, "fail": "mapped"}
     kind = "sync" if "async" in case.excused else "async"
     answer = site.client.post(f"/{kind}/write", params=query, headers={"origin": "http://elsewhere"})
@@ -331,7 +331,7 @@ def test_our_own_answer_has_cors_headers(case: Case, site: Site, name: str) -> N
 @KINDS
 @row("read ({kind})")
 def test_a_read_sees_what_is_committed(case: Case, site: Site, name: str, kind: str) -> None:
-    """What one request wrote the next one reads."""
+    """The next request reads what one request wrote."""
     case.needs(kind)
 
     site.post(f"/{kind}/write", name)
@@ -342,7 +342,7 @@ def test_a_read_sees_what_is_committed(case: Case, site: Site, name: str, kind: 
 @KINDS
 @row("stream ({kind})")
 def test_a_stream_begins_after_the_commit_and_reads_on(case: Case, site: Site, name: str, kind: str) -> None:
-    """At the first chunk the write is committed and no connection is held; the body may read again."""
+    """At the first chunk the write is committed and no connection is held, and the body may read again."""
     case.needs(kind, f"{kind} stream")
 
     with site.client.stream("POST", f"/{kind}/stream", params={"name": name}) as answer:
@@ -360,7 +360,7 @@ def test_a_stream_begins_after_the_commit_and_reads_on(case: Case, site: Site, n
 @KINDS
 @row("stream raises ({kind})")
 def test_a_stream_that_raises_keeps_only_what_was_committed(case: Case, site: Site, name: str, kind: str) -> None:
-    """What a body wrote before it raised is rolled back, and later requests go well."""
+    """The writes of a body that raises are rolled back, and later requests succeed."""
     case.needs(kind, f"{kind} stream")
     site.open_gate(name)
 
@@ -376,7 +376,7 @@ def test_a_stream_that_raises_keeps_only_what_was_committed(case: Case, site: Si
 @KINDS
 @row("stream, COMMIT fails ({kind})")
 def test_a_stream_whose_commit_fails_is_an_error(case: Case, site: Site, name: str, kind: str) -> None:
-    """Nothing of the body is sent, and it does not go on."""
+    """Nothing of the body is sent, and it does not continue."""
     case.needs(kind, f"{kind} stream")
     site.open_gate(name)
 
@@ -404,7 +404,7 @@ def test_a_background_task_writes_in_its_own_scope(case: Case, site: Site, name:
 def test_a_background_task_writes_in_the_unit(case: Case, site: Site, name: str, kind: str) -> None:
     """A task that the framework runs as part of the request writes through the request's session.
 
-    Where the task outlives the request, its session is closed for good, and it is told so.
+    If the task outlives the request, its session is closed for good, and it gets an error that says so.
     """
     case.needs(kind, "background", f"{kind} background")
 
@@ -425,7 +425,7 @@ def test_a_background_task_writes_in_the_unit(case: Case, site: Site, name: str,
 @KINDS
 @row("background, COMMIT fails ({kind})")
 def test_a_failed_commit_runs_no_background_task(case: Case, site: Site, name: str, kind: str) -> None:
-    """What was to happen after the response does not happen after another response."""
+    """Work for after the response does not run after another response."""
     case.needs(kind, "background", f"{kind} background", "background after COMMIT")
     site.open_gate(name)
 
@@ -437,7 +437,7 @@ def test_a_failed_commit_runs_no_background_task(case: Case, site: Site, name: s
 @KINDS
 @row("hook or dependency ({kind})")
 def test_a_hook_writes_in_the_unit(case: Case, site: Site, name: str, kind: str) -> None:
-    """What a dependency or a hook of the framework's writes is one transaction with the handler's."""
+    """The writes of a dependency or a hook are in one transaction with the handler's."""
     case.needs(kind, "hook")
 
     site.post(f"/{kind}/write", name, hook=1)
@@ -447,8 +447,8 @@ def test_a_hook_writes_in_the_unit(case: Case, site: Site, name: str, kind: str)
 
 
 @row("out of context")
-def test_code_out_of_the_context_is_told(case: Case, tmp_path: Path) -> None:
-    """Where a framework runs code without the request's context, or on another event loop, the error says so."""
+def test_code_outside_the_context_gets_an_error(case: Case, tmp_path: Path) -> None:
+    """If a framework runs code without the request's context, or on another event loop, the error says so."""
     case.needs("server")
     if case.framework.name not in OUT_OF_CONTEXT:
         not_applicable("The framework runs nothing without the request's context, or on another event loop.")
@@ -488,7 +488,7 @@ def say(socket: ClientConnection, text: str) -> str:
 def test_an_idle_websocket_holds_nothing(case: Case, site: Site, name: str) -> None:
     """A message is committed when the application asks for the next, and no connection is held until then.
 
-    Where the framework reads ahead, the whole conversation is the unit, and is committed at its end.
+    If the framework reads ahead, the whole conversation is the unit, and is committed at its end.
     """
     case.needs("websocket")
 
@@ -504,7 +504,7 @@ def test_an_idle_websocket_holds_nothing(case: Case, site: Site, name: str) -> N
 
 @row("websocket, raises")
 def test_a_websocket_that_raises_rolls_its_message_back(case: Case, site: Site, name: str) -> None:
-    """The message before is kept, the one that failed is not."""
+    """The message before is kept, and the failed one is not."""
     case.needs("websocket", "message")
 
     with converse(site) as socket:
@@ -518,7 +518,7 @@ def test_a_websocket_that_raises_rolls_its_message_back(case: Case, site: Site, 
 @KINDS
 @row("disconnect ({kind})")
 def test_a_client_that_leaves_takes_no_connection_with_it(case: Case, site: Site, name: str, kind: str) -> None:
-    """Whether the framework then cancels the handler or not, nothing stays out, and nothing is half done."""
+    """Whether the framework cancels the handler or not, no connection stays out, and no work is half done."""
     case.needs(kind, f"{kind} wait")
 
     with socket.create_connection(("127.0.0.1", site.port)) as client:
@@ -535,7 +535,7 @@ def test_a_client_that_leaves_takes_no_connection_with_it(case: Case, site: Site
 
 @row("startup sees no unit")
 def test_start_up_code_is_in_no_unit(case: Case, site: Site) -> None:
-    """What start-up code starts inherits no unit of work."""
+    """Tasks that startup code starts inherit no unit of work."""
     case.needs("startup")
 
     assert site.note("startup") == "NoUnitOfWorkError"
@@ -543,7 +543,7 @@ def test_start_up_code_is_in_no_unit(case: Case, site: Site) -> None:
 
 @row("engines disposed")
 def test_engines_are_disposed_at_shutdown(case: Case, site: Site, name: str) -> None:
-    """PostgreSQL counts no connection of the site that ended without a word; the site has ended with this test."""
+    """PostgreSQL counts no connection of the site that ended without a goodbye; this test ends the site."""
     for kind in {"async", "sync"} - case.excused.keys():
         site.post(f"/{kind}/write", f"{name}{kind}")
     assert site.connections("idle") >= 1

@@ -14,7 +14,7 @@ from asgi_sqla import Database, SQLAlchemyMiddleware
 
 
 def litestar(database: Database, kind: str) -> Litestar:
-    """Return an application whose handler is given its session."""
+    """Return an application whose handler gets its session injected."""
 
     async def provide_async() -> Any:
         return database.async_session
@@ -42,7 +42,7 @@ def litestar(database: Database, kind: str) -> Litestar:
 async def test_each_message_is_committed_and_an_idle_socket_holds_nothing(
     database: Database, backend: Backend, kind: str
 ) -> None:
-    """The plain provider runs in a worker thread, which makes no second user of the session it returns."""
+    """The plain provider runs in a worker thread, which does not count as a second user of the session."""
     app: Any = SQLAlchemyMiddleware(litestar(database, kind), database)
     socket = await Socket(app, backend, [CONNECT, text("a"), text("b"), GOODBYE], database).run()
 

@@ -1,4 +1,4 @@
-"""The report itself: a small run in a process of its own, and what it prints."""
+"""The report itself: a small run in a separate process, and what it prints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_matrix(folder: Path, *arguments: str, **environment: str) -> list[str]:
 
 @pytest.mark.parametrize("arguments", [(), ("-n", "2")], ids=["alone", "xdist"])
 def test_the_matrix_is_printed(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """Every cell has its word, and every reason one footnote, on one process and on several."""
+    """Every cell has its word and every reason one footnote, on one process and on several."""
     lines = run_matrix(tmp_path, *arguments)
 
     table = [
@@ -62,7 +62,7 @@ def test_the_matrix_is_printed(tmp_path: Path, arguments: tuple[str, ...]) -> No
 
 
 def test_a_skip_fails_where_ci_is_set(tmp_path: Path) -> None:
-    """What is not there is a failure in CI; what does not apply is none."""
+    """A missing part is a failure in CI, and a cell that does not apply is not."""
     lines = run_matrix(tmp_path, CI="1")
 
     assert "alone  FAILED" in lines

@@ -1,4 +1,4 @@
-"""Every server, as a process of its own, over a real socket: a raw ASGI application, and FastAPI."""
+"""Every server, in its own process, over a real socket: a raw ASGI application, and FastAPI."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Case:
 
 
 def row(text: str) -> pytest.MarkDecorator:
-    """Name the row a test stands in."""
+    """Name the row of a test."""
     return pytest.mark.cell("Servers, {case.app}", text, "{case.server}")
 
 
@@ -82,7 +82,7 @@ def doomed(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
 @KINDS
 @row("commit before the answer ({kind})")
 def test_commit_comes_before_the_answer(case: Case, site: Site, kind: str) -> None:
-    """When the client has the status, another connection sees the row."""
+    """When the client sees the status, another connection sees the row."""
     if case.server.trio and kind == "async":
         assert site.post("/async/write", "nowhere").status_code == 500
         assert wait_until(lambda: "WrongEventLoopError" in site.logged())
@@ -95,7 +95,7 @@ def test_commit_comes_before_the_answer(case: Case, site: Site, kind: str) -> No
 @KINDS
 @row("disconnect ({kind})")
 def test_a_client_that_leaves_does_not_stop_the_work(case: Case, site: Site, kind: str) -> None:
-    """Servers do not cancel a handler whose client has gone: it is committed, and no connection stays out."""
+    """Servers do not cancel the handler of a disconnected client: it commits, and no connection stays out."""
     case.needs(kind)
     name = f"leaves-{kind}"
 
@@ -113,7 +113,7 @@ def test_a_client_that_leaves_does_not_stop_the_work(case: Case, site: Site, kin
 @KINDS
 @row("keep-alive ({kind})")
 def test_requests_of_one_connection_share_nothing(case: Case, site: Site, kind: str) -> None:
-    """Each request of a kept connection begins without a unit and ends its own, whatever the one before did."""
+    """Each request of a kept connection begins without a unit and ends its own."""
     case.needs(kind)
     name = f"kept-{kind}-"
     statuses = [201, 422, 201, 422, 303]
@@ -133,7 +133,7 @@ def test_requests_of_one_connection_share_nothing(case: Case, site: Site, kind: 
 @KINDS
 @row("COMMIT fails ({kind})")
 def test_a_failed_commit_harms_no_later_request(case: Case, site: Site, kind: str) -> None:
-    """Each failure is answered, and so is what comes after it."""
+    """Each failure is answered, and so is every later request."""
     case.needs(kind)
     name = f"fails-{kind}-"
     fates = {"unmapped": 500, "mapped": 409, "raise": 500, "": 201}
@@ -150,7 +150,7 @@ def test_a_failed_commit_harms_no_later_request(case: Case, site: Site, kind: st
 @KINDS
 @row("exception after the start ({kind})")
 def test_an_exception_after_the_start_harms_no_later_request(case: Case, site: Site, kind: str) -> None:
-    """A body that raises ends that connection only, and what it wrote is rolled back."""
+    """A body that raises ends only that connection, and its writes are rolled back."""
     case.needs(kind)
     name = f"late-{kind}-"
     site.open_gate(name)
@@ -167,7 +167,7 @@ def test_an_exception_after_the_start_harms_no_later_request(case: Case, site: S
 
 @row("graceful shutdown")
 def test_a_shutdown_lets_requests_end(case: Case, doomed: Site) -> None:
-    """Requests in flight at SIGTERM are answered, their writes committed, and their connections closed."""
+    """At SIGTERM running requests are answered, their writes committed, and their connections closed."""
     kinds = ["sync"] if case.server.trio else ["async", "sync"]
     if case.server.name == "daphne":
         kinds = ["async"]  # of several it waits for the first to be cancelled, and hangs on the thread of another
@@ -194,7 +194,7 @@ def test_a_shutdown_lets_requests_end(case: Case, doomed: Site) -> None:
 
 
 def refuses(port: int) -> bool:
-    """Return whether nobody listens there any more."""
+    """Return whether nothing listens on the port any more."""
     try:
         socket.create_connection(("127.0.0.1", port), 1).close()
     except OSError:
@@ -204,9 +204,9 @@ def refuses(port: int) -> bool:
 
 @row("engines disposed")
 def test_engines_are_disposed_at_shutdown(case: Case, doomed: Site) -> None:
-    """While the process still lives, PostgreSQL lists no connection of it any more.
+    """While the process still runs, PostgreSQL lists no connection of it any more.
 
-    FastAPI's has ended by the time we look: of it PostgreSQL counts no connection that ended without a word.
+    FastAPI's process has ended by then: PostgreSQL counts no connection of it that ended without a goodbye.
     """
     for kind in ["sync"] if case.server.trio else ["async", "sync"]:
         assert doomed.post(f"/{kind}/write", kind).status_code == 201

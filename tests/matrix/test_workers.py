@@ -1,4 +1,4 @@
-"""Workers: real processes, real brokers, jobs that write through ``session_scope()``, and what the server says."""
+"""Workers: real processes, real brokers, and jobs that write through ``session_scope()``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NO_RETRIES = "{} has no retries of its own; the decorator's retries= serves any 
 
 @dataclass(frozen=True)
 class Kind:
-    """A worker, and a way of running it."""
+    """A worker, and a way to run it."""
 
     package: str
     module: str
@@ -66,7 +66,7 @@ def interrupt(running: Running) -> None:
 
 
 def shut_down(running: Running) -> None:
-    """Have the scheduler shut down, which cancels its jobs."""
+    """Shut the scheduler down, which cancels its jobs."""
     running.order("cancel", "")
 
 
@@ -156,7 +156,7 @@ WORKERS = {
 
 
 class Running:
-    """A worker that runs, and what is known of it from outside."""
+    """A running worker, and what is known of it from outside."""
 
     def __init__(self, kind: Kind, folder: Path, witness: Engine) -> None:
         self.kind = kind
@@ -197,16 +197,16 @@ class Running:
 
     @property
     def log(self) -> str:
-        """All that the worker printed."""
+        """Everything that the worker printed."""
         return self._log.read_text()
 
     @property
     def died(self) -> bool:
-        """Whether a process has ended that nobody stopped."""
+        """Whether a process has ended that was not stopped."""
         return not self._stopping and any(process.poll() is not None for process in self._processes)
 
     def order(self, function: str, fate: str) -> str:
-        """Have a job done; return its name."""
+        """Request a job; return its name."""
         name = f"{function}-{next(self._numbers)}"
         stdin: IO[str] = self.orders.stdin  # type: ignore[assignment]  # a pipe
         try:
@@ -217,12 +217,12 @@ class Running:
         return name
 
     def notes(self, name: str) -> list[str]:
-        """Return what a job noted of itself."""
+        """Return what a job wrote down."""
         path = self.folder / "notes" / name
         return path.read_text().splitlines() if path.exists() else []
 
     def wait_for(self, what: Callable[[], bool], meaning: str) -> None:
-        """Wait until ``what`` is so."""
+        """Wait until ``what`` is true."""
         end = time.monotonic() + PATIENCE
         while not what():
             if time.monotonic() > end or self.died:
@@ -230,7 +230,7 @@ class Running:
             time.sleep(0.02)
 
     def ended(self, name: str, attempts: int = 1) -> list[str]:
-        """Wait until the job has ended so many times; return its notes."""
+        """Wait until the job has ended that many times; return its notes."""
         self.wait_for(lambda: len(self.notes(name)) >= attempts, f"{name} has {self.notes(name)}")
         return self.notes(name)
 
@@ -254,7 +254,7 @@ class Running:
         return self.connections("active", "idle in transaction", "idle in transaction (aborted)")
 
     def stop(self) -> int:
-        """Stop it as its operator would; return the exit code of the worker."""
+        """Stop it as its operator would; return its exit code."""
         stdin: IO[str] = self.orders.stdin  # type: ignore[assignment]  # a pipe
         self._stopping = True
         stdin.close()
@@ -279,12 +279,12 @@ numbers = count(1)
 
 
 def python_of(kind: Kind) -> str:
-    """Return the interpreter of a worker: arq's requirements are at odds with everybody else's."""
+    """Return the interpreter of a worker: arq's requirements conflict with the others'."""
     return os.environ.get("ASGI_SQLA_TEST_ARQ_PYTHON", sys.executable) if kind.package == "arq" else sys.executable
 
 
 def check_parts(kind: Kind) -> None:
-    """Skip what is not there; in CI, fail."""
+    """Skip missing parts; in CI, fail."""
     if python_of(kind) == sys.executable and importlib.util.find_spec(kind.package) is None:
         missing(f"{kind.package} is not installed; the nox session matrix has it")
     if kind.broker and redis_url() is None:
@@ -293,7 +293,7 @@ def check_parts(kind: Kind) -> None:
 
 @pytest.fixture(scope="module")
 def witness() -> Iterator[Engine]:
-    """Return an engine of the database of the jobs, with its one table."""
+    """Return an engine of the jobs' database, with its one table."""
     engine = create_engine(make_url(postgresql_url()).set(drivername="postgresql+psycopg"), poolclass=NullPool)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE done (name VARCHAR PRIMARY KEY)"))
@@ -346,7 +346,7 @@ forms = pytest.mark.parametrize("form", FORMS)
 @forms
 @pytest.mark.cell("Workers, {kind}", "{worker}", "{form}")
 def test_a_job_commits(worker: Running, kind: str, form: str) -> None:
-    """A job that ends well has its row."""
+    """A job that succeeds has its row."""
     name = worker.order(f"{kind}_{form}", "commits")
 
     assert worker.ended(name) == ["done"]
@@ -357,7 +357,7 @@ def test_a_job_commits(worker: Running, kind: str, form: str) -> None:
 @forms
 @pytest.mark.cell("Workers, {kind}", "{worker}", "fails")
 def test_a_job_that_fails_leaves_nothing(worker: Running, kind: str, form: str) -> None:
-    """A job that raises, in every attempt, leaves no row and no transaction."""
+    """A job that raises in every attempt leaves no row and no transaction."""
     attempts = 1 if worker.kind.no_retries else 2
 
     name = worker.order(f"{kind}_{form}", "fails")
@@ -371,7 +371,7 @@ def test_a_job_that_fails_leaves_nothing(worker: Running, kind: str, form: str) 
 @forms
 @pytest.mark.cell("Workers, {kind}", "{worker}", "retried")
 def test_a_job_that_is_retried_commits_once(worker: Running, kind: str, form: str) -> None:
-    """The row of the second attempt is there, that of the first is not in its way."""
+    """The row of the second attempt exists, and that of the first does not conflict with it."""
     if worker.kind.no_retries:
         not_applicable(worker.kind.no_retries)
 
@@ -386,7 +386,7 @@ def test_a_job_that_is_retried_commits_once(worker: Running, kind: str, form: st
 @pytest.mark.parametrize("fate", ["cancelled", "cancelled in SQL"])
 @pytest.mark.cell("Workers, {kind}", "{worker}", "{fate}")
 def test_a_job_that_is_cancelled_leaves_nothing(worker: Running, kind: str, form: str, fate: str) -> None:
-    """A job that its worker ends, between two statements or within one, leaves no row and no transaction."""
+    """A job that its worker ends, between statements or during one, leaves no row and no transaction."""
     if kind in worker.kind.no_cancel:
         not_applicable(worker.kind.no_cancel[kind])
     if fate == "cancelled in SQL" and kind in worker.kind.no_cancel_in_query:
@@ -406,7 +406,7 @@ def test_a_job_that_is_cancelled_leaves_nothing(worker: Running, kind: str, form
 @kinds
 @pytest.mark.cell("Workers, {kind}", "{worker}", "at once")
 def test_many_jobs_at_once(worker: Running, kind: str) -> None:
-    """Each job gets its own answers and keeps its own row; no connection stays beyond the pools."""
+    """Each job gets its own answers and keeps its own row, and no connection exceeds the pools."""
     names = [worker.order(f"{kind}_with", "commits") for _ in range(24)]
 
     assert [worker.ended(name) for name in names] == [["done"]] * len(names)
@@ -418,7 +418,7 @@ def test_many_jobs_at_once(worker: Running, kind: str) -> None:
 
 @pytest.mark.cell("Workers, stopping", "{worker}", "stops")
 def test_a_worker_that_stops_leaves_no_connection(worker: Running) -> None:
-    """It stops when it is told to, without a complaint about loops, and the server knows none of its connections."""
+    """It stops when it is told to, without an error about loops, and leaves no connection on the server."""
     worker.stop()
 
     worker.wait_for(lambda: worker.connections() == 0, f"{worker.connections()} connections are left")

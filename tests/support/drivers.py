@@ -33,7 +33,7 @@ _MODULES = {"aiomysql": "aiomysql", "asyncmy": "asyncmy", "mysqlclient": "MySQLd
 
 
 def case(driver: str, *more: Any) -> Any:
-    """Return a parameter of a backend and a kind of session, and of ``more``; skipped where the driver is missing."""
+    """Return a parameter of a backend, a kind of session and ``more``; it is skipped if the driver is missing."""
     missing = driver in _MODULES and find_spec(_MODULES[driver]) is None
     marks = [pytest.mark.skip(reason=f"the driver {driver} is not installed")] if missing else []
     named = "-".join([driver, *(getattr(one, "__name__", str(one)) for one in more)]).replace(" ", "_")
@@ -41,6 +41,6 @@ def case(driver: str, *more: Any) -> Any:
 
 
 def on_drivers(*drivers: str) -> pytest.MarkDecorator:
-    """Run a test with each of ``drivers``; with those of the asked backends alone, if any were asked for."""
+    """Run a test with each of ``drivers``, or only with those of the requested backends."""
     asked = [name for name in drivers if ASKED_FOR is None or EACH[name][0] in ASKED_FOR.split(",")]
     return pytest.mark.parametrize(("backend", "kind"), [case(name) for name in asked], indirect=["backend"])

@@ -1,4 +1,4 @@
-"""Databases without a table in them, for the tests of models and migrations that make their own."""
+"""Databases without tables, for the tests of models and migrations that create their own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _numbers = itertools.count(1)
 
 @contextmanager
 def empty_database(kind: str, folder: Path) -> Iterator[str]:
-    """Make a database of that kind, and give its URL, without a driver where the server needs none."""
+    """Create a database of that kind, and yield its URL, without a driver if the server needs none."""
     if kind == "sqlite":
         yield f"sqlite:///{folder / f'empty{next(_numbers)}.db'}"
         return
@@ -47,7 +47,7 @@ def _server(kind: str) -> URL:
 
 
 def _drop(url: URL, kind: str) -> None:
-    """Drop the database, whoever still uses it."""
+    """Drop the database, even if it is in use."""
     force = ""
     if kind == "mariadb":
         witness = create_engine(url, poolclass=NullPool)

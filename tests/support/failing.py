@@ -1,4 +1,4 @@
-"""Trouble, made at a chosen place in a chosen way while a request runs."""
+"""Trouble, caused at a chosen place in a chosen way while a request runs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def engine_of(database: Database, kind: str) -> Engine:
 
 
 class Trouble:
-    """Strikes once in each request it is made for, at the place ``where``, in the way ``how``."""
+    """Strikes once in each request, at the place ``where``, in the way ``how``."""
 
     _ON_ENGINE = {"flush": ("before_execute", 1), "commit": ("commit", 1), "rollback": ("rollback", 1)} | {
         "last commit": ("commit", 2)
@@ -100,7 +100,7 @@ class Trouble:
             asyncio.run_coroutine_threadsafe(self._wait(), self._loop).result(10)
 
     async def at(self, where: str, database: Database, kind: str) -> None:
-        """Strike here, in the application, if this is the place."""
+        """Strike in the application, if this is the place."""
         if self._where != where or self._how == "status":
             return
         if self._how == "exception":
@@ -149,13 +149,13 @@ class Trouble:
 
 
 async def ticks(count: int) -> None:
-    """Let every other task have ``count`` turns."""
+    """Give every other task ``count`` turns."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what a thread or the server does on its own account; 5 seconds at most."""
+    """Wait for work of a thread or of the server, for 5 seconds at most."""
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110 -- they set no event
             await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Which tests run on which databases, where it is not all of them."""
+"""Which tests run on which databases, if not on all of them."""
 
 from __future__ import annotations
 

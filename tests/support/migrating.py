@@ -153,7 +153,7 @@ class Project:
         return [column["name"] for column in inspect(engine).get_columns(table)]
 
     def start(self, *arguments: str) -> ForkServerProcess:
-        """Start ``asgi-sqla`` in a process of its own; its output goes to a file."""
+        """Start ``asgi-sqla`` in a new process; its output goes to a file."""
         process = _processes().Process(
             target=run_command, args=(str(self.folder), f"{self.module}:migrations", arguments)
         )
@@ -161,7 +161,7 @@ class Project:
         return process
 
     def at_once(self, number: int, *arguments: str) -> tuple[list[int | None], list[str]]:
-        """Run so many at once; return their exit codes and what they printed."""
+        """Run that many at once; return their exit codes and what they printed."""
         (self.folder / "go").unlink(missing_ok=True)
         processes = [self.start("--wait-for-go", *arguments) for _ in range(number)]
         deadline = time.monotonic() + 30
@@ -190,7 +190,7 @@ class Project:
 
 
 def _processes() -> ForkServerContext:
-    """Return what starts clean processes with the imports done, so that they meet at once."""
+    """Return what starts clean processes with the imports done, so that they run at the same time."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["asgi_sqla.cli", "support.migrating"])
     return context
@@ -219,7 +219,7 @@ def run_command(folder: str, db: str, arguments: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Let modules in ``folder`` be imported."""
+    """Allow imports of modules in ``folder``."""
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:

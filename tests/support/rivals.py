@@ -1,4 +1,4 @@
-"""Failures that pass, made for real: another transaction gets in the way of a session, or its connection is lost."""
+"""Real transient errors: another transaction interferes with a session, or its connection is lost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _touch(target: Session | Connection, key: int) -> None:
 
 
 def stale(backend: Backend, session: Session) -> None:
-    """Write what another transaction has written since it was read: 40001, or SQLite's snapshot that is too old."""
+    """Write a row that another transaction has changed since it was read: 40001, or SQLite's old snapshot."""
     if backend.is_postgresql:
         session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         session.execute(insert(Item).values(name="lost"))
@@ -46,14 +46,14 @@ def stale(backend: Backend, session: Session) -> None:
 
 
 def stale_on_mariadb(backend: Backend, session: Session) -> None:
-    """Do so where MariaDB keeps to its snapshot, which is new and to be asked for: 1020."""
+    """Do so with MariaDB's snapshot isolation, which is new and optional: 1020."""
     session.execute(text("SET SESSION innodb_snapshot_isolation = ON"))
     session.execute(insert(Item).values(name="lost"))
     stale(backend, session)
 
 
 def busy(backend: Backend, session: Session) -> None:
-    """Write while another connection does, and do not wait for it: SQLite's busy."""
+    """Write while another connection writes, without waiting for it: SQLite's busy."""
     session.execute(text("PRAGMA busy_timeout=0"))
     with backend.witness.connect() as rival:
         rival.exec_driver_sql("BEGIN IMMEDIATE")
@@ -61,7 +61,7 @@ def busy(backend: Backend, session: Session) -> None:
 
 
 def lock_wait(backend: Backend, session: Session) -> None:
-    """Wait for a lock until the patience of MariaDB has run out: 1205."""
+    """Wait for a lock until MariaDB's timeout: 1205."""
     session.execute(text("SET SESSION innodb_lock_wait_timeout = 1"))
     session.execute(insert(Item).values(name="lost"))
     with backend.witness.begin() as rival:
@@ -77,7 +77,7 @@ def lost(backend: Backend, session: Session) -> None:
 
 
 def deadlock(backend: Backend, session: Session) -> None:
-    """Take two locks in the other order than a rival who has more to lose: 40P01, 1213."""
+    """Take two locks in the other order than a rival with more work to lose: 40P01, 1213."""
     session.execute(insert(Item).values(name="lost"))
     _touch(session, ONE)
     holding = threading.Event()
@@ -93,7 +93,7 @@ _rivals: list[threading.Thread] = []
 
 
 def join_rivals() -> None:
-    """Wait until every rival has given up."""
+    """Wait until every rival has ended."""
     while _rivals:
         _rivals.pop().join(10)
 
@@ -131,7 +131,7 @@ EVERY = [(name, trouble) for name in backend_names() for trouble in TROUBLES[nam
 
 
 def trouble(backend: Backend, session: Session) -> None:
-    """Fail in passing, in the way that comes first on this database."""
+    """Cause the transient error that comes first on this database."""
     TROUBLES[backend.name][0](backend, session)
 
 

@@ -21,7 +21,7 @@ PATIENCE = 10.0
 
 
 class _Uvicorn(uvicorn.Server):
-    """Looks more often whether it is to stop, for tests start many."""
+    """A uvicorn that checks more often whether it must stop, because tests start many."""
 
     async def main_loop(self) -> None:
         while not await self.on_tick(0):  # noqa: ASYNC110  # nobody sets an event when it is to stop
@@ -83,7 +83,7 @@ class Server:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
 
     def idle(self) -> bool:
-        """Wait until the application has returned from everything; whether it has."""
+        """Wait until the application has returned from everything; return whether it has."""
         return wait_until(lambda: self.running == 0)
 
     def out(self, database: Database) -> int:
@@ -117,12 +117,12 @@ async def _checked_out(database: Database) -> int:
 
 
 def request_bytes(path: str = "/", method: str = "POST") -> bytes:
-    """Return a request without a body, after which the server is to close the connection."""
+    """Return a request without a body; the server closes the connection after it."""
     return f"{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
 
 
 def wait_until(true: Callable[[], object], seconds: float = PATIENCE) -> bool:
-    """Wait until ``true()`` is so; whether it came to be."""
+    """Wait until ``true()`` is true; return whether it became so."""
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""Servers that the tests do not start themselves: a MariaDB and a Redis, where there are any."""
+"""Servers that the tests do not start themselves: a MariaDB and a Redis, if there are any."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sqlalchemy import URL, make_url
 
 
 def missing(reason: str) -> NoReturn:
-    """Skip the test, saying why; where ``CI`` is set nothing may be missing, so fail it."""
+    """Skip the test with a reason; with ``CI`` set nothing may be missing, so fail it."""
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
 
 def answers(host: str, port: int) -> bool:
-    """Return whether something listens there."""
+    """Return whether something listens at the address."""
     try:
         socket.create_connection((host, port), timeout=2).close()
     except OSError:

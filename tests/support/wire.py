@@ -96,7 +96,7 @@ def _connected(url: URL) -> socket.socket:
 
 @contextmanager
 def wire(url: str) -> Iterator[tuple[Wire, str]]:
-    """Put a wire before the server of ``url``; yields it and its own URL."""
+    """Put a wire before the server of ``url``; yield it and its own URL."""
     parsed = make_url(url)
     wire = Wire(parsed)
     wire.start()

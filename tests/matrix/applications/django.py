@@ -34,7 +34,7 @@ def query_of(request: HttpRequest) -> Query:
 
 
 class Hook:
-    """A middleware of Django's own, with what it makes of exceptions."""
+    """A Django middleware, with its handling of exceptions."""
 
     sync_capable = False
     async_capable = True

@@ -24,7 +24,7 @@ class Write:
 
 
 class WriteInThread:
-    """Falcon has no sync handlers; a thread that is given the context does what they would."""
+    """Falcon has no sync handlers; a thread with the context does their work."""
 
     async def on_post(self, req: Request, resp: Response) -> None:
         query = Query.of(req.params)
@@ -43,7 +43,7 @@ class ReadInThread:
 
 
 class FalconsThread:
-    """Falcon's own way into a thread: without the context."""
+    """Falcon's own way into a thread, without the context."""
 
     async def on_get(self, req: Request, resp: Response) -> None:
         resp.text = await falcon.sync_to_async(shop.seen_unit)

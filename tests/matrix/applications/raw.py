@@ -74,7 +74,7 @@ wrapped = shop.wrapped(api)
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Tell in a header what unit a request begins with, and hold the end of a shutdown until the test has looked."""
+    """Report in a header which unit a request begins with, and delay the end of a shutdown for the test."""
     before = shop.seen_unit()
 
     async def forward(message: Any) -> None:

@@ -38,7 +38,7 @@ notes: dict[str, str] = {}
 
 
 class HandledError(Exception):
-    """What every application has an error handler for."""
+    """An exception for which every application has an error handler."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def item(query: Query, suffix: str = "") -> Item:
 
 
 async def write_async(query: Query, abort: Exception | None = None) -> None:
-    """Insert an item, and fail as wished; ``abort`` is the framework's own exception for an error response."""
+    """Insert an item, and fail as requested; ``abort`` is the framework's own exception for an error response."""
     db.async_session.add(item(query))
     await db.async_session.flush()
     if query.wait:
@@ -101,7 +101,7 @@ def raise_for(query: Query, abort: Exception | None) -> None:
 
 
 async def hook_async(query: Query, session: AsyncSession | None = None) -> None:
-    """Do what the framework's hook or dependency does before the handler, in the ``session`` it is given, if it is."""
+    """Do the work of the framework's hook or dependency before the handler, in ``session`` if it is given."""
     if query.hook:
         session = session or db.async_session
         session.add(item(query, "-hook"))
@@ -116,7 +116,7 @@ def hook_sync(query: Query, session: Session | None = None) -> None:
 
 
 async def count_async(query: Query) -> str:
-    """Count the items whose name begins like that."""
+    """Count the items whose name begins with the prefix."""
     return str(await db.async_session.scalar(counting(query)))
 
 
@@ -152,7 +152,7 @@ def stream_sync(query: Query) -> Iterator[bytes]:
 
 
 async def background_async(query: Query) -> None:
-    """Write as a task after the response does: in the request's unit, or in a scope of its own."""
+    """Write as a task after the response does: in the request's unit, or in a separate scope."""
     try:
         if query.scope:
             async with session_scope(db) as session:
@@ -183,13 +183,13 @@ def background_sync(query: Query) -> None:
 
 
 async def message_async(text: str) -> str:
-    """Handle one message of a websocket: write an item of that name, and fail if it says so."""
+    """Handle one message of a websocket: write an item of that name, and fail if the message says so."""
     await write_async(Query(text, fail="raise" if text.endswith("-raise") else ""))
     return f"written {text}"
 
 
 def seen_unit() -> str:
-    """Return the name of the unit of work here, or say that there is none."""
+    """Return the name of the current unit of work, or say that there is none."""
     try:
         return current_unit().name
     except AsgiSqlaError as exc:
@@ -197,7 +197,7 @@ def seen_unit() -> str:
 
 
 def started() -> None:
-    """Note what start-up code sees."""
+    """Record what startup code sees."""
     notes["startup"] = seen_unit()
 
 
@@ -216,7 +216,7 @@ def state_sync(query: Query) -> dict[str, Any]:
 
 
 async def gate_async(query: Query) -> None:
-    """Wait until the test says so, by making a file of that name."""
+    """Wait until the test creates a file of that name."""
     notes[f"{query.name}-waiting"] = threading.current_thread().name
     with anyio.fail_after(10):
         while not (GATES / query.name).exists():  # noqa: ASYNC110  # another process makes it

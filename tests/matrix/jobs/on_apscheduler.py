@@ -12,7 +12,7 @@ from matrix.jobs import work
 
 
 async def on_loop() -> None:
-    """Schedule what is asked for on this event loop; shutting down cancels what is running."""
+    """Schedule the requested jobs on this event loop; a shutdown cancels running ones."""
     jobs = {job.__name__: job for job in (*work.ASYNC_JOBS, *work.SYNC_JOBS)}
     scheduler = AsyncIOScheduler()
     scheduler.start()
@@ -27,7 +27,7 @@ async def on_loop() -> None:
 
 
 def in_threads() -> None:
-    """Schedule what is asked for in a pool of threads."""
+    """Schedule the requested jobs in a pool of threads."""
     jobs = {job.__name__: job for job in work.PLAIN_JOBS}
     scheduler = BackgroundScheduler()
     scheduler.start()

@@ -1,4 +1,4 @@
-"""arq: coroutine functions only, so plain ones go through ``asyncio.to_thread``."""
+"""The worker arq: coroutine functions only, so plain ones use ``asyncio.to_thread``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matrix.jobs import work
 
 
 def coroutine(job: Callable[[str, str], Any]) -> Callable[..., Coroutine[Any, Any, None]]:
-    """Return ``job`` as arq calls it; what is refused is tried a second time."""
+    """Return ``job`` as arq calls it; a refused job is retried once."""
 
     async def run(context: dict[str, Any], name: str, fate: str) -> None:
         try:
@@ -40,7 +40,7 @@ class WorkerSettings:
 
 
 async def main() -> None:
-    """Hand on what is asked for."""
+    """Enqueue the requested jobs."""
     redis = await create_pool(WorkerSettings.redis_settings, default_queue_name=work.QUEUE)
     async for function, name, fate in work.async_orders():
         await redis.enqueue_job(function, name, fate, _job_id=f"{work.QUEUE}-{name}")

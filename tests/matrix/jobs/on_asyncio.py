@@ -12,7 +12,7 @@ JOBS = {job.__name__: job for job in work.PLAIN_JOBS}
 
 
 def main() -> None:
-    """Do what is asked for; an interrupt ends the job that is running."""
+    """Run the requested jobs; an interrupt ends the running one."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # or we ignore it, as what a shell puts in the background
     if work.WAY == "threads":
         with ThreadPoolExecutor(6) as pool:

@@ -24,7 +24,7 @@ TASKS: dict[str, Any] = {
 
 
 def main() -> None:
-    """Hand on what is asked for."""
+    """Enqueue the requested jobs."""
     for function, name, fate in work.orders():
         limit = {"soft_time_limit": work.TIME_LIMIT} if fate.startswith("cancelled") else {}
         TASKS[function].apply_async((name, fate), **limit)

@@ -22,7 +22,7 @@ ACTORS: dict[str, Any] = {
 
 
 def main() -> None:
-    """Hand on what is asked for."""
+    """Enqueue the requested jobs."""
     for function, name, fate in work.orders():
         limit = {"time_limit": work.TIME_LIMIT * 1000, "max_retries": 0} if fate.startswith("cancelled") else {}
         ACTORS[function].send_with_options(args=(name, fate), **limit)

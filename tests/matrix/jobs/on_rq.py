@@ -1,7 +1,7 @@
-"""rq: a fork for each job, or every job in the worker's own process, and ``asyncio.run`` for coroutine functions.
+"""The worker rq: a fork for each job, or all jobs in one process, and ``asyncio.run`` for coroutine functions.
 
-(rq would run coroutine functions as they are, but on event loops that it neither closes nor, at a
-time limit, lets unwind: the job's ``async with`` would never be left.)
+(rq would run coroutine functions directly, but on event loops that it does not close. At a time limit it does not let
+them unwind, so the job's ``async with`` would never be left.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def async_decorator(name: str, fate: str) -> None:
 
 
 def main() -> None:
-    """Hand on what is asked for."""
+    """Enqueue the requested jobs."""
     for function, name, fate in work.orders():
         module = "on_rq" if function.startswith("async") else "work"
         again, limit = (None, work.TIME_LIMIT) if fate.startswith("cancelled") else (Retry(max=1), None)

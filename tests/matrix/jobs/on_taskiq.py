@@ -25,7 +25,7 @@ TASKS: dict[str, Any] = {
 
 
 async def main() -> None:
-    """Hand on what is asked for."""
+    """Enqueue the requested jobs."""
     await broker.startup()
     async for function, name, fate in work.async_orders():
         labels = {"timeout": work.TIME_LIMIT, "retry_on_error": False} if fate.startswith("cancelled") else {}

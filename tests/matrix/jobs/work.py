@@ -1,7 +1,7 @@
-"""The work that every worker is given: one insert through ``session_scope()``, in each of its forms.
+"""The work of every worker: one insert through ``session_scope()``, in each of its forms.
 
-The engines are made and used at import, before any fork and on another event loop than the jobs':
-that is what users do, and nothing here knows of loops, forks or threads.
+The engines are made and used at import, before any fork and on another event loop than the jobs', as users do. Nothing
+in this module knows of loops, forks or threads.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ class Refused(Exception):  # noqa: N818  # what a job says, not what is wrong wi
 
 
 def note(name: str, word: str) -> None:
-    """Write down what became of a job; once for each attempt."""
+    """Write down the result of a job; once for each attempt."""
     with (FOLDER / name).open("a") as notes:
         notes.write(f"{word}\n")
 
 
 def notes(name: str) -> list[str]:
-    """Return what has been written down of a job."""
+    """Return what has been written down about a job."""
     path = FOLDER / name
     return path.read_text().splitlines() if path.exists() else []
 
 
 @contextmanager
 def noted(name: str) -> Iterator[None]:
-    """Write down how the block ends: outside every scope, so after its COMMIT or ROLLBACK."""
+    """Write down how the block ends: outside every scope, and so after its COMMIT or ROLLBACK."""
     try:
         yield
     except BaseException as exc:
@@ -80,7 +80,7 @@ def decide(name: str, fate: str) -> None:
 
 
 async def act_async(session: AsyncSession, name: str, fate: str) -> None:
-    """Insert the row, make sure that nobody else's answer comes back, and meet the fate."""
+    """Insert the row, check that no other job's answer arrives, and meet the fate."""
     session.add(Done(name=name))
     await session.flush()
     assert await session.scalar(select(Done.name).where(Done.name == name)) == name
@@ -111,7 +111,7 @@ def act(session: Session, name: str, fate: str) -> None:
 def noting_async(
     function: Callable[[str, str], Coroutine[Any, Any, None]],
 ) -> Callable[[str, str], Coroutine[Any, Any, None]]:
-    """Have the job noted."""
+    """Write the job down."""
 
     @functools.wraps(function)
     async def job(name: str, fate: str) -> None:
@@ -122,7 +122,7 @@ def noting_async(
 
 
 def noting(function: Callable[[str, str], None]) -> Callable[[str, str], None]:
-    """Have the job noted."""
+    """Write the job down."""
 
     @functools.wraps(function)
     def job(name: str, fate: str) -> None:
@@ -179,7 +179,7 @@ PLAIN_JOBS = (*map(by_asyncio_run, ASYNC_JOBS), *SYNC_JOBS)
 
 
 def orders() -> Iterator[tuple[str, str, str]]:
-    """Yield what is asked for on standard input: function, name and fate of one job a line."""
+    """Yield the requests on standard input: function, name and fate of one job a line."""
     for line in sys.stdin:
         function, name, fate = line.rstrip("\n").split("\t")
         yield function, name, fate
@@ -197,7 +197,7 @@ with session_scope(database) as first:
 
 
 async def first_use() -> None:
-    """Use the async engine, as code does that checks the database at import."""
+    """Use the async engine, as code that checks the database at import does."""
     async with session_scope(database) as session:
         await session.scalars(select(Done))
 

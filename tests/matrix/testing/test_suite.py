@@ -1,4 +1,4 @@
-"""Runs ``suite.py`` under every test client and on every database, and looks at the tables before and after."""
+"""Runs ``suite.py`` with every test client and on every database, and checks the tables before and after."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IDENTITY = {"sqlite": "INTEGER", "postgresql": "SERIAL", "mariadb": "INTEGER AUT
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.cell("Test clients", "{client}", "{kind}")
 def test_the_suite_passes_and_leaves_the_tables_as_they_were(client: str, kind: str, tmp_path: Path) -> None:
-    """In random order, with four workers, warnings being errors."""
+    """It runs in random order, with four workers, and with warnings as errors."""
     for module in (CLIENTS[client], "pytest_randomly", "httpx"):
         if find_spec(module) is None:
             missing(f"{module} is not installed")
@@ -44,7 +44,7 @@ def test_the_suite_passes_and_leaves_the_tables_as_they_were(client: str, kind: 
 
 
 def run_suite(client: str, url: str) -> subprocess.CompletedProcess[str]:
-    """Run it in a pytest of its own."""
+    """Run it in a separate pytest."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "ASGI_SQLA"))}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-c", str(HERE / "suite.ini"), str(HERE / "suite.py")],
