@@ -62,7 +62,7 @@ class SQLAlchemyMiddleware:
     - ``replay_limit``: how many bytes of a request's body are kept for a retry; a larger body is not retried; default:
       1048576 (1 MiB).
     - ``check_on_startup``: True connects to every database first, and a failure fails the startup; default: False.
-    - ``on_startup``: an async function without arguments that is awaited next, such as ``migrations.async_sync``;
+    - ``on_startup``: an async function without arguments that is awaited next, such as ``migrations.async_migrate``;
       default: none.
 
     Raises ConfigurationError for a wrong argument, at once, and MissingDriverError if ``url`` needs a driver that is
@@ -151,13 +151,14 @@ def _check_application(app: Any) -> None:
 def _checked_startup(on_startup: Any) -> OnStartup | None:
     if on_startup is not None and not callable(on_startup):
         raise ConfigurationError(
-            f"on_startup={hidden(on_startup)} cannot be called; pass a function to await, such as migrations.async_sync"
+            f"on_startup={hidden(on_startup)} cannot be called; pass a function to await, such as "
+            "migrations.async_migrate"
         )
     plain = inspect.isroutine(on_startup) or (isinstance(on_startup, type) and not hasattr(on_startup, "__await__"))
     if plain and not is_async(on_startup):
         raise ConfigurationError(
             f"on_startup={hidden(on_startup)} is a plain function, but it is awaited; write async def, or "
-            "migrations.async_sync instead of migrations.sync"
+            "migrations.async_migrate instead of migrations.migrate"
         )
     if on_startup is not None and not takes(on_startup):
         raise ConfigurationError(

@@ -17,7 +17,7 @@ from support.migrating import Project, importable
 
 from asgi_sqla import Database
 from asgi_sqla.cli import BEHIND, FAILED, LOCKED, REFUSED, USAGE, commands, main, syncdb
-from asgi_sqla.migrations import Migrations, SyncResult
+from asgi_sqla.migrations import MigrateResult, Migrations
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
 
 def run(project: Project, *arguments: str, answer: str | None = None) -> Result:
     """Run ``asgi-sqla`` on the project's migrations."""
-    return CliRunner().invoke(main, ["--db", f"{project.module}:migrations", *arguments], input=answer)
+    return CliRunner().invoke(main, ["--target", f"{project.module}:migrations", *arguments], input=answer)
 
 
 def ended(result: Result) -> tuple[int, str]:
@@ -43,9 +43,9 @@ def ended(result: Result) -> tuple[int, str]:
 
 def test_a_deployment(project: Project) -> None:
     """The command status tells a script what to do next."""
-    steps = [run(project, "status"), run(project, "sync"), run(project, "status"), run(project, "sync")]
+    steps = [run(project, "status"), run(project, "migrate"), run(project, "status"), run(project, "migrate")]
     project.second()
-    steps += [run(project, "status"), run(project, "sync")]
+    steps += [run(project, "status"), run(project, "migrate")]
 
     assert [ended(step) for step in steps] == [
         (BEHIND, "status   empty\ncurrent  -\nlatest   first\n"),
@@ -59,9 +59,9 @@ def test_a_deployment(project: Project) -> None:
 
 def test_progress_goes_to_stderr(project: Project) -> None:
     """Created tables and each revision are reported while they run."""
-    created = run(project, "sync")
+    created = run(project, "migrate")
     project.second()
-    upgraded = run(project, "sync")
+    upgraded = run(project, "migrate")
 
     assert created.stderr == "creating the tables\nRunning stamp_revision  -> first\n"
     assert upgraded.stderr == "Running upgrade first -> second\n"
@@ -78,14 +78,14 @@ def test_each_command_alone(project: Project) -> None:
 
 def test_drop_asks_first(project: Project) -> None:
     """Nothing is dropped without a yes."""
-    run(project, "sync")
+    run(project, "migrate")
 
     refused = run(project, "drop", answer="n\n")
     assert (refused.exit_code, "customer" in project.tables()) == (1, True)
     assert "Drop every table of <Database sqlite:///" in refused.output
     assert run(project, "drop", answer="y\n").exit_code == 0
     assert project.tables() == []
-    run(project, "sync")
+    run(project, "migrate")
     assert ended(run(project, "drop", "--yes")) == (0, "Database dropped.\n")
 
 
@@ -94,10 +94,10 @@ def test_tables_without_a_version_need_a_person(project: Project) -> None:
     with project.migrations.database.engine.begin() as connection:
         connection.execute(text("CREATE TABLE customer (id INTEGER)"))
 
-    refused = run(project, "sync")
+    refused = run(project, "migrate")
     assert (run(project, "status").exit_code, refused.exit_code) == (REFUSED, REFUSED)
-    assert "asgi-sqla sync --stamp heads" in refused.stderr
-    assert ended(run(project, "sync", "--stamp", "heads")) == (0, "Database stamped, and up to date.\n")
+    assert "asgi-sqla migrate --stamp heads" in refused.stderr
+    assert ended(run(project, "migrate", "--stamp", "heads")) == (0, "Database stamped, and up to date.\n")
 
 
 def test_a_held_lock_has_an_exit_code(project: Project) -> None:
@@ -106,19 +106,19 @@ def test_a_held_lock_has_an_exit_code(project: Project) -> None:
     project.migrations.database.configure(project.url, engine_options={"connect_args": {"timeout": 0.1}})
     other = Migrations(Database(project.url, engine_options={"poolclass": NullPool}), project.migrations.location)
 
-    result = other.with_lock(lambda _connection: run(project, "sync"))
+    result = other.with_lock(lambda _connection: run(project, "migrate"))
     assert (result.exit_code, "waiting for the migration lock" in result.stderr) == (LOCKED, True)
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--db", "shop", "sync"], USAGE, "'shop' cannot be imported"),
-        (["--db", "nowhere:db", "sync"], USAGE, "No module named 'nowhere'"),
-        (["--db", "pathlib:Path", "sync"], USAGE, "neither a Database nor Migrations"),
-        (["--db", "pathlib:nothing", "sync"], USAGE, "has no attribute 'nothing'"),
-        (["sync"], USAGE, "DATABASE_URL: Field required"),
-        (["init"], USAGE, "init needs --db"),
+        (["--target", "shop", "migrate"], USAGE, "'shop' cannot be imported"),
+        (["--target", "nowhere:db", "migrate"], USAGE, "No module named 'nowhere'"),
+        (["--target", "pathlib:Path", "migrate"], USAGE, "neither a Database nor Migrations"),
+        (["--target", "pathlib:nothing", "migrate"], USAGE, "has no attribute 'nothing'"),
+        (["migrate"], USAGE, "DATABASE_URL: Field required"),
+        (["init"], USAGE, "init needs --target"),
         (["revision"], USAGE, "Missing option '--message'"),
     ],
 )
@@ -135,7 +135,7 @@ def test_a_wrong_use_is_one_line(
 def test_an_unreachable_database_is_one_line(project: Project) -> None:
     """The line contains the driver's own words."""
     project.migrations.database.configure(f"sqlite:///{project.folder / 'missing' / 'shop.db'}")
-    for command in ("status", "sync", "check"):
+    for command in ("status", "migrate", "check"):
         result = run(project, command)
         assert (result.exit_code, "unable to open database file" in result.stderr) == (FAILED, True)
 
@@ -154,7 +154,7 @@ def test_the_environment_names_the_database(project: Project, monkeypatch: pytes
     """DATABASE_URL is enough, because the revisions make the tables."""
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{project.folder / 'other.db'}")
 
-    assert ended(CliRunner().invoke(main, ["sync"])) == (0, "Database created.\n")
+    assert ended(CliRunner().invoke(main, ["migrate"])) == (0, "Database created.\n")
     engine = create_engine(f"sqlite:///{project.folder / 'other.db'}", poolclass=NullPool)
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "first"
@@ -162,10 +162,13 @@ def test_the_environment_names_the_database(project: Project, monkeypatch: pytes
 
 def test_a_database_beside_its_metadata(project: Project) -> None:
     """A Database replaces Migrations, with the default location or another one."""
-    found = ["--db", f"{project.module}:db", "--metadata", f"{project.module}:Base"]
-    assert ended(CliRunner().invoke(main, [*found, "sync"])) == (0, "Database created.\n")
+    found = ["--target", f"{project.module}:db", "--metadata", f"{project.module}:Base"]
+    assert ended(CliRunner().invoke(main, [*found, "migrate"])) == (0, "Database created.\n")
     (project.folder / "migrations").rename(project.folder / "elsewhere")
-    assert ended(CliRunner().invoke(main, [*found, "--location", "elsewhere", "sync"])) == (0, "Database up to date.\n")
+    assert ended(CliRunner().invoke(main, [*found, "--location", "elsewhere", "migrate"])) == (
+        0,
+        "Database up to date.\n",
+    )
 
 
 def test_init_writes_what_the_other_commands_need(tmp_path: Path) -> None:
@@ -179,7 +182,7 @@ def test_init_writes_what_the_other_commands_need(tmp_path: Path) -> None:
         "    id: Mapped[int] = mapped_column(primary_key=True)\n"
         "db = Database('sqlite:///shop.db')\n"
     )
-    command = [sys.executable, "-m", "asgi_sqla.cli", "--db", "shop:db", "--metadata", "shop:Base"]
+    command = [sys.executable, "-m", "asgi_sqla.cli", "--target", "shop:db", "--metadata", "shop:Base"]
 
     def call(*arguments: str) -> str:
         done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -188,7 +191,7 @@ def test_init_writes_what_the_other_commands_need(tmp_path: Path) -> None:
     assert call("init").split() == ["migrations/env.py", "migrations/script.py.mako", "migrations/alembic.ini"]
     assert call("init") == ""
     assert call("revision", "-m", "first", "--autogenerate").endswith("_first.py\n")
-    assert call("sync") == "Database created.\n"
+    assert call("migrate") == "Database created.\n"
     (env,) = (tmp_path / "migrations").glob("env.py")
     statements = [line for line in env.read_text().splitlines() if line and not line.startswith('"""')]
     assert statements == [
@@ -232,7 +235,7 @@ def test_a_command_line_of_ones_own_takes_the_group(project: Project) -> None:
         """Run the shop."""
 
     shop.add_command(commands(project.migrations))
-    result = CliRunner().invoke(shop, ["db", "sync"])
+    result = CliRunner().invoke(shop, ["db", "migrate"])
     behind = CliRunner().invoke(shop, ["db", "status"])
 
     assert ended(result) == (0, "Database created.\n")
@@ -244,8 +247,8 @@ def test_syncdb_is_for_a_command_of_ones_own(project: Project, capsys: pytest.Ca
     """It accepts migrations or settings, and prints what was done."""
     settings = {"sqlalchemy": {"url": project.url}, "alembic": {"migrations_path": project.migrations.location}}
 
-    assert syncdb(project.migrations) == SyncResult.CREATED
-    assert syncdb(settings) == SyncResult.UP_TO_DATE
+    assert syncdb(project.migrations) == MigrateResult.CREATED
+    assert syncdb(settings) == MigrateResult.UP_TO_DATE
     assert capsys.readouterr().out == "Database created.\nDatabase up to date.\n"
 
 

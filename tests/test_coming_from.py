@@ -21,7 +21,7 @@ from support.servers import Server
 from asgi_sqla import Database, SQLAlchemyMiddleware, session_scope
 from asgi_sqla import db as global_db
 from asgi_sqla.cli import syncdb
-from asgi_sqla.migrations import Migrations, Status, SyncResult, exists_in_db, is_sqlite, scaffold
+from asgi_sqla.migrations import MigrateResult, Migrations, Status, exists_in_db, is_sqlite, scaffold
 from asgi_sqla.models import Base, NotFoundError, get_or_create, update_or_create
 from asgi_sqla.settings import migrations_from
 
@@ -218,7 +218,7 @@ def test_sqlalchemy_helpers_manager_and_queries(tmp_path: Path, location: Path) 
     """DatabaseManager, sync, the query functions and the model methods have replacements."""
     db = Database(f"sqlite:///{tmp_path / 'new.db'}")
     manager = Migrations(db, location, metadata=Base)
-    assert manager.sync() == SyncResult.CREATED
+    assert manager.migrate() == MigrateResult.CREATED
     assert manager.status() == Status.UP_TO_DATE
 
     with session_scope(db) as session:

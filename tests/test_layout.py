@@ -77,7 +77,7 @@ def run(project: Path, command: str, *more: str) -> str:
     done = subprocess.run(
         [*shlex.split(command), *more],
         cwd=project,
-        env=shell(ASGI_SQLA_DB="shop.db:migrations"),
+        env=shell(ASGI_SQLA_TARGET="shop.db:migrations"),
         capture_output=True,
         text=True,
         timeout=50,
@@ -145,7 +145,7 @@ def test_each_module_may_be_imported_first(project: Path) -> None:
 
 def test_the_command_line_creates_the_database(project: Path) -> None:
     """The second time there is nothing to do."""
-    said = [run(project, "asgi-sqla sync") for _ in range(2)]
+    said = [run(project, "asgi-sqla migrate") for _ in range(2)]
 
     assert said == ["Database created.\n", "Database up to date.\n"]
 

@@ -23,11 +23,11 @@ from support.migrating import Project, importable
 
 from asgi_sqla import ConfigurationError, Database, SQLAlchemyMiddleware, WrongEventLoopError
 from asgi_sqla.migrations import (
+    MigrateResult,
     MigrationError,
     MigrationLockError,
     Migrations,
     Status,
-    SyncResult,
     exists_in_db,
     is_sqlite,
 )
@@ -61,17 +61,17 @@ def on_sqlite(tmp_path: Path) -> Iterator[Project]:
 def test_sync_creates_then_upgrades_then_has_nothing_to_do(project: Project) -> None:
     """And the state is what it did."""
     migrations = project.migrations
-    found = [migrations.status(), migrations.sync(), migrations.status(), migrations.sync()]
+    found = [migrations.status(), migrations.migrate(), migrations.status(), migrations.migrate()]
     project.second()
-    found += [migrations.status(), migrations.sync(), migrations.status()]
+    found += [migrations.status(), migrations.migrate(), migrations.status()]
 
     assert found == [
         Status.EMPTY,
-        SyncResult.CREATED,
+        MigrateResult.CREATED,
         Status.UP_TO_DATE,
-        SyncResult.UP_TO_DATE,
+        MigrateResult.UP_TO_DATE,
         Status.UPGRADE_AVAILABLE,
-        SyncResult.UPGRADED,
+        MigrateResult.UPGRADED,
         Status.UP_TO_DATE,
     ]
     assert project.columns() == ["id", "name", "age", "town"]
@@ -99,7 +99,7 @@ async def test_each_command_has_an_async_twin(project: Project) -> None:
     await migrations.async_downgrade("base")
     await migrations.async_upgrade()
     assert (await migrations.async_current(), await migrations.async_latest()) == (("first",), ("first",))
-    assert await migrations.async_sync() == SyncResult.UP_TO_DATE
+    assert await migrations.async_migrate() == MigrateResult.UP_TO_DATE
     (path,) = await migrations.async_revision("third")
     assert path.read_text().startswith('"""third')
     path.unlink()
@@ -121,12 +121,12 @@ async def test_an_async_engine_is_enough(project: Project) -> None:
     """The twins use it on the running event loop."""
     migrations = async_only(project)
 
-    assert await migrations.async_sync() == SyncResult.CREATED
+    assert await migrations.async_migrate() == MigrateResult.CREATED
     project.second()
-    assert await migrations.async_sync() == SyncResult.UPGRADED
+    assert await migrations.async_migrate() == MigrateResult.UPGRADED
     assert await migrations.async_status() == Status.UP_TO_DATE
-    with pytest.raises(WrongEventLoopError, match=r"await migrations\.async_sync"):
-        migrations.sync()
+    with pytest.raises(WrongEventLoopError, match=r"await migrations\.async_migrate"):
+        migrations.migrate()
     await migrations.database.async_engine.dispose()
 
 
@@ -134,9 +134,9 @@ def test_an_async_engine_is_enough_without_an_event_loop(project: Project) -> No
     """The plain commands run an event loop of their own, each time."""
     migrations = async_only(project)
 
-    assert (migrations.sync(), migrations.sync(), migrations.current()) == (
-        SyncResult.CREATED,
-        SyncResult.UP_TO_DATE,
+    assert (migrations.migrate(), migrations.migrate(), migrations.current()) == (
+        MigrateResult.CREATED,
+        MigrateResult.UP_TO_DATE,
         ("first",),
     )
 
@@ -156,7 +156,7 @@ def test_without_metadata_the_revisions_create_and_drop(project: Project) -> Non
     """Creating runs them, and dropping undoes them."""
     migrations = Migrations(project.migrations.database, project.migrations.location)
 
-    assert (migrations.sync(), migrations.sync()) == (SyncResult.CREATED, SyncResult.UP_TO_DATE)
+    assert (migrations.migrate(), migrations.migrate()) == (MigrateResult.CREATED, MigrateResult.UP_TO_DATE)
     assert project.tables() == ["alembic_version", "customer", "purchase"]
     migrations.drop()
     assert project.tables() == []
@@ -169,7 +169,7 @@ def test_an_unreachable_database_is_an_error(tmp_path: Path) -> None:
     """It is never taken for an empty database."""
     with importable(tmp_path):
         project = Project(tmp_path, f"sqlite:///{tmp_path / 'missing' / 'shop.db'}")
-        for command in (project.migrations.status, project.migrations.sync, project.migrations.current):
+        for command in (project.migrations.status, project.migrations.migrate, project.migrations.current):
             with pytest.raises(OperationalError, match="unable to open database file"):
                 command()
 
@@ -181,12 +181,15 @@ def test_tables_without_a_version_are_left_alone_until_told(project: Project) ->
     migrations.metadata.create_all(migrations.database.engine)
 
     assert migrations.status() == Status.UNVERSIONED
-    with pytest.raises(MigrationError, match=r'tables \(customer, purchase\) but no version.*sync\(stamp="heads"\)'):
-        migrations.sync()
+    with pytest.raises(MigrationError, match=r'tables \(customer, purchase\) but no version.*migrate\(stamp="heads"\)'):
+        migrations.migrate()
     with pytest.raises(MigrationError, match="cannot be created"):
         migrations.create()
     project.second()
-    assert (migrations.sync(stamp="first"), project.columns()) == (SyncResult.UPGRADED, ["id", "name", "age", "town"])
+    assert (migrations.migrate(stamp="first"), project.columns()) == (
+        MigrateResult.UPGRADED,
+        ["id", "name", "age", "town"],
+    )
 
 
 def test_stamping_alone_may_be_enough(on_sqlite: Project) -> None:
@@ -195,9 +198,9 @@ def test_stamping_alone_may_be_enough(on_sqlite: Project) -> None:
     assert migrations.metadata is not None
     migrations.metadata.create_all(migrations.database.engine)
 
-    assert (migrations.sync(stamp="heads"), migrations.sync(stamp="heads")) == (
-        SyncResult.STAMPED,
-        SyncResult.UP_TO_DATE,
+    assert (migrations.migrate(stamp="heads"), migrations.migrate(stamp="heads")) == (
+        MigrateResult.STAMPED,
+        MigrateResult.UP_TO_DATE,
     )
 
 
@@ -206,7 +209,7 @@ def test_tables_of_others_do_not_count(on_sqlite: Project) -> None:
     with on_sqlite.migrations.database.engine.begin() as connection:
         connection.execute(text("CREATE TABLE somebody_elses (id INTEGER)"))
 
-    assert (on_sqlite.migrations.status(), on_sqlite.migrations.sync()) == (Status.EMPTY, SyncResult.CREATED)
+    assert (on_sqlite.migrations.status(), on_sqlite.migrations.migrate()) == (Status.EMPTY, MigrateResult.CREATED)
     without = Migrations(on_sqlite.migrations.database, on_sqlite.migrations.location)
     assert without.status() == Status.UP_TO_DATE
 
@@ -214,19 +217,22 @@ def test_tables_of_others_do_not_count(on_sqlite: Project) -> None:
 def test_an_unknown_revision_is_a_state_of_its_own(on_sqlite: Project) -> None:
     """An older version of the application does not touch the database of a newer one."""
     on_sqlite.second()
-    on_sqlite.migrations.sync()
+    on_sqlite.migrations.migrate()
     (on_sqlite.migrations.location / "versions" / "second.py").unlink()
 
     assert on_sqlite.migrations.status() == Status.UNKNOWN_REVISION
     with pytest.raises(MigrationError, match="is at second, which is not among the scripts"):
-        on_sqlite.migrations.sync()
+        on_sqlite.migrations.migrate()
 
 
 def test_a_database_created_before_the_first_revision_is_up_to_date(on_sqlite: Project) -> None:
     """No revision is missing."""
     (on_sqlite.migrations.location / "versions" / "first.py").unlink()
 
-    assert (on_sqlite.migrations.sync(), on_sqlite.migrations.sync()) == (SyncResult.CREATED, SyncResult.UP_TO_DATE)
+    assert (on_sqlite.migrations.migrate(), on_sqlite.migrations.migrate()) == (
+        MigrateResult.CREATED,
+        MigrateResult.UP_TO_DATE,
+    )
     assert (on_sqlite.migrations.current(), on_sqlite.migrations.latest()) == ((), ())
 
 
@@ -239,23 +245,23 @@ def test_several_heads_are_all_reached(on_sqlite: Project) -> None:
 
     assert on_sqlite.migrations.latest() == ("leaning", "left", "right")
     assert on_sqlite.migrations.status() == Status.UPGRADE_AVAILABLE
-    assert on_sqlite.migrations.sync() == SyncResult.UPGRADED
+    assert on_sqlite.migrations.migrate() == MigrateResult.UPGRADED
     assert on_sqlite.migrations.status() == Status.UP_TO_DATE
     assert set(on_sqlite.migrations.current()) == {"leaning", "right"}
 
 
 def test_a_failed_revision_leaves_nothing_where_changes_are_transactions(project: Project) -> None:
     """On MariaDB the revisions before it are kept, and it is retried from its start."""
-    project.migrations.sync()
+    project.migrations.migrate()
     project.second()
     project.script("third", "second", 'op.execute("SELECT * FROM nowhere")')
 
     with pytest.raises(Exception, match="nowhere"):
-        project.migrations.sync()
+        project.migrations.migrate()
     kept = project.url.startswith("mariadb")
     assert (project.migrations.current(), "age" in project.columns()) == (("second",) if kept else ("first",), kept)
     project.script("third", "second")
-    assert (project.migrations.sync(), project.migrations.current()) == (SyncResult.UPGRADED, ("third",))
+    assert (project.migrations.migrate(), project.migrations.current()) == (MigrateResult.UPGRADED, ("third",))
 
 
 # SQLite
@@ -268,7 +274,7 @@ def test_changing_a_table_keeps_the_rows_that_refer_to_it(on_sqlite: Project) ->
         "second", "first", 'with op.batch_alter_table("customer", recreate="always") as t: t.drop_column("name")'
     )
 
-    assert on_sqlite.migrations.sync() == SyncResult.UPGRADED
+    assert on_sqlite.migrations.migrate() == MigrateResult.UPGRADED
     with on_sqlite.migrations.database.engine.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM purchase")) == 1
         assert connection.scalar(text("PRAGMA foreign_keys")) == 1
@@ -282,13 +288,13 @@ def test_a_revision_that_breaks_references_is_undone(on_sqlite: Project) -> None
     on_sqlite.script("second", "first", 'op.execute("DELETE FROM customer"); op.execute("CREATE TABLE x (id INTEGER)")')
 
     with pytest.raises(MigrationError, match="a row of purchase refers to a row of customer that does not exist"):
-        on_sqlite.migrations.sync()
+        on_sqlite.migrations.migrate()
     assert (on_sqlite.migrations.current(), "x" in on_sqlite.tables()) == (("first",), False)
 
 
 def fill(project: Project) -> None:
     """Create the database with a customer and a purchase."""
-    project.migrations.sync()
+    project.migrations.migrate()
     with project.migrations.database.engine.begin() as connection:
         connection.execute(text("INSERT INTO customer (id, name) VALUES (1, 'foo')"))
         connection.execute(text("INSERT INTO purchase (customer_id) VALUES (1)"))
@@ -299,7 +305,7 @@ def test_a_database_in_memory_is_migrated_too(tmp_path: Path) -> None:
     with importable(tmp_path):
         project = Project(tmp_path, "sqlite://")
         project.first()
-        assert project.migrations.sync() == SyncResult.CREATED
+        assert project.migrations.migrate() == MigrateResult.CREATED
         with project.migrations.database.engine.connect() as connection:
             assert exists_in_db(connection, "customer")
         project.migrations.database.dispose()
@@ -312,7 +318,7 @@ def test_an_engine_with_the_drivers_own_transactions_is_migrated_too(on_sqlite: 
         Database(engine=engine), on_sqlite.migrations.location, metadata=on_sqlite.migrations.metadata
     )
 
-    assert (migrations.sync(), migrations.sync()) == (SyncResult.CREATED, SyncResult.UP_TO_DATE)
+    assert (migrations.migrate(), migrations.migrate()) == (MigrateResult.CREATED, MigrateResult.UP_TO_DATE)
 
 
 # The plain alembic command
@@ -358,7 +364,7 @@ def test_an_env_that_would_not_use_the_lock_is_refused(on_sqlite: Project) -> No
     (on_sqlite.migrations.location / "env.py").write_text("print('my own')\n")
 
     with pytest.raises(MigrationError, match=r"does not call run_env\(\)"):
-        on_sqlite.migrations.sync()
+        on_sqlite.migrations.migrate()
 
 
 def test_a_database_and_metadata_are_enough_for_env(on_sqlite: Project) -> None:
@@ -380,9 +386,9 @@ def test_a_database_and_metadata_are_enough_for_env(on_sqlite: Project) -> None:
 def test_a_lock_that_is_held_is_waited_for(project: Project, caplog: pytest.LogCaptureFixture) -> None:
     """The command logs that it waits, and continues when the lock is free."""
     caplog.set_level(logging.INFO, logger="asgi_sqla")
-    done: list[SyncResult] = []
+    done: list[MigrateResult] = []
     other = holder(project, connect_timeout=0.1)
-    thread = threading.Thread(target=lambda: done.append(project.migrations.sync()))
+    thread = threading.Thread(target=lambda: done.append(project.migrations.migrate()))
 
     def hold(_connection: object) -> None:
         thread.start()
@@ -395,7 +401,7 @@ def test_a_lock_that_is_held_is_waited_for(project: Project, caplog: pytest.LogC
     thread.join()
 
     assert "waiting for the migration lock" in caplog.text
-    assert done == [SyncResult.CREATED]
+    assert done == [MigrateResult.CREATED]
 
 
 def holder(project: Project, connect_timeout: float) -> Migrations:
@@ -414,11 +420,11 @@ def test_a_lock_that_is_held_too_long_is_an_error(project: Project) -> None:
 
     def ask(_connection: object) -> None:
         with pytest.raises(MigrationLockError, match=r"more than 0.2 seconds") as caught:
-            project.migrations.sync()
+            project.migrations.migrate()
         assert isinstance(caught.value, TimeoutError)
 
     other.with_lock(ask)
-    assert project.migrations.sync() == SyncResult.CREATED
+    assert project.migrations.migrate() == MigrateResult.CREATED
 
 
 def test_the_lock_is_free_after_an_error(project: Project) -> None:
@@ -436,8 +442,8 @@ def test_the_lock_is_free_after_an_error(project: Project) -> None:
 async def test_commands_of_one_process_take_turns(project: Project) -> None:
     """Threads and tasks do so, because Alembic keeps its state in a global."""
     results = await asyncio.gather(
-        *[project.migrations.async_sync() for _ in range(4)],
-        *[asyncio.to_thread(project.migrations.sync) for _ in range(4)],
+        *[project.migrations.async_migrate() for _ in range(4)],
+        *[asyncio.to_thread(project.migrations.migrate) for _ in range(4)],
     )
 
     assert sorted(result.name for result in results) == ["CREATED"] + ["UP_TO_DATE"] * 7
@@ -460,13 +466,13 @@ def test_a_database_without_a_known_lock_is_warned_of(
 
 def test_of_eight_processes_that_sync_at_once_one_creates_and_one_upgrades(project: Project) -> None:
     """The others find it done, and all exit with 0."""
-    codes, said = project.at_once(PROCESSES, "sync")
+    codes, said = project.at_once(PROCESSES, "migrate")
     assert codes == [0] * PROCESSES
     assert sorted(last_lines(said)) == ["Database created."] + ["Database up to date."] * (PROCESSES - 1)
     assert project.tables() == ["alembic_version", "customer", "purchase"]
 
     project.second()
-    codes, said = project.at_once(PROCESSES, "sync")
+    codes, said = project.at_once(PROCESSES, "migrate")
     assert codes == [0] * PROCESSES
     assert sorted(last_lines(said)) == ["Database up to date."] * (PROCESSES - 1) + ["Database upgraded."]
     assert project.columns() == ["id", "name", "age", "town"]
@@ -479,9 +485,9 @@ def last_lines(said: list[str]) -> list[str]:
 
 def test_a_creation_that_was_killed_in_the_middle_is_completed_by_the_next(project: Project) -> None:
     """This holds too if the database cannot undo the creation of tables."""
-    project.kill_in_the_middle("sync")
+    project.kill_in_the_middle("migrate")
 
-    codes, said = project.at_once(2, "sync")
+    codes, said = project.at_once(2, "migrate")
     assert (codes, sorted(last_lines(said))) == ([0, 0], ["Database created.", "Database up to date."])
     assert project.tables() == ["alembic_version", "customer", "purchase"]
     assert project.migrations.status() == Status.UP_TO_DATE
@@ -489,11 +495,11 @@ def test_a_creation_that_was_killed_in_the_middle_is_completed_by_the_next(proje
 
 def test_an_upgrade_that_was_killed_in_the_middle_is_completed_by_the_next(project: Project) -> None:
     """On MariaDB the revision uses exists_in_db to see what exists."""
-    project.migrations.sync()
+    project.migrations.migrate()
     project.second()
     project.kill_in_the_middle("upgrade")
 
-    codes, said = project.at_once(2, "sync")
+    codes, said = project.at_once(2, "migrate")
     assert (codes, sorted(last_lines(said))) == ([0, 0], ["Database up to date.", "Database upgraded."])
     assert project.columns() == ["id", "name", "age", "town"]
 
@@ -501,14 +507,14 @@ def test_an_upgrade_that_was_killed_in_the_middle_is_completed_by_the_next(proje
 @pytest.mark.parametrize("project", ["postgresql"], indirect=True)
 def test_a_revision_that_waits_for_other_transactions_does_not_wait_for_the_lock(project: Project) -> None:
     """An index created concurrently waits for every snapshot, so a process that waits for the lock must hold none."""
-    project.migrations.sync()
+    project.migrations.migrate()
     upgrade = """
     with op.get_context().autocommit_block():
         op.create_index("by_id", "purchase", ["customer_id"], postgresql_concurrently=True)
 """
     project.script("second", "first", upgrade)
 
-    codes, said = project.at_once(4, "sync")
+    codes, said = project.at_once(4, "migrate")
     assert codes == [0] * 4
     assert sorted(last_lines(said)) == ["Database up to date."] * 3 + ["Database upgraded."]
 
@@ -516,7 +522,7 @@ def test_a_revision_that_waits_for_other_transactions_does_not_wait_for_the_lock
 @pytest.mark.parametrize("project", ["mariadb"], indirect=True)
 def test_what_an_interrupted_creation_left_is_not_dropped_once_it_has_rows(project: Project) -> None:
     """Something uses the table, so a person has to decide."""
-    project.kill_in_the_middle("sync")
+    project.kill_in_the_middle("migrate")
     migrations = project.migrations
     assert migrations.status() == Status.INTERRUPTED
     assert isinstance(migrations.metadata, MetaData)
@@ -524,7 +530,7 @@ def test_what_an_interrupted_creation_left_is_not_dropped_once_it_has_rows(proje
         connection.execute(insert(migrations.metadata.tables["customer"]).values(name="foo"))
 
     with pytest.raises(MigrationError, match="customer has rows"):
-        migrations.sync()
+        migrations.migrate()
 
 
 # At the start of an application
@@ -545,7 +551,7 @@ async def start(project: Project) -> list[str]:
         raise NotImplementedError
 
     migrations = project.migrations
-    middleware = SQLAlchemyMiddleware(app, migrations.database, on_startup=migrations.async_sync)
+    middleware = SQLAlchemyMiddleware(app, migrations.database, on_startup=migrations.async_migrate)
     with suppress(MigrationError):  # which the server was told of before
         await middleware({"type": "lifespan"}, receive, send)
     return told
@@ -570,7 +576,7 @@ async def test_an_application_that_cannot_sync_does_not_start(on_sqlite: Project
 
 def test_scripts_can_ask_what_is_there(project: Project) -> None:
     """They can ask an engine or a connection for a table, a column or a view."""
-    project.migrations.sync()
+    project.migrations.migrate()
     engine = project.migrations.database.engine
     with engine.begin() as connection:
         connection.execute(text("CREATE VIEW names AS SELECT name FROM customer"))
@@ -597,7 +603,7 @@ def test_wrong_arguments_are_errors_at_once(tmp_path: Path) -> None:
         Migrations("sqlite://", tmp_path)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"pass Base.metadata"):
         Migrations(Database("sqlite://"), tmp_path, metadata="Base")  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match=r"such as migrations\.async_sync"):
+    with pytest.raises(ConfigurationError, match=r"such as migrations\.async_migrate"):
         SQLAlchemyMiddleware(print, Database("sqlite://"), on_startup=3)  # type: ignore[arg-type]
 
 

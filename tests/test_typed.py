@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -47,7 +48,8 @@ def test_pyright_agrees_in_strict_mode() -> None:
 def test_the_files_can_be_imported() -> None:
     """What type checkers agree with, Python accepts as well."""
     program = "import shop, with_sqlmodel, wrong"
-    ran = subprocess.run([sys.executable, "-c", program], cwd=TYPED, capture_output=True, text=True, check=False)
+    env = {**os.environ, "PYTHONPATH": str(TYPED)}
+    ran = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
 
 

@@ -2,7 +2,7 @@
 
 - ``main``: the click group of ``asgi-sqla``.
 - ``commands``: returns a click group of the commands for your ``Migrations``.
-- ``syncdb``: syncs the database and prints the result, for a command of your own.
+- ``syncdb``: migrates the database and prints the result, for a command of your own.
 - ``FAILED``, ``USAGE``, ``BEHIND``, ``REFUSED``, ``LOCKED``: the exit codes.
 """
 

@@ -1,6 +1,6 @@
 """The database of a command.
 
-Holds: what ``--db`` and its companions name, and the environment without them.
+Holds: what ``--target`` and its companions name, and the environment without them.
 Must not know: the commands.
 """
 
@@ -22,18 +22,20 @@ from asgi_sqla.settings import LOCATION, migrations_from
 class Named(NamedTuple):
     """The options of ``asgi-sqla``."""
 
-    db: str | None
+    target: str | None
     location: str | None
     metadata: str | None
 
     def find(self) -> Migrations:
-        """Import what ``--db`` names, or read ``DATABASE_URL``."""
+        """Import what ``--target`` names, or read ``DATABASE_URL``."""
         metadata = None if self.metadata is None else load(self.metadata)
-        found = migrations_from(metadata=metadata) if self.db is None else load(self.db)
+        found = migrations_from(metadata=metadata) if self.target is None else load(self.target)
         if isinstance(found, Database):
             return Migrations(found, self.location or LOCATION, metadata=metadata)
         if not isinstance(found, Migrations):
-            raise ConfigurationError(f"--db {hidden(self.db)} is {hidden(found)}, neither a Database nor Migrations")
+            raise ConfigurationError(
+                f"--target {hidden(self.target)} is {hidden(found)}, neither a Database nor Migrations"
+            )
         if self.location is not None:
             found.location = checked_location(self.location)
         return found
@@ -63,7 +65,7 @@ def load(reference: str) -> Any:
     """Return the object that "package.module:name" names, seen from the current directory."""
     if "://" in reference:
         raise ConfigurationError(
-            f"{hidden(reference)} is a URL; put it in DATABASE_URL, as --db and --metadata are package.module:name"
+            f"{hidden(reference)} is a URL; put it in DATABASE_URL, as --target and --metadata are package.module:name"
         )
     module, colon, name = reference.partition(":")
     if not (module and colon and name):

@@ -18,31 +18,31 @@ from asgi_sqla.cli.checking import check_async, check_sync
 from asgi_sqla.cli.choosing import Chosen
 from asgi_sqla.cli.reporting import BEHIND, REFUSED
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.migrations import Status, SyncResult, scaffold
+from asgi_sqla.migrations import MigrateResult, Status, scaffold
 from asgi_sqla.migrations.manager import checked_location
 from asgi_sqla.settings import LOCATION
 
 STATUS_CODES = {Status.UP_TO_DATE: 0, Status.UNVERSIONED: REFUSED, Status.UNKNOWN_REVISION: REFUSED}
 SAID = {
-    SyncResult.CREATED: "Database created.",
-    SyncResult.UPGRADED: "Database upgraded.",
-    SyncResult.STAMPED: "Database stamped, and up to date.",
-    SyncResult.UP_TO_DATE: "Database up to date.",
+    MigrateResult.CREATED: "Database created.",
+    MigrateResult.UPGRADED: "Database upgraded.",
+    MigrateResult.STAMPED: "Database stamped, and up to date.",
+    MigrateResult.UP_TO_DATE: "Database up to date.",
 }
 
 
 @click.command()
 @click.option("--stamp", metavar="REVISION", help="The revision of tables without a version, such as heads.")
 @click.pass_obj
-def sync(chosen: Chosen, stamp: str | None) -> None:
+def migrate(chosen: Chosen, stamp: str | None) -> None:
     """Create or upgrade the database; safe in many processes at once."""
-    click.echo(SAID[chosen.migrations().sync(stamp=stamp)])
+    click.echo(SAID[chosen.migrations().migrate(stamp=stamp)])
 
 
 @click.command()
 @click.pass_obj
 def status(chosen: Chosen) -> None:
-    """Print the state of the database. Exit codes: 0 up to date, 3 sync will help, 4 a person has to decide."""
+    """Print the state of the database. Exit codes: 0 up to date, 3 migrate will help, 4 a person has to decide."""
     migrations = chosen.migrations()
     found = migrations.status()
     click.echo(f"status   {found.value}")
@@ -85,7 +85,7 @@ def revision(chosen: Chosen, message: str, autogenerate: bool, head: str) -> Non
 def create(chosen: Chosen) -> None:
     """Create the tables of an empty database."""
     chosen.migrations().create()
-    click.echo(SAID[SyncResult.CREATED])
+    click.echo(SAID[MigrateResult.CREATED])
 
 
 @click.command()
@@ -114,11 +114,11 @@ def check(chosen: Chosen) -> None:
 @click.command()
 @click.pass_obj
 def init(chosen: Chosen) -> None:
-    """Write a migrations directory for what --db names."""
+    """Write a migrations directory for what --target names."""
     named = chosen.named
-    if named is None or named.db is None:
-        raise ConfigurationError("init needs --db package.module:name, which env.py imports")
-    for path in scaffold(checked_location(named.location or LOCATION), named.db, named.metadata):
+    if named is None or named.target is None:
+        raise ConfigurationError("init needs --target package.module:name, which env.py imports")
+    for path in scaffold(checked_location(named.location or LOCATION), named.target, named.metadata):
         click.echo(path)
 
 
@@ -130,5 +130,5 @@ def demo(arguments: tuple[str, ...]) -> None:
     runpy.run_module("asgi_sqla.demo", run_name="__main__", alter_sys=True)
 
 
-MIGRATING = (sync, status, upgrade, downgrade, revision, create, drop, check)
+MIGRATING = (migrate, status, upgrade, downgrade, revision, create, drop, check)
 """The commands for any command line."""

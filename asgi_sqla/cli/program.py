@@ -15,25 +15,25 @@ from pydantic import BaseModel
 from asgi_sqla.cli.choosing import Chosen, Named
 from asgi_sqla.cli.commands import MIGRATING, SAID, demo, init
 from asgi_sqla.cli.reporting import Group, progress
-from asgi_sqla.migrations import Migrations, SyncResult
+from asgi_sqla.migrations import MigrateResult, Migrations
 from asgi_sqla.settings import LOCATION, migrations_from
 
 
 @click.group(cls=Group, name="asgi-sqla")
 @click.option(
-    "--db", envvar="ASGI_SQLA_DB", metavar="MODULE:NAME", help="A Database or Migrations; or set DATABASE_URL."
+    "--target", envvar="ASGI_SQLA_TARGET", metavar="MODULE:NAME", help="A Database or Migrations; or set DATABASE_URL."
 )
 @click.option("--location", metavar="DIRECTORY", help=f"The directory of the migrations; default: {LOCATION}.")
-@click.option("--metadata", metavar="MODULE:NAME", help="The base class of the models, if --db is a Database.")
+@click.option("--metadata", metavar="MODULE:NAME", help="The base class of the models, if --target is a Database.")
 @click.version_option(package_name="asgi-sqla")
 @click.pass_context
-def main(context: click.Context, db: str | None, location: str | None, metadata: str | None) -> None:
+def main(context: click.Context, target: str | None, location: str | None, metadata: str | None) -> None:
     """Look at a database and migrate it.
 
     Exit codes: 0 done or up to date, 1 failed, 2 wrong usage, 3 not up to date (status), 4 a person has to decide, 5
     another process holds the lock.
     """
-    named = Named(db, location, metadata)
+    named = Named(target, location, metadata)
     context.obj = Chosen(named.find, named)
     context.call_on_close(context.obj.close)
 
@@ -58,17 +58,17 @@ def commands(migrations: Migrations, name: str = "db") -> click.Group:
     return Group(name, callback=choose, help="Look at the database and migrate it.", commands=members)
 
 
-def syncdb(migrations: Migrations | Mapping[str, Any] | BaseModel | None = None) -> SyncResult:
+def syncdb(migrations: Migrations | Mapping[str, Any] | BaseModel | None = None) -> MigrateResult:
     """Sync the database, print what was done, and return it; for a command of your own.
 
     - ``migrations``: the ``Migrations``, or settings as ``migrations_from()`` takes them; default: the environment.
 
-    Raises what ``Migrations.sync()`` raises.
+    Raises what ``Migrations.migrate()`` raises.
     """
     if not isinstance(migrations, Migrations):
         migrations = migrations_from(migrations)
     with progress():
-        result = migrations.sync()
+        result = migrations.migrate()
     migrations.database.dispose()
     click.echo(SAID[result])
     return result

@@ -23,7 +23,7 @@ FAILED = 1
 USAGE = 2
 """Exit code 2: a wrong argument."""
 BEHIND = 3
-"""Exit code 3, of ``status``: not up to date, and ``sync`` will help."""
+"""Exit code 3, of ``status``: not up to date, and ``migrate`` will help."""
 REFUSED = 4
 """Exit code 4: the database is in a state about which a person has to decide."""
 LOCKED = 5

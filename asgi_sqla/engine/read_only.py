@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.pool import Pool
 
 CONNECTION = {
     "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
@@ -30,6 +31,10 @@ TRANSACTION = {
 
 _kept: WeakSet[Dialect] = WeakSet()
 """The dialects of engines whose connections are all read-only; a pool can be replaced, a dialect stays."""
+
+
+_restoring: WeakSet[Pool] = WeakSet()
+"""The pools of others that undo it when a connection returns."""
 
 
 def keep_read_only(engine: Engine) -> None:
@@ -72,7 +77,8 @@ def begin(connection: Connection) -> None:
 def _restore_on_return(engine: Engine) -> None:
     """Undo it when ``engine`` gets a SQLite connection back."""
     pool = engine.pool  # the engine may be a copy of the owner's, with other options
-    if not event.contains(pool, "checkin", _restore):
+    if pool not in _restoring:  # event.contains() goes by id(), which may be that of a pool that is gone
+        _restoring.add(pool)
         event.listen(pool, "checkin", _restore)
 
 

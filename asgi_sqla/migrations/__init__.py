@@ -3,7 +3,7 @@
 - ``Migrations``: the commands, plain and async.
 - ``run_env``: all that an ``env.py`` has to call.
 - ``scaffold``: writes a new directory of migrations.
-- ``Status``, ``SyncResult``: the state of a database, and what ``sync`` did.
+- ``Status``, ``MigrateResult``: the state of a database, and what ``migrate`` did.
 - ``MigrationError``, ``MigrationLockError``: a state that needs a person, and a lock that another process holds.
 - ``exists_in_db``, ``is_sqlite``: two questions of migration scripts.
 """
@@ -13,15 +13,15 @@ from asgi_sqla.migrations.inspection import exists_in_db, is_sqlite
 from asgi_sqla.migrations.lock import MigrationLockError
 from asgi_sqla.migrations.manager import Migrations
 from asgi_sqla.migrations.scaffold import scaffold
-from asgi_sqla.migrations.schema import SyncResult
+from asgi_sqla.migrations.schema import MigrateResult
 from asgi_sqla.migrations.state import MigrationError, Status
 
 __all__ = [
+    "MigrateResult",
     "MigrationError",
     "MigrationLockError",
     "Migrations",
     "Status",
-    "SyncResult",
     "exists_in_db",
     "is_sqlite",
     "run_env",

@@ -24,7 +24,7 @@ from asgi_sqla.engine.kinds import SECONDS, check_kinds
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
 from asgi_sqla.migrations.lock import locked
-from asgi_sqla.migrations.schema import Schema, SyncResult, configuration
+from asgi_sqla.migrations.schema import MigrateResult, Schema, configuration
 from asgi_sqla.migrations.state import Status
 
 T = TypeVar("T")
@@ -38,8 +38,8 @@ _alembic = threading.Lock()
 class Migrations:
     """The migrations of one ``Database``: its schema, and the scripts that change it.
 
-    Every command has an async twin: ``await migrations.async_sync()``. The commands use the sync engine if its driver
-    is installed, and the twins run it in a worker thread; otherwise they use the async engine.
+    Every command has an async twin: ``await migrations.async_migrate()``. The commands use the sync engine if its
+    driver is installed, and the twins run it in a worker thread; otherwise they use the async engine.
 
     Every command but ``latest`` holds the migration lock, and reads the state inside it. It is an advisory lock on
     PostgreSQL, ``GET_LOCK`` on MariaDB and MySQL, and an exclusive transaction on SQLite; other databases have none,
@@ -86,7 +86,7 @@ class Migrations:
         where = str(self.location)
         return f"<Migrations of {self.database!r} in {where if repr(where) == hidden(where) else hidden(where)}>"
 
-    def sync(self, *, stamp: str | None = None) -> SyncResult:
+    def migrate(self, *, stamp: str | None = None) -> MigrateResult:
         """Bring the database to the newest revision, by creating or upgrading it; return what was done.
 
         - ``stamp``: the revision of tables without a version, or "heads"; it is recorded before the upgrade; default:
@@ -94,15 +94,15 @@ class Migrations:
 
         Raises MigrationError if the database has tables but no version, or a revision that the scripts do not have.
         """
-        return self._do(lambda schema: schema.sync(stamp))
+        return self._do(lambda schema: schema.migrate(stamp))
 
-    async def async_sync(self, *, stamp: str | None = None) -> SyncResult:
-        """Do what ``sync`` does.
+    async def async_migrate(self, *, stamp: str | None = None) -> MigrateResult:
+        """Do what ``migrate`` does.
 
         - ``stamp``: the revision of tables without a version, or "heads"; it is recorded before the upgrade; default:
           none.
         """
-        return await self._async_do(lambda schema: schema.sync(stamp))
+        return await self._async_do(lambda schema: schema.migrate(stamp))
 
     def create(self) -> None:
         """Create the tables, at the newest revision.
@@ -246,7 +246,7 @@ class Migrations:
             return asyncio.run(self._on_a_loop_of_its_own(work))
         raise WrongEventLoopError(
             f"{self!r} has only an async driver, and an event loop is running: use the async twin, "
-            "await migrations.async_sync()"
+            "await migrations.async_migrate()"
         )
 
     async def _on_a_loop_of_its_own(self, work: Callable[[Connection], T]) -> T:

@@ -28,8 +28,8 @@ logger: logging.Logger = logging.getLogger("asgi_sqla")
 ENV = "from asgi_sqla.migrations import run_env"
 
 
-class SyncResult(Enum):
-    """What ``sync`` did."""
+class MigrateResult(Enum):
+    """What ``migrate`` did."""
 
     UP_TO_DATE = "up to date"
     """Nothing: the database was up to date."""
@@ -108,23 +108,23 @@ class Schema:
         for name in (self._state.marker, self._state.version_table):
             Table(name, MetaData(), schema=self._state.schema).drop(self._connection, checkfirst=True)
 
-    def sync(self, stamp: str | None) -> SyncResult:
+    def migrate(self, stamp: str | None) -> MigrateResult:
         """Bring the database to the newest revision, from every state in which that is possible."""
         status = self.status()
         if status is Status.UNVERSIONED and stamp is not None:
             self._alembic(command.stamp, stamp)
             status = self.status()
             if status is Status.UP_TO_DATE:
-                return SyncResult.STAMPED
+                return MigrateResult.STAMPED
         if status is Status.UP_TO_DATE:
-            return SyncResult.UP_TO_DATE
+            return MigrateResult.UP_TO_DATE
         if status in (Status.EMPTY, Status.INTERRUPTED):
             self.create()
-            return SyncResult.CREATED
+            return MigrateResult.CREATED
         if status is not Status.UPGRADE_AVAILABLE:
             raise MigrationError(self._refusal(status))
         self.upgrade("heads")
-        return SyncResult.UPGRADED
+        return MigrateResult.UPGRADED
 
     def revision(self, message: str, options: dict[str, Any]) -> list[Path]:
         """Write a new script, and return its path."""
@@ -140,7 +140,7 @@ class Schema:
         tables = self._state.tables()
         return (
             f"the database has tables ({', '.join(tables[:3])}{', …' if tables[3:] else ''}) but no version; if they "
-            'match a revision, name it: sync(stamp="heads"), or asgi-sqla sync --stamp heads'
+            'match a revision, name it: migrate(stamp="heads"), or asgi-sqla migrate --stamp heads'
         )
 
     @property

@@ -34,9 +34,9 @@ class Status(Enum):
     EMPTY = "empty"
     """It has no version and no table."""
     INTERRUPTED = "creation interrupted"
-    """Its creation was interrupted, which MariaDB cannot undo; ``sync`` and ``create`` complete it."""
+    """Its creation was interrupted, which MariaDB cannot undo; ``migrate`` and ``create`` complete it."""
     UNVERSIONED = "tables but no version"
-    """It has tables that no migration made; ``sync`` changes it only if it is told their revision."""
+    """It has tables that no migration made; ``migrate`` changes it only if it is told their revision."""
     UNKNOWN_REVISION = "unknown revision"
     """It has a revision that the scripts do not have: a newer version of the application migrated it."""
 

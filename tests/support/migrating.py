@@ -214,7 +214,7 @@ def run_command(folder: str, db: str, arguments: tuple[str, ...]) -> None:
             Path(f"{os.getpid()}.ready").touch()
             while not Path("go").exists():
                 time.sleep(0.001)
-        main(["--db", db, *arguments])
+        main(["--target", db, *arguments])
 
 
 @contextlib.contextmanager

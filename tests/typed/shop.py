@@ -42,11 +42,11 @@ from asgi_sqla import (
 from asgi_sqla import db as global_db
 from asgi_sqla.cli import commands, syncdb
 from asgi_sqla.migrations import (
+    MigrateResult,
     MigrationError,
     MigrationLockError,
     Migrations,
     Status,
-    SyncResult,
     exists_in_db,
     is_sqlite,
     run_env,
@@ -192,7 +192,7 @@ async def get_user(number: int) -> str:
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     """Check, migrate and dispose by hand."""
     await db.check()
-    await migrations.async_sync()
+    await migrations.async_migrate()
     yield
     await db.async_dispose()
     db.dispose()
@@ -223,7 +223,7 @@ api.add_middleware(
     retries=3,
     replay_limit=2**16,
     check_on_startup=True,
-    on_startup=migrations.async_sync,
+    on_startup=migrations.async_migrate,
 )
 wrapped = SQLAlchemyMiddleware(api, db, commit_on=range(200, 300), read_only={"GET"}, error_responses=ERROR_RESPONSES)
 
@@ -347,7 +347,7 @@ async def look_up_async(session: AsyncSession) -> None:
 
 async def migrate() -> None:
     """Use every command."""
-    assert_type(migrations.sync(stamp="heads"), SyncResult)
+    assert_type(migrations.migrate(stamp="heads"), MigrateResult)
     assert_type(await migrations.async_status(), Status)
     if migrations.status() is Status.UPGRADE_AVAILABLE:
         migrations.upgrade("heads")
@@ -372,7 +372,7 @@ def read_settings() -> Database:
     assert_type(migrations_from(settings, database=db, metadata=OwnBase), Migrations)
     database_from({"url": "sqlite://"})
     commands(migrations, "database")
-    assert_type(syncdb(migrations), SyncResult)
+    assert_type(syncdb(migrations), MigrateResult)
     return database_from(settings)
 
 

@@ -56,7 +56,7 @@ def of_middleware(db: Database, migrations: Migrations) -> None:
     SQLAlchemyMiddleware(app, db, error_responses={IntegrityError: "409"})  # type: ignore[dict-item]
     SQLAlchemyMiddleware(app, db, read_only=True)  # type: ignore[arg-type]
     SQLAlchemyMiddleware(app, db, retries="3")  # type: ignore[arg-type]
-    SQLAlchemyMiddleware(app, db, on_startup=migrations.sync)  # type: ignore[arg-type]
+    SQLAlchemyMiddleware(app, db, on_startup=migrations.migrate)  # type: ignore[arg-type]
     SQLAlchemyMiddleware(app, db, echo=True)  # type: ignore[call-arg]
 
 

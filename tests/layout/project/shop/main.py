@@ -16,7 +16,7 @@ app.include_router(people.router)
 app.add_middleware(
     SQLAlchemyMiddleware,
     database=db,
-    on_startup=migrations.async_sync,  # safe in many processes at once
+    on_startup=migrations.async_migrate,  # safe in many processes at once
     error_responses={
         **ERROR_RESPONSES,  # 409 for a constraint, 503 for a database that does not answer
         NotFoundError: JSONResponse({"detail": "not found"}, status_code=404),

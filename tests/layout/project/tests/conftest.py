@@ -17,7 +17,7 @@ from asgi_sqla import Database, session_scope
 def asgi_sqla_database() -> Iterator[Database]:
     """Return ``db``, which is a database in memory during the tests and not the one in ``.env``."""
     db.configure("sqlite://")
-    migrations.sync()
+    migrations.migrate()
     yield db
     db.dispose()
 
