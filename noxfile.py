@@ -123,6 +123,7 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "asgi_sqla", "--ignoreexternal")
+    run_pytest(session, "-p", "no:cacheprovider", "tests/test_typed.py")
 
 
 @nox.session(python=OLDEST)
