@@ -28,7 +28,7 @@ from asgi_sqla.unit.cancellation import Finished, to_completion
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 PATIENCE = 30.0
-"""Seconds after which what should have happened long ago is a failure."""
+"""Seconds to wait for an event that should happen at once."""
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

@@ -27,7 +27,7 @@ SYNC = ["psycopg", "psycopg2", "pymysql"]
 DRIVERS = [(name, "async") for name in ASYNC] + [(name, "sync") for name in SYNC]
 ASKED = [one for one in DRIVERS if not ASKED_FOR or one[0] in ASKED_FOR.split(",")]
 PATIENCE = 30.0
-"""Seconds after which a wait is taken to be one for ever."""
+"""Seconds after which a wait counts as endless."""
 
 on_every_driver = pytest.mark.parametrize(("backend", "kind"), ASKED, indirect=["backend"])
 on_async_drivers = pytest.mark.parametrize("backend", [n for n, kind in ASKED if kind == "async"], indirect=True)
@@ -76,7 +76,7 @@ class Limit:
         self._loop = asyncio.get_running_loop()
         self.attempts: list[str] = []
         self.began: float | None = None
-        """When the time was over."""
+        """When the time limit fired."""
         self._timeout = asyncio.timeout(None)
 
     def over(self) -> None:

@@ -71,7 +71,7 @@ LOST: dict[Work, str] = {
     flush: "statements sent",
     execute: "statements sent",
 }
-"""What a handler may have done, and what is said to be lost of it."""
+"""The work of a handler, and what the error reports as lost."""
 CLOSING = ["close", "reset", "invalidate"]
 EVERY_WAY = [(work, call) for call in [*CLOSING, "expunge_all"] for work in [*LOST, read, nothing]]
 

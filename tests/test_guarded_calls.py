@@ -1,4 +1,4 @@
-"""Sessions that are used in unusual ways: inside a flush, at their own end, by somebody who has not finished."""
+"""Sessions in unusual use: inside a flush, at their own end, and in a call that has not finished."""
 
 from __future__ import annotations
 

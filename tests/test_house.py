@@ -20,19 +20,19 @@ HOUSE = Path(asgi_sqla.__file__).parent
 ORDER = "front > asgi > unit > session > engine > errors"
 """The wings from the roof down: each knows only those that come after it."""
 FRONT = ("middleware", "scope", "database")
-"""The front rooms, each of which knows only those that come after it."""
+"""The front rooms; each knows only those that come after it."""
 ANNEXES = (("demo",), ("cli",), ("settings",), ("models", "migrations", "testing"))
-"""What stands behind extras, from the last built to the first: above the door, each knows only those after it."""
+"""The rooms behind extras, from the last built to the first: each is above the door, and knows only those after it."""
 
 FOREIGN = (
     ("aiohttp", "aiomysql", "aioodbc", "aiosqlite", "alembic", "asyncmy", "asyncpg", "click", "django", "falcon")
     + ("fastapi", "flask", "litestar", "oracledb", "psycopg", "psycopg2", "pydantic", "pymysql", "pyodbc", "quart")
     + ("sanic", "sqlmodel", "starlette", "trio", "uvicorn")
 )
-"""What importing the package must never bring along."""
+"""What importing the package must never load."""
 
 MAX_ROOM, MAX_FUNCTION = 200, 45
-"""Lines of code, of which docstrings, comments and empty lines are none; and lines of a function."""
+"""Lines of code without docstrings, comments and empty lines; and lines of a function."""
 
 
 FILES = sorted(HOUSE.rglob("*.py"))

@@ -1,4 +1,4 @@
-"""Work whose event loop was closed under it: nothing can be awaited any more, and nothing of it stays."""
+"""Work whose event loop was closed in the middle: nothing can be awaited, and nothing of the work stays."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_an_unreachable_database_is_an_error(tmp_path: Path) -> None:
                 command()
 
 
-def test_tables_without_a_version_are_left_alone_until_told(project: Project) -> None:
+def test_tables_without_a_version_are_left_alone_until_stamped(project: Project) -> None:
     """Told their revision, the command continues from it."""
     migrations = project.migrations
     assert migrations.metadata is not None

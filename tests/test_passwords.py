@@ -262,7 +262,7 @@ def test_a_replica_that_is_skipped_is_logged_without_its_password(
 # What a client writes into a path
 
 FORGED = "/items\nERROR asgi_sqla: forged\r\n\x1b[31mred\x00\x85\u2028end"
-"""As a server decodes it from %0A and its like."""
+"""A path as a server decodes it from %0A and similar codes."""
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -433,7 +433,7 @@ TOLD = (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_task_that_outlives_its_request_is_told_what_to_do(sqlite: Backend, kind: str) -> None:
+def test_a_task_that_outlives_its_request_gets_an_error(sqlite: Backend, kind: str) -> None:
     """Neither the Database nor a kept session serves it, and the error says to open a scope."""
     database = Database(sqlite.url)
     told: list[str] = []

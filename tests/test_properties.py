@@ -39,7 +39,7 @@ async def leave(_send: Any) -> bool:
 
 
 BUDGET = 5.0
-"""Seconds after which no further run is begun: a busy machine plays fewer of them, and none for longer."""
+"""Seconds after which no further run starts: a busy machine plays fewer of them."""
 MOST_RUNS = 40
 
 STATUSES = [200, 201, 303, 404, 500]
@@ -131,7 +131,7 @@ class Requests(RuleBasedStateMachine):
     @rule(writes=st.integers(0, 2), steps=st.integers(0, 4))
     def begin(self, writes: int, steps: int) -> None:
         self.left = 0
-        """How many steps it does at least after its first writes, or most requests would end empty-handed."""
+        """The least number of steps after its first writes; otherwise most requests would end without rows."""
         self.levels = [Level()]
         self.aborted = False
 

@@ -288,7 +288,7 @@ METHODS = {"a set": {"GET", "HEAD"}, "a callable": lambda scope: scope["method"]
 
 @pytest.mark.parametrize("read_only", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_the_middleware_is_told_which_requests_read(
+async def test_the_middleware_makes_requests_read_only(
     database: Database, backend: Backend, kind: str, read_only: Any
 ) -> None:
     """A GET that writes is refused and answered 500, and a POST writes."""

@@ -1,4 +1,4 @@
-"""What the repository says of itself: its instructions name what there is, and its files have the form they say."""
+"""The repository's instructions name what exists, and its files have the form that they say."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from asgi_sqla import ConfigurationError, Database, SQLAlchemyMiddleware, sessio
 from asgi_sqla.session.guard import GuardedSession
 
 LOCK = 4711
-"""The number of an advisory lock that nobody else takes."""
+"""The number of an advisory lock that is used only in this file."""
 
 
 # Factories of sessions

@@ -49,7 +49,7 @@ def one_connection(backend: Backend) -> Database:
 @on_drivers(*POSTGRESQL, "pymysql", "sqlite3", "aiosqlite")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.filterwarnings("ignore:.*ServerCursor.*:ResourceWarning")
-async def test_a_reader_that_comes_too_late_harms_nobody(filled: Backend, kind: str, form: str) -> None:
+async def test_a_late_reader_affects_no_other_unit(filled: Backend, kind: str, form: str) -> None:
     """It gets an error, or rows fetched before; the next unit on the connection reads and writes as usual."""
     database = one_connection(filled)
     options = {"execution_options": {"yield_per": 2}} if form == "session" else {}
@@ -90,7 +90,7 @@ async def test_a_reader_that_comes_too_late_harms_nobody(filled: Backend, kind: 
 
 
 @on_drivers("asyncpg", "psycopg async", "aiosqlite", "asyncmy")
-async def test_a_stream_that_is_read_too_late_harms_nobody(filled: Backend, kind: str) -> None:
+async def test_a_stream_that_is_read_late_affects_no_other_unit(filled: Backend, kind: str) -> None:
     """This holds for ``AsyncSession.stream()`` too."""
     database = one_connection(filled)
     async with session_scope(database) as session:

@@ -1,4 +1,4 @@
-"""A database and a driver that nobody here has heard of: SQLAlchemy's word is taken for it, and the promises hold."""
+"""An unknown database and driver: SQLAlchemy's word is trusted, and the promises are kept."""
 
 # The blocks that raise are the scopes under test, so they hold more than one statement.
 # ruff: noqa: PT012

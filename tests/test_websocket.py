@@ -331,9 +331,7 @@ def test_a_refused_handshake_keeps_nothing(database: Database, backend: Backend)
 
 @pytest.mark.parametrize("kind", KINDS)
 @on_one
-def test_a_task_that_outlives_its_message_is_told_to_open_its_own_scope(
-    database: Database, backend: Backend, kind: str
-) -> None:
+def test_a_task_that_outlives_its_message_gets_an_error(database: Database, backend: Backend, kind: str) -> None:
     """Its unit has ended by then, and the error says so and what to write."""
 
     async def later(websocket: WebSocket, go: asyncio.Event) -> None:

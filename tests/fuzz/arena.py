@@ -24,7 +24,7 @@ from fuzz.witness import Findings, Log, Witness, is_told, judge_callback, judge_
 Commit: TypeAlias = Callable[[Connection], None]
 
 LONGEST = 30.0
-"""Seconds after which a program counts as one that waits for ever."""
+"""Seconds after which a program counts as waiting forever."""
 
 
 class Arena:

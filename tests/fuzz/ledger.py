@@ -27,7 +27,7 @@ class Thread:
     """A worker thread in which a part of the program runs."""
 
     left: bool = False
-    """Whether its task was cancelled and has left it running: what it does then comes at any time."""
+    """Whether its task was cancelled and left it running: it may do its work at any time."""
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ class Write:
     entry: Any = None
     """The object, for what is added to a session and not yet flushed."""
     raw: bool = False
-    """Whether it was sent past SQLAlchemy."""
+    """Whether it was sent outside SQLAlchemy."""
     fate: Fate = Fate.UNKNOWN
     tried: bool = False
     """Whether the application tried to commit it itself, and was told that this had failed."""
@@ -104,7 +104,7 @@ class Ledger:
         self.writes: list[Write] = []
         """Everything it tried to write since the last verdict."""
         self.lost: list[Write] = []
-        """What close(), reset(), invalidate() or expunge_all() threw away: nobody may be told that it is there."""
+        """What close(), reset(), invalidate() or expunge_all() discarded: it must not be reported as committed."""
         self.rollback_only = False
         self.troubled = False
         """Whether any exception was seen: then a COMMIT that returns may have been answered with ROLLBACK."""

@@ -29,7 +29,7 @@ UNGUARDED = frozenset(
     ("on the driver's connection", "commit on the connection", "rollback on the connection")
     + ("COMMIT on the driver's connection", "ROLLBACK on the driver's connection")
 )
-"""What is done past the session and its guard."""
+"""Actions outside the session and its guard."""
 CAUGHT = ("", "", "caught", "caught", "rolled back")
 """What the application does about an exception of a step: nothing, go on, or roll back and go on."""
 

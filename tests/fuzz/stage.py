@@ -41,7 +41,7 @@ class Stage:
         self.ledgers: list[Ledger] = []
         self.attempts = 0
         self.seen: list[BaseException] = []
-        """Every exception that the application had in hand."""
+        """Every exception that the application caught."""
         self.called: list[Called] = []
         self.left: list[Thread] = []
         """The threads whose tasks did not wait for them."""

@@ -30,7 +30,7 @@ ELSEWHERE = (
     + ("test_interrupted", "test_late_start", "test_retry_fences", "test_handshake", "test_failed_flush")
     + ("test_discarded", "test_outcome", "test_dark", "test_streams", "test_kept_alive", "test_drivers", "test_seams")
 )
-"""Long, and about something else than drivers, or with drivers of their own; the default session runs them."""
+"""Long tests of other subjects, or with their own drivers; the default session runs them."""
 PREFERRED = "mysqlclient" if importlib.util.find_spec("MySQLdb") else "pymysql"
 """What serves sync sessions where the URL names the driver of the async ones."""
 NO_MYSQLCLIENT = "mysqlclient is built when it is installed, which needs the headers of the client library."

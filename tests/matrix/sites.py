@@ -25,7 +25,7 @@ from support.databases import Base, postgresql_url
 
 HERE = Path(__file__).parent
 PATIENCE = 10.0
-"""Seconds after which something that should have happened at once has not."""
+"""Seconds to wait for an event that should happen at once."""
 CURSE = """
 INSERT INTO owner (id) VALUES (500);
 CREATE FUNCTION curse() RETURNS trigger LANGUAGE plpgsql AS
@@ -33,7 +33,7 @@ CREATE FUNCTION curse() RETURNS trigger LANGUAGE plpgsql AS
 CREATE CONSTRAINT TRIGGER curse AFTER INSERT ON item DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW WHEN (NEW.owner_id = 500) EXECUTE FUNCTION curse();
 """
-"""Has the COMMIT of an item of owner 500 fail with what is no IntegrityError."""
+"""Makes the COMMIT of an item of owner 500 fail with an error that is not an IntegrityError."""
 
 _numbers = itertools.count(1)
 

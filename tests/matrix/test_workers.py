@@ -27,10 +27,10 @@ TESTS = Path(__file__).parents[1]
 KINDS = ("async", "sync")
 FORMS = ("with", "decorator")
 PATIENCE = 30
-"""Seconds to wait for what ought to come at once; only a failing test waits that long."""
+"""Seconds to wait for an event that should happen at once; only a failing test waits that long."""
 
 NOTICE = "-c client_connection_check_interval=100"
-"""Has the server notice within 100 ms that nobody waits for a statement any more; it would run on to its end."""
+"""Lets the server notice within 100 ms that a client has gone; otherwise its statement would run to its end."""
 
 COMPLAINTS = ("different loop", "Event loop is closed", "never awaited", "never retrieved", "was destroyed")
 

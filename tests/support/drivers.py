@@ -21,7 +21,7 @@ EACH = {
     "aiomysql": ("aiomysql", "async"),
     "mysqlclient": ("mysqldb", "sync"),
 }
-"""Every driver that the outcome of a transaction is fed from, and mysqlclient, which tells it nothing."""
+"""Every driver that reports its transaction, and mysqlclient, which does not."""
 SQLITE = ("sqlite3", "aiosqlite")
 POSTGRESQL = ("asyncpg", "psycopg", "psycopg async", "psycopg2")
 MARIADB = ("pymysql", "asyncmy", "aiomysql", "mysqlclient")

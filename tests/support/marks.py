@@ -14,8 +14,8 @@ DEFERRING = [name for name in NAMES if name not in MARIADB_DRIVERS]
 
 on_postgresql = pytest.mark.parametrize("backend", POSTGRESQL, indirect=True)
 on_server = pytest.mark.parametrize("backend", SERVERS, indirect=True)
-"""For transactions that write at the same time, of which SQLite has one."""
+"""For concurrent writing transactions; SQLite allows only one."""
 on_deferring = pytest.mark.parametrize("backend", DEFERRING, indirect=True)
-"""For constraints that wait for COMMIT, of which MariaDB has none."""
+"""For constraints that are checked at COMMIT; MariaDB has none."""
 on_one = pytest.mark.parametrize("backend", NAMES if ASKED_FOR else POSTGRESQL[:1], indirect=True)
-"""For what is about a framework or a server more than about databases: on one, unless they are asked for by name."""
+"""For tests of frameworks and servers rather than databases: they run on one, unless others are requested."""

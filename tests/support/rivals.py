@@ -16,7 +16,7 @@ from support.servers import wait_until
 
 Trouble: TypeAlias = Callable[[Backend, Session], None]
 ONE, TWO = 1_000_001, 1_000_002
-"""The primary keys of the two rows that transactions quarrel about, and of two owners."""
+"""The primary keys of the two rows that transactions compete for, and of two owners."""
 
 
 def rows(backend: Backend) -> list[str]:
@@ -125,7 +125,7 @@ TROUBLES: dict[str, tuple[Trouble, ...]] = {
     **dict.fromkeys(POSTGRESQL_DRIVERS, (stale, deadlock, lost)),
     **dict.fromkeys(MARIADB_DRIVERS, (deadlock, lock_wait, lost, stale_on_mariadb)),
 }
-"""Which failures pass that each database can be brought to."""
+"""The transient errors that can be caused on each database."""
 EVERY = [(name, trouble) for name in backend_names() for trouble in TROUBLES[name]]
 """Each of them on each database under test."""
 

@@ -17,7 +17,7 @@ from asgi_sqla import Database
 T = TypeVar("T")
 
 PATIENCE = 10.0
-"""Seconds after which a client gives up on an answer that should have been there at once."""
+"""Seconds that a client waits for an answer that should come at once."""
 
 
 class _Uvicorn(uvicorn.Server):
