@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,26 @@ def test_every_error_says_what_to_write(name: str) -> None:
     """It stands where a reader looks who has just met it."""
     _, _, told = README.read_text().partition("\nWhen something goes wrong\n")
     assert f"``{name}``" in told.partition("\nWhat it does not do\n")[0]
+
+
+def test_every_message_is_quoted_as_it_is() -> None:
+    """A message that changes fails this test until the README shows the new one."""
+    _, _, told = README.read_text().partition("\nWhen something goes wrong\n")
+    terms = re.findall(r"^``(\w+)``.*: (\".*)$", told.partition("\nWhat it does not do\n")[0], re.MULTILINE)
+    ours = [term for term in terms if term[0] in vars(errors) or term[0] == "PendingRollbackError"]
+    quoted = [part for _, quotes in ours for quote in re.findall(r'"(.*?)"', quotes) for part in quote.split("...")]
+    said = " ".join(text for path in (TOP / "asgi_sqla").rglob("*.py") for text in texts(ast.parse(path.read_text())))
+    assert len(ours) >= 9
+    assert [part for part in quoted if part.strip() not in said] == []
+
+
+def texts(tree: ast.AST) -> Iterator[str]:
+    """Yield every string of a module, an f-string with ``{}`` for what is filled in."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def test_the_form() -> None:
