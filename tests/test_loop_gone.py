@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
@@ -61,14 +62,16 @@ def leave_unfinished(database: Database, kind: str, run: Callable[[Database, Wor
         written.append(True)
         await asyncio.Event().wait()
 
-    async def until_written() -> None:
-        while not written:  # noqa: ASYNC110 -- it sets no event
+    async def until_written(task: asyncio.Task[None]) -> None:
+        while not (written or task.done()):  # noqa: ASYNC110 -- it sets no event
             await asyncio.sleep(0.005)
 
     loop = asyncio.new_event_loop()
     running = run(database, work)
     task = loop.create_task(running)
-    loop.run_until_complete(until_written())
+    loop.run_until_complete(until_written(task))
+    if task.done():
+        raise AssertionError from task.exception()
     loop.close()
     running.close()  # as the garbage collector does, sooner or later
     del task
@@ -78,6 +81,8 @@ def leave_unfinished(database: Database, kind: str, run: Callable[[Database, Wor
 def _careless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Allow the warnings of asyncio and the drivers about such a loop, because they are true."""
     monkeypatch.setattr(sys, "unraisablehook", lambda _unraisable: None)
+    for name in ("asyncio", "sqlalchemy.pool"):  # pytest keeps their records, and with a traceback the connection
+        monkeypatch.setattr(logging.getLogger(name), "disabled", True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -88,7 +93,10 @@ def _careless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("run", [in_request, in_websocket, in_scope])
 def test_what_was_begun_is_rolled_back(
-    backend: Backend, kind: str, run: Callable[[Database, Work], Coroutine[Any, Any, None]]
+    backend: Backend,
+    kind: str,
+    run: Callable[[Database, Work], Coroutine[Any, Any, None]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Nothing is kept, no connection is in a transaction, and the database stays usable."""
     database = Database(backend.url)
@@ -96,6 +104,7 @@ def test_what_was_begun_is_rolled_back(
     leave_unfinished(database, kind, run)
 
     if backend.name != "sqlite":
+        caplog.clear()  # its records have tracebacks, and those the connection
         gc.collect()  # psycopg closes a connection whose loop is gone when nobody has it any more
         assert wait_until(lambda: backend.backends("idle in transaction") == 0)
     with session_scope(database) as session:

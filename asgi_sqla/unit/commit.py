@@ -265,10 +265,7 @@ def _close(session: GuardedSession) -> None:
 
 
 def _give_up(session: GuardedSession) -> None:
+    for connection in session.guard_outcome.connections:  # its driver would have to await something to close it
+        connection.cut()
     session.guard_give_up()
     session.guard_close()
-
-
-def renew(session: GuardedSession) -> None:
-    """Release what a session held, so that the next unit can use it."""
-    session.guard_renew()

@@ -27,7 +27,7 @@ from asgi_sqla.unit.callbacks import (
     run_async,
 )
 from asgi_sqla.unit.cancellation import FINE, Finished, finish, to_completion
-from asgi_sqla.unit.commit import End, end_idle, inline, renew
+from asgi_sqla.unit.commit import End, end_idle, inline
 from asgi_sqla.unit.context import current, inherited
 from asgi_sqla.unit.sessions import NONE, Sessions
 
@@ -218,7 +218,7 @@ class UnitOfWork:
         else:
             self._stage = ENDED
             for one in self._sessions.all:
-                renew(one.session)
+                one.session.guard_renew()
         return finished
 
     def _close_now(self, commit: bool, cause: BaseException | None = None) -> None:
