@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, create_engine, text
+import sqlalchemy
+from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.util import greenlet_spawn
 from support.asgi import Call, respond
@@ -116,6 +117,27 @@ def test_loops_in_several_threads_at_once(backend: Backend) -> None:
         list(pool.map(work, range(6)))
     assert backend.names() == sorted(f"{number}.{turn}" for number in range(6) for turn in range(3))
     assert left(backend) == 0
+
+
+def test_two_threads_that_come_first_share_one_engine(sqlite: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits until the first has made it, and makes none."""
+    database = Database(sqlite.url)
+    making, go_on = threading.Event(), threading.Event()
+
+    def create(*arguments: Any, **options: Any) -> Engine:
+        making.set()
+        assert go_on.wait(20)
+        return create_engine(*arguments, **options)
+
+    monkeypatch.setattr(sqlalchemy, "create_engine", create)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: database.engine)
+        assert making.wait(20)
+        second = pool.submit(lambda: database.engine)
+        time.sleep(0.05)  # until it waits as well
+        go_on.set()
+        assert first.result(20) is second.result(20)
+    database.dispose()
 
 
 def test_a_loop_closed_carelessly_harms_no_other(backend: Backend) -> None:

@@ -64,6 +64,16 @@ def test_a_scope_that_reads_refuses_to_flush(unheard: Database, sqlite: Backend,
     assert sqlite.names() == []
 
 
+def test_an_engine_of_it_that_was_handed_in_refuses_to_flush(unheard: Database, sqlite: Backend) -> None:
+    """Its owner writes through it too, so its connections cannot be opened read-only."""
+    database = Database(engine=unheard.engine)
+    with pytest.raises(ReadOnlyError), session_scope(database, read_only=True) as session:
+        assert session.scalar(text("SELECT 1")) == 1
+        session.add(Item(name="a"))
+        session.flush()
+    assert sqlite.names() == []
+
+
 def test_its_isolation_levels_are_not_checked(unheard: Database, sqlite: Backend) -> None:
     """A level that cannot be checked is passed on, and SQLAlchemy refuses a wrong one."""
     with session_scope(unheard, isolation_level="serializable") as session:
