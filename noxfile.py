@@ -20,7 +20,8 @@ nox.options.error_on_missing_interpreters = "CI" in os.environ
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
-OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
+OLDEST = PYTHONS[0]
+MEASURED = "3.12"  # the collector of CPython 3.13.0 crashed under the tracer, twice in two runs
 EXTRAS = ("cli", "demo", "migrations", "mysql", "postgresql", "settings", "sqlite", "testing")
 """What the tests exercise."""
 DRIVERS = ("psycopg2", "pymysql", "mysqldb", "aiomysql")
@@ -75,7 +76,7 @@ def tests(session: nox.Session) -> None:
     install_wheel(session, *EXTRAS)
     if session.python == OLDEST:  # the newest run on it in the session matrix
         session.install(*floors())
-    if session.python == NEWEST and not session.posargs:
+    if session.python == MEASURED and not session.posargs:
         run_measured(session, "-n", WORKERS)
     else:
         run_pytest(session, "-n", WORKERS)
