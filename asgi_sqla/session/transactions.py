@@ -39,11 +39,11 @@ def _guarding(name: str) -> Callable[..., Any]:
 class GuardedTransaction(SessionTransaction):
     """A transaction or savepoint that one task or thread at a time may end, and none after the unit's end."""
 
-    commit = _guarding("commit")
-    rollback = _guarding("rollback")
-    close = _guarding("close")
-    prepare = _guarding("prepare")
-    __exit__ = _guarding("__exit__")
+    commit: Callable[..., Any] = _guarding("commit")
+    rollback: Callable[..., Any] = _guarding("rollback")
+    close: Callable[..., Any] = _guarding("close")
+    prepare: Callable[..., Any] = _guarding("prepare")
+    __exit__: Callable[..., Any] = _guarding("__exit__")
 
 
 def failure_in(savepoint: SessionTransaction | None) -> Exception | None:
