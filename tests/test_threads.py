@@ -118,6 +118,23 @@ def test_no_call_is_lost_when_a_thread_is_about_to_end(own: Threads, monkeypatch
         time.sleep(0.001)
 
 
+def test_a_thread_that_was_given_a_call_in_its_last_moment_runs_it() -> None:
+    """It has waited long enough, but is not idle any more, so the call is on its way to it."""
+    future: Future[None] = Future()
+    waited: list[bool] = []
+
+    class Inbox(SimpleQueue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            waited.append(True)
+            if len(waited) == 2:
+                return (future, lambda: None)
+            raise Empty
+
+    Threads()._work(Inbox())
+
+    assert (len(waited), future.exception(0)) == (3, None)
+
+
 @pytest.mark.parametrize("failure", [BrokenError(), SystemExit(1), KeyboardInterrupt()], ids=repr)
 def test_a_failure_belongs_to_the_future(own: Threads, failure: BaseException) -> None:
     """Whatever a call raises, its thread takes the next one."""
