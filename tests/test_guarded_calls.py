@@ -6,11 +6,14 @@ import asyncio
 import logging
 import sqlite3
 import threading
+import traceback
+import warnings
 from collections.abc import Callable
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
+import greenlet  # type: ignore[import-untyped]
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -314,3 +317,31 @@ async def test_a_websocket_whose_listener_begins_again_holds_nothing(sqlite: Bac
     await database.async_dispose()
 
     assert (call.raised, again, out, sqlite.names()) == (None, [True], [0], ["a"])
+
+
+@pytest.mark.parametrize("call", ["execute", "commit", "begin"])
+def test_a_traceback_keeps_no_greenlet(sqlite: Backend, call: str) -> None:
+    """The greenlet of a thread that has ended, in a frame that the collector looks at, crashes the process."""
+    database = Database(sqlite.url)
+
+    def fail() -> None:
+        with session_scope(database) as session:
+            if call == "execute":
+                session.execute(text("SELECT nothing"))
+            elif call == "commit":
+                session.add_all([Item(id=1, name="a"), Item(id=1, name="a")])
+                session.commit()
+            else:
+                with session.begin():
+                    session.add_all([Item(id=1, name="a"), Item(id=1, name="a")])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SQLAlchemy's, about the second object
+        with pytest.raises(Exception, match=r"nothing|UNIQUE|conflicts") as raised:
+            fail()
+
+    frames = [frame for frame, _line in traceback.walk_tb(raised.value.__traceback__)]
+    kept = [value for frame in frames for value in frame.f_locals.values() if isinstance(value, greenlet.greenlet)]
+    assert len(frames) > 4
+    assert kept == []
+    database.dispose()

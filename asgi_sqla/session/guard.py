@@ -208,7 +208,7 @@ class GuardedSession(Session):
         if self._guard_end is not None and self._guard_inside is not getcurrent():
             raise ended(self.guard_unit)
 
-    def _guard_enter(self, greenlet: object) -> bool:
+    def _guard_enter(self) -> bool:
         """Let the caller in; return False if it is in already, further up its own stack."""
         user = get_ident() if self.guard_loop is None else self._guard_task(self.guard_loop)
         if user == self._guard_user:
@@ -221,7 +221,7 @@ class GuardedSession(Session):
                 f"task or thread at a time, so let each open its own: {OWN_SCOPE}"
             )
         self._guard_user = user
-        self._guard_inside = greenlet
+        self._guard_inside = getcurrent()
         if self.guard_users is not None:
             self.guard_users.add(current_user())
         return True
@@ -252,8 +252,8 @@ def guarding(name: str, base: type[Session]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
-        greenlet = getcurrent()
-        outermost = greenlet is not self._guard_inside and self._guard_enter(greenlet)
+        # In no variable, which a traceback would keep: greenlet frees that of a thread's end under the collector.
+        outermost = getcurrent() is not self._guard_inside and self._guard_enter()
         try:
             return method(self, *args, **kwargs)
         finally:

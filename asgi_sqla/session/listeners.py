@@ -144,7 +144,7 @@ def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any, send
             raise ResourceClosedError("this connection was closed when its session ended")
         return None
     session: Any = watched.session
-    outermost = session._guard_inside is not getcurrent() and session._guard_enter(getcurrent())
+    outermost = session._guard_inside is not getcurrent() and session._guard_enter()
     try:
         watched.before(statement)
         # Set in an argument, in the statement, in a Query or in the session's options: this holds them all.

@@ -25,8 +25,7 @@ def _guarding(name: str) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: SessionTransaction, *args: Any, **kwargs: Any) -> Any:
         session: Any = self.session
-        greenlet = getcurrent()
-        outermost = greenlet is not session._guard_inside and session._guard_enter(greenlet)
+        outermost = getcurrent() is not session._guard_inside and session._guard_enter()
         try:
             return method(self, *args, **kwargs)
         finally:
