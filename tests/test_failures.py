@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from anyio import to_thread
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -396,14 +396,19 @@ async def test_a_close_that_fails_hides_nothing(
     assert idle_in_transaction(backend) == 0
 
 
+def second_database(folder: Path) -> tuple[Database, Engine]:
+    """Return a second database with the tables, and a witness of it."""
+    witness = create_engine(f"sqlite:///{folder / 'second.db'}", poolclass=NullPool)
+    Base.metadata.create_all(witness)
+    return Database(f"sqlite:///{folder / 'second.db'}"), witness
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_the_second_commit_of_two_fails(
     database: Database, backend: Backend, sqlite: Backend, tmp_path: Path, kind: str
 ) -> None:
     """The client gets the error, and the exception says which database had committed and which had not."""
-    second = Database(f"sqlite:///{tmp_path / 'second.db'}")
-    witness = create_engine(f"sqlite:///{tmp_path / 'second.db'}", poolclass=NullPool)
-    Base.metadata.create_all(witness)
+    second, witness = second_database(tmp_path)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await insert(database, kind, name="first")
@@ -427,9 +432,7 @@ async def test_an_error_known_before_the_second_commit_stops_the_first(
     database: Database, backend: Backend, tmp_path: Path, kind: str, fault: str
 ) -> None:
     """A failing flush, or a lost transaction, is found before the first COMMIT is sent."""
-    second = Database(f"sqlite:///{tmp_path / 'second.db'}")
-    witness = create_engine(f"sqlite:///{tmp_path / 'second.db'}", poolclass=NullPool)
-    Base.metadata.create_all(witness)
+    second, witness = second_database(tmp_path)
 
     def spoil(session: Session) -> None:
         if fault == "flush":
