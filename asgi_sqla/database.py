@@ -10,12 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NoReturn, Self, TypedDict, Unpack, cast
 
 import anyio
-from sqlalchemy import orm
+from sqlalchemy import orm, text
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext import asyncio as sa_async
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import Session
-from sqlalchemy.sql import text
 
 from asgi_sqla.engine.engines import Engines, Role
 from asgi_sqla.engine.events import checked_listener
@@ -41,6 +39,7 @@ class DatabaseOptions(TypedDict, total=False):
     session_options: Mapping[str, Any] | None
     read_only_url: str | URL | Sequence[str | URL] | None
     transaction_mode: TransactionMode | None
+    pipelining: bool
 
 
 class Database(Generic[S_co, A_co]):
@@ -61,6 +60,8 @@ class Database(Generic[S_co, A_co]):
       classes; default: ``expire_on_commit`` is False.
     - ``read_only_url``: the URL of a replica for read-only units, or a sequence of URLs, used in turn; default: none.
     - ``transaction_mode``: how SQLite transactions begin: "deferred" or "immediate"; default: "deferred".
+    - ``pipelining``: whether BEGIN travels with the first statement, on engines made from a PostgreSQL URL for psycopg
+      and asyncpg; default: True.
 
     To type checkers its sessions are SQLAlchemy's. With other classes write them in brackets, as for SQLModel:
     ``db: Database[Session, AsyncSession] = Database(url, session_options=...)``.
@@ -199,7 +200,7 @@ class Database(Generic[S_co, A_co]):
         return self.async_session
 
     # Some frameworks inject by the type that a function returns.
-    get_session.__annotations__["return"], get_async_session.__annotations__["return"] = Session, AsyncSession
+    get_session.__annotations__["return"], get_async_session.__annotations__["return"] = orm.Session, AsyncSession
 
     def listen(self, identifier: str, function: Callable[..., object]) -> None:
         """Call ``function`` at an event of every engine: of each event loop, for reading, and made after ``dispose()``.
@@ -304,6 +305,7 @@ class Database(Generic[S_co, A_co]):
             engine=configuration.engine if writes else None,
             async_engine=configuration.async_engine if writes else None,
             transaction_mode=configuration.transaction_mode if writes else None,
+            pipelining=configuration.pipelining,
             role=role,
             replicas=replicas,
             listeners=self._listeners,

@@ -49,6 +49,7 @@ class DatabaseSettings(BaseSettings):
     - ``read_only_url``: the URL of a replica for read-only units.
     - ``engine_options``: all other options of the engines, in the environment as JSON.
     - ``transaction_mode``: how SQLite transactions begin: "deferred" or "immediate".
+    - ``pipelining``: False sends BEGIN to PostgreSQL before the first statement, not with it.
     - ``migrations_path``: the directory of the migrations.
     """
 
@@ -67,6 +68,7 @@ class DatabaseSettings(BaseSettings):
     read_only_url: SecretStr | None = None
     engine_options: dict[str, Any] | None = None
     transaction_mode: Literal["deferred", "immediate"] | None = None
+    pipelining: bool | None = None
     migrations_path: Path | None = None
 
 

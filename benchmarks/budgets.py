@@ -1,6 +1,6 @@
 """The budgets of the design, each beside what was measured.
 
-Lives here: what was promised, and whether it was kept.
+Holds: what was promised, and whether it was kept.
 Must not know: how anything is measured.
 """
 
@@ -70,7 +70,7 @@ def _used(used: dict[tuple[str, str, str], Times]) -> list[Budget]:
 
 
 def _round_trips(counts: dict[str, int]) -> list[Budget]:
-    promised = {"unused": 0, "SELECT": 3, "INSERT": 3, "SELECT, read-only": 1}
+    promised = {"unused": 0, "SELECT": 2, "INSERT": 2, "SELECT, read-only": 1}
     return [
         Budget(f"round trips, {what}", str(count), str(counts[what]), counts[what] == count, timed=False)
         for what, count in promised.items()

@@ -1,6 +1,6 @@
 """Calls of an ASGI application in process, as a server makes them.
 
-Lives here: the scope, the two callables and a lifespan.
+Holds: the scope, the two callables and a lifespan.
 Must not know: what is called, or how long it takes.
 """
 

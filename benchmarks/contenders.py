@@ -1,6 +1,6 @@
 """Who is compared: each contender, where it is installed, and its process.
 
-Lives here: the table of contenders, their virtual environments, and talking to their processes.
+Holds: the table of contenders, their virtual environments, and talking to their processes.
 Must not know: what is measured.
 """
 

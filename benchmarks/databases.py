@@ -1,6 +1,6 @@
 """The databases that are measured on: one table, in a SQLite file and in the PostgreSQL of a wheel.
 
-Lives here: the table, where it is, and a witness of what is committed in it.
+Holds: the table, where it is, and a witness of what is committed in it.
 Must not know: who writes into it.
 """
 

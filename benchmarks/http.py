@@ -1,6 +1,6 @@
 """Over HTTP: uvicorn with one worker, a load generator in a second process, and the slow readers.
 
-Lives here: rounds over HTTP, and the run that shows what a connection is held for.
+Holds: rounds over HTTP, and the run that shows what a connection is held for.
 Must not know: what any contender is.
 """
 

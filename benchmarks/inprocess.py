@@ -1,6 +1,6 @@
 """In process, with no server and no framework: bare, hand-written, and ours.
 
-Lives here: the unused request, and the same SELECT and INSERT in both kinds on both databases.
+Holds: the unused request, and the same SELECT and INSERT in both kinds on both databases.
 Must not know: the peers.
 """
 

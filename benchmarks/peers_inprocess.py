@@ -1,6 +1,6 @@
 """The peers in process: the same framework, the same handler, each in a process of its own.
 
-Lives here: rounds across processes.
+Holds: rounds across processes.
 Must not know: what any contender is.
 """
 

@@ -1,6 +1,6 @@
 """``python -m benchmarks.phases``: where a used request spends more, and where less, than the hand-written one.
 
-Lives here: one SELECT with an ``AsyncSession``, cut into its phases; the processor's time, not the clock's, of single
+Holds: one SELECT with an ``AsyncSession``, cut into its phases; the processor's time, not the clock's, of single
 requests in random order, so that other work on the machine disturbs little.
 """
 

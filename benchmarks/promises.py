@@ -1,6 +1,6 @@
 """What each contender does with a transaction, found by trying it.
 
-Lives here: the experiments, and the few words the tables say about their outcome.
+Holds: the experiments, and the few words the tables say about their outcome.
 Must not know: how long anything takes.
 """
 

@@ -1,6 +1,6 @@
 """Raw ASGI applications: the same handler bare, hand-written, and behind the middleware.
 
-Lives here: what is compared in process, with no framework in between.
+Holds: what is compared in process, with no framework in between.
 Must not know: how long anything takes.
 """
 

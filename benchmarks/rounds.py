@@ -1,6 +1,6 @@
 """Rounds: every contender takes its turn in each, so that what disturbs one disturbs all.
 
-Lives here: what a set of rounds comes to. A harness such as pyperf measures one contender after the
+Holds: what a set of rounds comes to. A harness such as pyperf measures one contender after the
 other, and on a shared machine that compares the hours of the day; so the loop is our own.
 Must not know: what is measured.
 """

@@ -1,6 +1,6 @@
 """The work every contender does: one SELECT by primary key, or one INSERT.
 
-Lives here: the same few lines for both kinds of session.
+Holds: the same few lines for both kinds of session.
 Must not know: any contender.
 """
 

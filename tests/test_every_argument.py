@@ -239,6 +239,7 @@ DATABASE_WRONG: dict[str, tuple[Any, ...]] = {
     "session_options": (*NO_MAPPING, *SESSION_OPTIONS, *ONLY_OF_DATABASE),
     "read_only_url": (5, "", [], "replica", [5], ["sqlite://", ENGINE], URL, DSN, SECRET, ENGINE, {"url": URL}),
     "transaction_mode": ("exclusive", "IMMEDIATE", True, 5, ["deferred"]),
+    "pipelining": NO_SWITCH,
 }
 WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
     "SQLAlchemyMiddleware": {

@@ -220,7 +220,7 @@ async def test_a_select_is_one_round_trip(backend: Backend, kind: str) -> None:
     """On the wire a writer sends BEGIN, SELECT and COMMIT, and a reader the SELECT alone."""
     counts = {}
     with wire(backend.url) as (counting, url):
-        database = Database(url)
+        database = Database(url, pipelining=False)
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await execute(database, kind, "SELECT 1")

@@ -52,6 +52,7 @@ class Engines:
         engine: Engine | None = None,
         async_engine: AsyncEngine | None = None,
         transaction_mode: TransactionMode | None = None,
+        pipelining: bool = False,
         role: Role = "write",
         replicas: Sequence[URL] = (),
         listeners: list[Listener] | None = None,
@@ -66,6 +67,7 @@ class Engines:
         self._async_options = async_options or {}
         self._autocommit = AUTOCOMMIT if role == "read" else {}
         self._mode: TransactionMode = transaction_mode or "deferred"
+        self._pipelining = pipelining
         self._listeners = [] if listeners is None else listeners
         self._watchers: list[Listener] = []
         self._made: list[Engine] = []
@@ -135,6 +137,7 @@ class Engines:
             options=self._options,
             async_options=self._async_options,
             transaction_mode=self._mode,
+            pipelining=self._pipelining,
             listeners=self._listeners,
         )
 
@@ -202,13 +205,16 @@ class Engines:
     def _make(self) -> Engine:
         target = self._target(asynchronous=False)
         # Looked up at each call, because instrumentation may replace it after this module was imported.
-        engine = sqlalchemy.create_engine(target.url, **arguments_for(target, self._options, self._autocommit))
+        arguments = arguments_for(target, self._options, self._autocommit, pipelining=self._pipelining)
+        engine = sqlalchemy.create_engine(target.url, **arguments)
         self._prepare(engine, asynchronous=False)
         return engine
 
     def _make_async(self, loop: asyncio.AbstractEventLoop) -> AsyncEngine:
         target = self._target(asynchronous=True)
-        arguments = arguments_for(target, self._options, self._autocommit, self._async_options)
+        arguments = arguments_for(
+            target, self._options, self._autocommit, self._async_options, pipelining=self._pipelining
+        )
         engine = sqlalchemy_asyncio.create_async_engine(target.url, **arguments)
         self._prepare(engine.sync_engine, asynchronous=True)
         self._forget_closed_loops()

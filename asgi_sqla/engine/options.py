@@ -19,6 +19,7 @@ from sqlalchemy.util import get_cls_kwargs
 
 from asgi_sqla.engine.isolation import with_level
 from asgi_sqla.engine.kinds import ENGINE, check_kinds
+from asgi_sqla.engine.pipelining import pipelined
 from asgi_sqla.engine.urls import Target, hidden, parse, shown
 from asgi_sqla.errors import ConfigurationError
 
@@ -64,6 +65,7 @@ class Configuration(NamedTuple):
     session_options: dict[str, Any]
     transaction_mode: TransactionMode | None
     replicas: tuple[URL, ...]
+    pipelining: bool
 
 
 def known_arguments(instead: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -114,9 +116,12 @@ def checked(arguments: Mapping[str, Any]) -> Configuration:
     _check_mode(mode, parsed)
     session_options = mapping("session_options", arguments.get("session_options"))
     replicas = _replicas(arguments.get("read_only_url"), parsed)
+    pipelining = arguments.get("pipelining", True)
+    if not isinstance(pipelining, bool):
+        raise ConfigurationError(f"pipelining={hidden(pipelining)} is neither True nor False")
     return Configuration(
         parsed, engine, async_engine, options["engine_options"], options["async_engine_options"], session_options,
-        mode, replicas,
+        mode, replicas, pipelining,
     )  # fmt: skip
 
 
@@ -125,6 +130,8 @@ def arguments_for(
     options: Mapping[str, Any],
     fixed: Mapping[str, Any],
     async_options: Mapping[str, Any] | None = None,
+    *,
+    pipelining: bool = False,
 ) -> dict[str, Any]:
     """Return the arguments for ``create_engine()``, or with ``async_options`` for ``create_async_engine()``."""
     options = {**options, **(async_options or {})}
@@ -138,14 +145,17 @@ def arguments_for(
     # A queue pool class is for either kind; each kind of engine has its own by default.
     if options.get("poolclass") in (QueuePool, AsyncAdaptedQueuePool):
         del options["poolclass"]
-    arguments = {**target.connect_args, **options.pop("connect_args", {})}
+    of_engine, of_driver = (
+        pipelined(target.url.get_driver_name(), asynchronous=async_options is not None) if pipelining else ({}, {})
+    )
+    arguments = {**of_driver, **target.connect_args, **options.pop("connect_args", {})}
     if target.url.get_driver_name() == "asyncpg" and "async_creator" not in options:
         from asgi_sqla.engine.asyncpg import connection_class  # this imports the driver
 
         arguments.setdefault("connection_class", connection_class())
     if target.url.get_backend_name() == "sqlite" and "timeout" not in target.url.query:
         arguments.setdefault("timeout", BUSY_TIMEOUT)
-    return {**options, **fixed, "connect_args": arguments}
+    return {**of_engine, **options, **fixed, "connect_args": arguments}
 
 
 def checked_engine_options(argument: str, options: Mapping[str, Any], url: URL) -> dict[str, Any]:

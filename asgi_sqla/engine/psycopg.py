@@ -1,0 +1,143 @@
+"""psycopg with a BEGIN that travels with the first statement: two round trips for a transaction of one, not three.
+
+libpq's pipeline mode sends both, with one Sync, so the server skips the statement if BEGIN fails. A statement without
+parameters may hold several, or be a COPY; psycopg sends it by the simple protocol, and then BEGIN goes before it as
+usual.
+
+Holds: the cursor classes that our engines give to psycopg; imported only with such an engine.
+Must not know: engines, sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+import psycopg
+from psycopg import AsyncCursor, Connection, Cursor, Pipeline, errors, pq
+from psycopg._preparing import Prepare
+from psycopg.adapt import Transformer
+from psycopg.generators import fetch_many, send
+
+VERSION: str = psycopg.__version__
+VERSIONS = (3, 2), (3, 4)
+"""From the first, and below the second: those that the tests run with."""
+PRIVATE = (
+    (Cursor, ("_check_results", "_convert_query", "_execute_gen", "_get_prepared", "_reset", "_set_results")),
+    (Connection, ("_check_connection_ok", "_get_tx_start_command", "_start_query")),
+)
+"""What this room uses, and its owners do not promise."""
+
+IDLE = pq.TransactionStatus.IDLE
+FAILED = pq.ExecStatus.FATAL_ERROR
+
+
+class _Pipelined:
+    __slots__ = ()
+
+    def _execute_gen(
+        self: Any, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> Generator[Any, Any, None]:
+        conn = self._conn
+        if self._pgconn.transaction_status == IDLE and not (
+            conn._autocommit or conn._pipeline or conn._tpc or self.closed
+        ):
+            done = yield from self._execute_with_begin(query, params, prepare, binary)
+            if done:
+                return
+        yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)  # type: ignore[misc]  # of Cursor
+
+    def _execute_with_begin(
+        self: Any, query: Any, params: Any, prepare: bool | None, binary: bool | None
+    ) -> Generator[Any, Any, bool]:
+        """Do what ``execute()`` does, with BEGIN; return False, and have done nothing, if that is not possible."""
+        conn = self._conn
+        if not self._last_query or self._last_query is not query:
+            self._last_query = None
+            self._tx = Transformer(self)
+        try:
+            statement = self._convert_query(query, params)
+        except Exception:
+            yield from conn._start_query()  # the transaction begins all the same, as without us
+            raise
+        prepared, name = self._get_prepared(statement, prepare)
+        if prepared is Prepare.NO and not statement.params:
+            return False
+        self._reset()
+        self._query = statement
+        results = yield from _send_after_begin(conn, self._pgconn, _sends(self, statement, prepared, name, binary))
+        if (key := conn._prepared.maybe_add_to_cache(statement, prepared, name)) is not None:
+            conn._prepared.validate(key, prepared, name, results)
+        self._check_results(results)
+        self._set_results(results)
+        self._last_query = query
+        yield from conn._prepared.maintain_gen(conn)
+        return True
+
+
+class PipelinedCursor(_Pipelined, Cursor[Any]):  # type: ignore[misc]  # psycopg's own attributes
+    """A cursor of a sync connection."""
+
+    __slots__ = ()
+
+
+class PipelinedAsyncCursor(_Pipelined, AsyncCursor[Any]):  # type: ignore[misc]  # as above
+    """A cursor of an async connection."""
+
+    __slots__ = ()
+
+
+def _sends(cursor: Any, statement: Any, prepared: Prepare, name: bytes, binary: bool | None) -> list[Callable[[], Any]]:
+    """Return the calls that send ``statement``, and before it what prepares it, if it is to be prepared."""
+    pgconn = cursor._pgconn
+    formats = {
+        "param_formats": statement.formats,
+        "result_format": cursor.format if binary is None else pq.Format(binary),
+    }
+    if prepared is Prepare.NO:
+        parameters = (statement.query, statement.params)
+        return [partial(pgconn.send_query_params, *parameters, param_types=statement.types, **formats)]
+    execute = partial(pgconn.send_query_prepared, name, statement.params, **formats)
+    if prepared is Prepare.SHOULD:
+        return [partial(pgconn.send_prepare, name, statement.query, param_types=statement.types), execute]
+    return [execute]
+
+
+def _send_after_begin(conn: Any, pgconn: Any, sends: list[Callable[[], Any]]) -> Generator[Any, Any, Any]:
+    """Send BEGIN and what ``sends`` send, and return the results of the last; raise the first error."""
+    pgconn.enter_pipeline_mode()
+    pgconn.send_query_params(conn._get_tx_start_command(), None)
+    refused, sent = None, 1
+    for one in sends:
+        try:
+            one()
+        except Exception as exc:  # by libpq, for example for too many parameters: only the transaction begins
+            refused = exc
+            break
+        sent += 1
+    pgconn.pipeline_sync()
+    yield from send(pgconn)
+    answers: list[Any] = []
+    while len(answers) < sent:
+        answers += [(yield from fetch_many(pgconn))]
+    yield from fetch_many(pgconn)  # the Sync
+    pgconn.exit_pipeline_mode()
+    last = None if refused is not None else answers.pop()
+    for results in answers:
+        for result in results:
+            if result.status == FAILED:
+                raise errors.error_from_result(result, encoding=pgconn._encoding)
+    if refused is not None:
+        raise refused
+    return last
+
+
+def is_able() -> bool:
+    """Return whether the libpq in use has a pipeline mode."""
+    return bool(Pipeline.is_supported())
+
+
+def arguments(asynchronous: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments for ``create_engine()``, and those for the driver."""
+    return {}, {"cursor_factory": PipelinedAsyncCursor if asynchronous else PipelinedCursor}
