@@ -8,6 +8,9 @@ Must not know: anything else of this package.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 OWN_SCOPE = "async with session_scope() as session: ..."
 """What to write in code that needs its own unit of work."""
 
@@ -60,6 +63,18 @@ class ReadOnlyError(AsgiSqlaError, RuntimeError):
 
 class BlockingSessionWarning(RuntimeWarning):
     """A sync ``Session`` ran SQL on a thread with a running event loop: the whole server waits for it."""
+
+
+@contextmanager
+def needing(extra: str, room: str) -> Iterator[None]:
+    """Import what an extra brings; where it is missing, raise ModuleNotFoundError with the command that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] == "asgi_sqla":
+            raise
+        said = f"{room} needs {exc.name}, which is not installed; write: pip install 'asgi-sqla[{extra}]'"
+        raise ModuleNotFoundError(said, name=exc.name) from None
 
 
 def ended(unit: object) -> UnitOfWorkEndedError:

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
 from asgi_sqla.database import Database, DatabaseOptions
 from asgi_sqla.engine.urls import hidden
-from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.errors import ConfigurationError, needing
+
+with needing("settings", "asgi_sqla.settings"):
+    from pydantic import BaseModel, SecretStr, ValidationError
+    from pydantic_settings import BaseSettings, SettingsConfigDict
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -32,8 +33,14 @@ LOCATION = "migrations"
 _OF_DATABASE = frozenset(("url", *DatabaseOptions.__annotations__)) - {"engine", "async_engine"}
 
 
+_PARTS = ("sqlalchemy", "database", "alembic")
+"""The parts that settings may have."""
+
+
 class DatabaseSettings(BaseSettings):
     """The settings of one database, from ``DATABASE_URL`` and other variables that begin with ``DATABASE_``.
+
+    Variables of the environment count before those in a file ``.env`` of the current directory.
 
     As a field of your own settings class it is read as pydantic reads nested settings. A field left out leaves
     SQLAlchemy's default.
@@ -48,13 +55,14 @@ class DatabaseSettings(BaseSettings):
     - ``pool_timeout``: seconds to wait for a connection of the pool.
     - ``read_only_url``: the URL of a replica for read-only units.
     - ``engine_options``: all other options of the engines, in the environment as JSON.
+    - ``session_options``: options of the sessions, in the environment as JSON.
     - ``transaction_mode``: how SQLite transactions begin: "deferred" or "immediate".
     - ``pipelining``: False sends BEGIN to PostgreSQL before the first statement, not with it.
     - ``migrations_path``: the directory of the migrations.
     """
 
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
-        env_prefix="DATABASE_", extra="ignore", hide_input_in_errors=True
+        env_prefix="DATABASE_", env_file=".env", extra="ignore", hide_input_in_errors=True
     )
 
     url: SecretStr
@@ -67,6 +75,7 @@ class DatabaseSettings(BaseSettings):
     pool_timeout: float | None = None
     read_only_url: SecretStr | None = None
     engine_options: dict[str, Any] | None = None
+    session_options: dict[str, Any] | None = None
     transaction_mode: Literal["deferred", "immediate"] | None = None
     pipelining: bool | None = None
     migrations_path: Path | None = None
@@ -77,11 +86,12 @@ def database_from(settings: Mapping[str, Any] | BaseModel | None = None) -> Data
 
     - ``settings``: pydantic settings, a mapping, or None for the environment. ``url`` and the other arguments of
       ``Database`` are taken by name, and every other name is an option of the engines. They may be in a part called
-      ``sqlalchemy``, or be written "sqlalchemy.url"; default: None.
+      ``sqlalchemy`` or ``database``, or be written "sqlalchemy.url"; default: None.
 
     Raises ConfigurationError if there is no ``url``, or a value is wrong.
     """
-    arguments = dict(_part(_plain(settings), "sqlalchemy"))
+    plain = _plain(settings)
+    arguments = _part(plain, "database" if "database" in plain else "sqlalchemy")
     arguments.pop("migrations_path", None)
     if not arguments.get("url"):
         names = [name if name.isidentifier() else hidden(name) for name in sorted(arguments)]
@@ -115,16 +125,14 @@ def migrations_from(
     from asgi_sqla.migrations import Migrations  # of another extra, which only this function needs
 
     plain = _plain(settings)
-    location = _part(plain, "alembic").get("migrations_path") or plain.get("migrations_path") or LOCATION
+    parts = (_part(plain, "alembic"), plain, plain.get("database") or {})
+    location = next((part["migrations_path"] for part in parts if part.get("migrations_path")), LOCATION)
     return Migrations(database or database_from(settings), location, metadata=metadata)
 
 
 def _plain(settings: Mapping[str, Any] | BaseModel | None) -> dict[str, Any]:
     """Return the settings as nested mappings of plain values, without None values."""
-    if settings is None:
-        settings = _from_environment()
-    if isinstance(settings, BaseModel):
-        settings = settings.model_dump()
+    settings = _from_environment() if settings is None else _fields(settings)
     if not isinstance(settings, Mapping):
         raise ConfigurationError(
             f"settings={hidden(settings)} are neither pydantic settings nor a mapping, nor None; "
@@ -142,8 +150,17 @@ def _plain(settings: Mapping[str, Any] | BaseModel | None) -> dict[str, Any]:
     return plain
 
 
+def _fields(settings: Any) -> Any:
+    """Return the fields of pydantic settings; of a subclass of ours, not those that are for its author."""
+    if not isinstance(settings, BaseModel):
+        return settings
+    ours = isinstance(settings, DatabaseSettings)
+    names = DatabaseSettings.model_fields if ours else type(settings).model_fields
+    return {name: getattr(settings, name) for name in names}
+
+
 def _value(name: str, value: Any) -> Any:
-    if isinstance(value, BaseModel | Mapping) and name in ("sqlalchemy", "alembic"):
+    if isinstance(value, BaseModel | Mapping) and name in _PARTS:
         return _plain(value)
     if isinstance(value, SecretStr):
         return value.get_secret_value()
@@ -162,9 +179,11 @@ def _part(plain: dict[str, Any], name: str) -> dict[str, Any]:
     return {} if name == "alembic" else {key: value for key, value in plain.items() if key != "alembic"}
 
 
-def _from_environment() -> DatabaseSettings:
+def _from_environment() -> Any:
     try:
-        return DatabaseSettings()  # type: ignore[call-arg]  # the url comes from the environment
+        return _fields(DatabaseSettings())  # type: ignore[call-arg]  # the url comes from the environment
     except ValidationError as exc:
         wrong = "; ".join(f"DATABASE_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in exc.errors())
-        raise ConfigurationError(f"the environment does not describe a database: {wrong}") from None
+        file = Path(".env").resolve()
+        also = f"and in {file}" if file.is_file() else f"(there is no {file})"
+        raise ConfigurationError(f"no database is described in the environment {also}: {wrong}") from None

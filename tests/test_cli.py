@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from sqlalchemy.pool import NullPool
 from support.empty import KINDS, empty_database
 from support.migrating import Project, importable
 
-from asgi_sqla import Database
+from asgi_sqla import ConfigurationError, Database
 from asgi_sqla.cli import BEHIND, FAILED, LOCKED, REFUSED, USAGE, commands, main, syncdb
 from asgi_sqla.migrations import MigrateResult, Migrations
 
@@ -70,7 +72,7 @@ def test_progress_goes_to_stderr(project: Project) -> None:
 def test_each_command_alone(project: Project) -> None:
     """create, downgrade, upgrade and revision work by themselves."""
     assert ended(run(project, "create")) == (0, "Database created.\n")
-    assert ended(run(project, "downgrade", "base")) == (0, "Downgraded to base.\n")
+    assert ended(run(project, "downgrade", "base", "--yes")) == (0, "Downgraded to base.\n")
     assert ended(run(project, "upgrade")) == (0, "Upgraded to heads.\n")
     made = run(project, "revision", "-m", "more", "--autogenerate")
     assert (made.exit_code, Path(made.stdout.strip()).read_text()[:7]) == (0, '"""more')
@@ -146,7 +148,59 @@ def test_what_alembic_refuses_is_one_line(project: Project) -> None:
 
     assert (result.exit_code, result.stderr) == (
         FAILED,
-        "Error: CommandError: Can't locate revision identified by 'nowhere'\n",
+        "Error: CommandError: Can't locate revision identified by 'nowhere'; asgi-sqla status says the latest\n",
+    )
+
+
+@pytest.mark.parametrize("target", ["base", "-1"])
+def test_downgrade_asks_first(project: Project, target: str) -> None:
+    """It drops what the revisions had created, so it names the database; "-1" is a target and no option."""
+    run(project, "migrate")
+    no = run(project, "downgrade", target, answer="n\n")
+    assert (no.exit_code, f"{project.folder / 'shop.db'}> down to {target}?" in no.stdout) == (FAILED, True)
+    assert "customer" in project.tables()
+
+    assert run(project, "downgrade", target, answer="y\n").exit_code == 0
+    assert project.tables() == ["alembic_version"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "content", "said"),
+    [
+        ("script", "import nothing_of_the_kind\n", "ModuleNotFoundError: No module named 'nothing_of_the_kind'"),
+        ("script", "def upgrade(:\n", "SyntaxError: invalid syntax"),
+        ("env.py", "from asgi_sqla.migrations import run_env\nrun_env(undefined)\n", "name 'undefined' is not defined"),
+        ("application", "raise LookupError('no settings')\n", "LookupError: no settings"),
+    ],
+)
+def test_what_cannot_be_imported_is_one_line(project: Project, broken: str, content: str, said: str) -> None:
+    """It says what was raised, and in which line of which file."""
+    file = {
+        "script": project.folder / "migrations" / "versions" / "broken.py",
+        "env.py": project.folder / "migrations" / "env.py",
+        "application": project.folder / "broken_application.py",
+    }[broken]
+    file.write_text(content)
+    target = "broken_application:migrations" if broken == "application" else f"{project.module}:migrations"
+
+    result = CliRunner().invoke(main, ["--target", target, "migrate"])
+
+    last = result.stderr.splitlines()[-1]
+    assert (result.exit_code != 0, "Traceback" in result.stderr) == (True, False)
+    assert (last.startswith("Error: "), said in last) == (True, True)
+    assert f"{file}, line {content.count(chr(10))}" in last
+
+
+def test_a_revision_that_raises_is_one_line(project: Project) -> None:
+    """It names the line of the script."""
+    project.script("second", "first", "raise LookupError('not today')")
+    run(project, "upgrade", "first")
+
+    result = run(project, "migrate")
+
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        FAILED,
+        f"Error: LookupError: not today ({project.folder}/migrations/versions/second.py, line 12)",
     )
 
 
@@ -201,6 +255,14 @@ def test_init_writes_what_the_other_commands_need(tmp_path: Path) -> None:
     ]
 
 
+def test_init_writes_where_the_migrations_are(project: Project) -> None:
+    """A Migrations knows its directory."""
+    location = project.migrations.location
+    shutil.rmtree(location)
+
+    assert run(project, "init").stdout.split()[0] == str(location / "env.py")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_check_connects_and_prints_versions_and_pool_numbers(kind: str, tmp_path: Path) -> None:
     """It does so with both kinds of engine."""
@@ -247,8 +309,12 @@ def test_syncdb_is_for_a_command_of_ones_own(project: Project, capsys: pytest.Ca
     """It accepts migrations or settings, and prints what was done."""
     settings = {"sqlalchemy": {"url": project.url}, "alembic": {"migrations_path": project.migrations.location}}
 
-    assert syncdb(project.migrations) == MigrateResult.CREATED
-    assert syncdb(settings) == MigrateResult.UP_TO_DATE
+    base = importlib.import_module(project.module).Base
+
+    assert syncdb(settings, metadata=base) == MigrateResult.CREATED  # not by the revisions, which its log would show
+    assert syncdb(project.migrations) == MigrateResult.UP_TO_DATE
+    with pytest.raises(ConfigurationError, match="metadata="):
+        syncdb(project.migrations, metadata=base)
     assert capsys.readouterr().out == "Database created.\nDatabase up to date.\n"
 
 
@@ -268,3 +334,32 @@ def test_the_package_imports_none_of_it() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("room", "extra", "lacks"),
+    [
+        ("asgi_sqla.cli", "cli", "click"),
+        ("asgi_sqla.cli", "cli", "alembic"),
+        ("asgi_sqla.settings", "settings", "pydantic_settings"),
+    ],
+)
+def test_a_missing_extra_is_named(room: str, extra: str, lacks: str) -> None:
+    """The error is one sentence with the command that installs it."""
+    code = f"import sys; sys.modules[{lacks!r}] = None; import {room}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ModuleNotFoundError: {room} needs {lacks}")
+    assert last.endswith(f"which is not installed; write: pip install 'asgi-sqla[{extra}]'")
+
+
+def test_the_script_without_its_extra_is_one_line() -> None:
+    code = "import sys; sys.modules['click'] = None; from asgi_sqla.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (
+        FAILED,
+        "",
+        "Error: asgi_sqla.cli needs click, which is not installed; write: pip install 'asgi-sqla[cli]'\n",
+    )

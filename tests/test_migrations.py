@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from sqlalchemy.pool import NullPool
 from support.empty import KINDS, empty_database
 from support.migrating import Project, importable
 
-from asgi_sqla import ConfigurationError, Database, SQLAlchemyMiddleware, WrongEventLoopError
+from asgi_sqla import ConfigurationError, Database, SQLAlchemyMiddleware, WrongEventLoopError, session_scope
 from asgi_sqla.migrations import (
     MigrateResult,
     MigrationError,
@@ -30,7 +31,9 @@ from asgi_sqla.migrations import (
     Status,
     exists_in_db,
     is_sqlite,
+    manager,
 )
+from asgi_sqla.testing import rolled_back
 
 PROCESSES = 8
 
@@ -321,7 +324,150 @@ def test_an_engine_with_the_drivers_own_transactions_is_migrated_too(on_sqlite: 
     assert (migrations.migrate(), migrations.migrate()) == (MigrateResult.CREATED, MigrateResult.UP_TO_DATE)
 
 
+def test_tables_older_than_the_first_revision(project: Project) -> None:
+    """With ``stamp="base"`` every revision runs; the error names both ways."""
+    (project.folder / "migrations" / "versions" / "first.py").unlink()
+    assert project.migrations.migrate() == MigrateResult.CREATED
+    project.script("later", None, 'op.add_column("customer", sa.Column("town", sa.String(50)))')
+    if project.migrations.database.engine.dialect.name == "sqlite":
+        with project.migrations.database.engine.begin() as connection:
+            connection.execute(text("DROP TABLE alembic_version"))
+
+    with pytest.raises(MigrationError, match=r'migrate\(stamp="heads"\).*stamp="base"'):
+        project.migrations.migrate()
+    assert project.migrations.migrate(stamp="base") == MigrateResult.UPGRADED
+    assert (project.columns(), project.migrations.migrate()) == (["id", "name", "town"], MigrateResult.UP_TO_DATE)
+
+
+def test_metadata_without_tables_is_warned_of(on_sqlite: Project, caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody has not imported the models."""
+    empty = Migrations(on_sqlite.migrations.database, on_sqlite.migrations.location, metadata=MetaData())
+    (on_sqlite.migrations.location / "env.py").write_text(
+        f"from asgi_sqla.migrations import run_env\nfrom {on_sqlite.module} import db\nrun_env(db)\n"
+    )
+    empty.migrate()
+
+    assert "the metadata has no tables" in caplog.text
+
+
+# Inside other things
+
+
+@pytest.mark.parametrize("before", ["migrated", "empty"])
+async def test_inside_rolled_back(project: Project, before: str) -> None:
+    """The start-up of a tested application may migrate: the outer transaction is not lost by it."""
+    migrations = project.migrations
+    dialect = migrations.database.engine.dialect.name
+    if before == "migrated" or dialect in ("mysql", "mariadb"):
+        migrations.migrate()
+    migrations.database.dispose()
+    with rolled_back(migrations.database) as database:
+        with session_scope(database) as session:
+            session.execute(text("SELECT 1"))
+        await migrations.async_migrate()
+        with session_scope(database) as session:
+            session.execute(text("INSERT INTO customer (id, name) VALUES (1, 'one')"))
+        assert migrations.migrate() == MigrateResult.UP_TO_DATE
+        with session_scope(database) as session:
+            assert session.scalar(text("SELECT count(*) FROM customer")) == 1
+    if "customer" in project.tables():
+        with migrations.database.engine.connect() as connection:
+            assert connection.scalar(text("SELECT count(*) FROM customer")) == 0
+    assert ("customer" in project.tables()) == (before == "migrated" or dialect in ("mysql", "mariadb"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_forked_while_a_thread_migrates(on_sqlite: Project) -> None:
+    """It can migrate: the thread that held the lock of the process is not in it."""
+    with manager._alembic:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if manager._alembic.acquire(timeout=5) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_alembic_is_imported_by_the_first_command(on_sqlite: Project) -> None:
+    """A web process that names its Migrations does not pay for it."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(on_sqlite.folder)!r}); import {on_sqlite.module} as shop; "
+        "assert 'alembic' not in sys.modules; shop.migrations.latest(); assert 'alembic' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_alembic_a_command_says_what_to_install(on_sqlite: Project) -> None:
+    code = (
+        f"import sys; sys.modules['alembic'] = None; sys.path.insert(0, {str(on_sqlite.folder)!r}); "
+        f"import {on_sqlite.module} as shop; shop.migrations.migrate()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.stderr.splitlines()[-1].endswith("which is not installed; write: pip install 'asgi-sqla[migrations]'")
+
+
+# Settings of Alembic
+
+
+def test_the_projects_alembic_ini_counts(on_sqlite: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it is in the current directory and names the same scripts, or is passed as ``config``."""
+    location = on_sqlite.migrations.location
+    (location / "alembic.ini").unlink()
+    ini = "[alembic]\nscript_location = {}\nfile_template = x_%%(rev)s\npath_separator = os\n"
+    (on_sqlite.folder / "alembic.ini").write_text(ini.format("migrations"))
+    (on_sqlite.folder / "own.ini").write_text(ini.format("ignored").replace("x_", "y_"))
+    monkeypatch.chdir(on_sqlite.folder)
+    passed = Migrations(on_sqlite.migrations.database, location, config=on_sqlite.folder / "own.ini")
+
+    made = []
+    for one in (on_sqlite.migrations, passed):
+        one.upgrade()
+        made.append(one.revision("a")[0].name)
+    monkeypatch.chdir(on_sqlite.folder.parent)
+    on_sqlite.migrations.upgrade()
+    made.append(on_sqlite.migrations.revision("c")[0].name)
+
+    assert [name[:2] for name in made[:2]] == ["x_", "y_"]
+    assert made[2].endswith("_c.py")
+    with pytest.raises(ConfigurationError, match=r"config='nowhere\.ini' is not a file"):
+        Migrations(on_sqlite.migrations.database, location, config="nowhere.ini")
+
+
+def test_autogenerate_imports_the_types_that_it_writes(tmp_path: Path) -> None:
+    """SQLModel's strings have a type of their own, which the script has to import."""
+    (tmp_path / "heroes.py").write_text(
+        "from sqlmodel import Field, SQLModel\n"
+        "from asgi_sqla import Database\n"
+        "from asgi_sqla.migrations import Migrations\n"
+        "class Hero(SQLModel, table=True):\n"
+        "    id: int | None = Field(default=None, primary_key=True)\n"
+        "    name: str\n"
+        f"db = Database('sqlite:///{tmp_path / 'heroes.db'}')\n"
+        f"migrations = Migrations(db, {str(tmp_path / 'migrations')!r}, metadata=SQLModel)\n"
+    )
+    code = (
+        "from pathlib import Path; from asgi_sqla.migrations import scaffold; import heroes\n"
+        f"scaffold(Path({str(tmp_path / 'migrations')!r}), 'heroes:migrations')\n"
+        "print(heroes.migrations.revision('first', autogenerate=True)[0].read_text())\n"
+        "heroes.migrations.upgrade(); print(heroes.migrations.status())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "import sqlmodel.sql.sqltypes" in done.stdout
+    assert done.stdout.endswith("Status.UP_TO_DATE\n")
+
+
 # The plain alembic command
+
+
+def test_the_alembic_command_prints_what_it_does(on_sqlite: Project) -> None:
+    """The ini file that we write has it log as Alembic's own does."""
+    code, out = run_alembic(on_sqlite, "upgrade", "heads")
+
+    assert (code, "INFO  [alembic.runtime.migration] Running upgrade  -> first" in out) == (0, True)
 
 
 def test_the_alembic_command_does_the_same(project: Project) -> None:
@@ -593,7 +739,7 @@ def test_a_location_without_scripts_is_an_error_that_says_how_to_make_them(tmp_p
     """The location is read on first use, because the scaffold may come later."""
     migrations = Migrations(Database("sqlite://"), tmp_path / "nowhere")
 
-    with pytest.raises(MigrationError, match="asgi-sqla init"):
+    with pytest.raises(MigrationError, match="--target module:name init"):
         migrations.latest()
 
 

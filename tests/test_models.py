@@ -7,14 +7,15 @@ import gc
 import pickle
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, ClassVar, assert_type, cast
 
 import pytest
-from sqlalchemy import ForeignKey, Index, String, create_engine, event, func, insert, select
-from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy import ForeignKey, Index, String, create_engine, event, func, insert, select, text
+from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound, OperationalError
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, scoped_session
 from sqlalchemy.pool import NullPool
 from sqlmodel import Field, SQLModel
 from support.asgi import Call, respond
@@ -26,6 +27,7 @@ from asgi_sqla import (
     Database,
     NoUnitOfWorkError,
     SQLAlchemyMiddleware,
+    current_unit,
     session_scope,
 )
 from asgi_sqla.models import (
@@ -41,6 +43,7 @@ from asgi_sqla.models import (
     get_or_create,
     update_or_create,
 )
+from asgi_sqla.testing import rolled_back
 
 CLIENTS = 50
 
@@ -522,6 +525,112 @@ def test_a_transaction_that_is_somebody_elses_is_left_alone(database: Database) 
         assert connection.scalar(select(func.count()).select_from(User)) == 2
     with database.engine.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(User)) == 2
+
+
+# Beside other work of the same transaction
+
+BESIDE = ("begin hook", "listener of sessions", "temporary table", "rolled_back()")
+
+
+def begin_beside(what: str, database: Database) -> Any:
+    """Do something in each transaction that begins, and return what undoes that."""
+    write, table = insert(User).values(name="beside", age=0), text("CREATE TEMP TABLE IF NOT EXISTS t AS SELECT 7 AS x")
+
+    def on_begin(_session: Any, transaction: Any, connection: Any) -> None:
+        if not transaction.nested:
+            connection.execute(table if what == "temporary table" else write)
+
+    if what in ("listener of sessions", "temporary table"):
+        event.listen(Session, "after_begin", on_begin)
+        return lambda: event.remove(Session, "after_begin", on_begin)
+    if what == "begin hook":
+        current_unit().on_begin(lambda connection: connection.execute(write))
+    return lambda: None
+
+
+@pytest.mark.parametrize("ask", ["get_or_create", "update_or_create"])
+@pytest.mark.parametrize("what", BESIDE)
+async def test_a_lookup_rolls_back_nothing_that_is_not_its_own(both: Both, what: str, ask: str) -> None:
+    """Whatever the transaction did before its first lookup is there afterwards."""
+    undos: list[Any] = []
+
+    def begin(session: Any) -> Any:
+        undos.append(begin_beside(what, both.database))
+        return getattr(User, ask)(session, name="foo")
+
+    async with AsyncExitStack() as stack:
+        if what == "rolled_back()":
+            await stack.enter_async_context(rolled_back(both.database))
+            await both(lambda session: User.get_or_create(session, name="beside"))
+        try:
+            _, created = await both(begin)
+        finally:
+            undos[0]()
+        names = await both(lambda session: session.scalars(select(User.name).order_by(User.name)))
+        found = [*names]
+    await both.database.async_dispose()
+
+    assert (created, found) == (True, ["foo"] if what == "temporary table" else ["beside", "foo"])
+
+
+@pytest.mark.parametrize("what", ["nothing", "begin hook", "temporary table"])
+def test_a_lock_lost_after_the_read_is_taken_again(database: Database, what: str) -> None:
+    """On SQLite a transaction that has only read, and lost the race to write, starts again; no other one does."""
+    raced: list[bool] = []
+
+    def win(_target: User, _arguments: Any, _values: dict[str, Any]) -> None:
+        if raced:
+            return
+        raced.append(True)
+        with database.engine.connect() as winner:
+            winner.exec_driver_sql("PRAGMA busy_timeout = 0")
+            try:
+                winner.execute(insert(User).values(name="winner", age=0))
+                winner.commit()
+            except OperationalError:  # the other one has the lock, as it has written
+                winner.rollback()
+
+    event.listen(User, "init", win)
+    failed = None
+    with suppress(OperationalError), session_scope(database) as session:
+        undo = begin_beside(what, database)
+        try:
+            created = User.get_or_create(session, name="foo")[1]
+        except OperationalError as exc:
+            failed, created = exc, False
+            raise
+        finally:
+            undo()
+            event.remove(User, "init", win)
+    with session_scope(database) as session:
+        names = session.scalars(select(User.name).order_by(User.name)).all()
+
+    expected = {
+        "nothing": (True, ["foo", "winner"]),
+        "begin hook": (True, ["beside", "foo"]),
+        "temporary table": (False, ["winner"]),  # which a restart would lose
+    }
+    assert (created, names) == expected[what]
+    assert (failed is None) == (what != "temporary table")
+
+
+# Sessions of other kinds
+
+
+async def test_scoped_sessions_are_sessions(database: Database) -> None:
+    """SQLAlchemy's registries are taken where a session is."""
+    scoped = scoped_session(database.sessionmaker)
+    async_scoped = async_scoped_session(database.async_sessionmaker, scopefunc=asyncio.current_task)
+
+    made, _ = User.get_or_create(scoped, name="foo")
+    again, _ = get_or_create(scoped, User, name="foo")
+    scoped.commit()
+    found = await User.get_one(async_scoped, name="foo")
+
+    assert (made, found.id) == (again, made.id)
+    scoped.remove()
+    await async_scoped.remove()
+    await database.async_dispose()
 
 
 # Types: mypy checks these when it checks the tests, and nothing runs

@@ -151,3 +151,39 @@ def test_a_wrong_name_says_what_to_write(pytester: pytest.Pytester, sqlite: Back
     pytester.makeini("[pytest]\nasgi_sqla_database = shop.main:db\nasyncio_default_fixture_loop_scope = function")
     ran = pytester.run(sys.executable, "-m", "pytest")
     ran.stdout.fnmatch_lines(["*asgi_sqla_database = 'shop.main:db' cannot be imported*write asgi_sqla_database =*"])
+
+
+CHOOSING = """
+    import asyncio, pytest, shop
+
+    def both_kinds():
+        assert shop.add() == 1
+        with pytest.raises(Exception):  # the second row has the same name
+            asyncio.run(shop.add_async())
+
+    def test_the_configuration(rolled_back_database):
+        both_kinds()
+
+    @pytest.mark.asgi_sqla("transaction")
+    def test_the_marker(rolled_back_database):
+        assert shop.add() == 1
+        with pytest.raises(Exception, match="used after a Session"):
+            asyncio.run(shop.add_async())
+
+    @pytest.mark.asgi_sqla("copy", "transaction")
+    def test_a_wrong_marker(rolled_back_database):
+        ...
+"""
+
+
+def test_the_mode_is_configured_or_marked(pytester: pytest.Pytester, sqlite: Backend) -> None:
+    """A marker counts before ``asgi_sqla_mode``; a wrong one is refused."""
+    pytester.makepyfile(shop=textwrap.dedent(SHOP).format(url=sqlite.url), test_it=textwrap.dedent(CHOOSING))
+    pytester.makeini(
+        textwrap.dedent(INI).format(support=Path(__file__).parent, loops="function") + "asgi_sqla_mode = copy"
+    )
+    ran = pytester.run(sys.executable, "-m", "pytest")
+
+    assert ran.parseoutcomes() == {"passed": 2, "errors": 1}
+    ran.stdout.fnmatch_lines(['*test_a_wrong_marker: write @pytest.mark.asgi_sqla(mode="copy"), or "transaction"*'])
+    assert sqlite.names() == []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import AnyUrl, BaseModel, SecretStr
+from pydantic import AnyUrl, BaseModel, Field, PostgresDsn, SecretStr, create_model
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url, text
 from sqlalchemy.pool import NullPool
@@ -149,3 +150,73 @@ def test_what_is_missing_or_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ConfigurationError, match="DATABASE_POOL_SIZE: Input should be a valid integer") as caught:
         database_from()
     assert "secret" not in str(caught.value)
+
+
+# A file of the project
+
+
+ENV = 'DATABASE_URL=postgresql://me:secret@h/d\nDATABASE_POOL_SIZE=3\nDATABASE_SESSION_OPTIONS={"autoflush": false}\n'
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the current directory, and an environment without a database."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("DATABASE_")]:
+        monkeypatch.delenv(name)
+    return tmp_path
+
+
+def test_the_file_env_is_read(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment counts before it."""
+    (in_folder / ".env").write_text(ENV)
+    monkeypatch.setenv("DATABASE_POOL_SIZE", "4")
+
+    database = database_from()
+    pool: Any = database.engine.pool
+    assert (database.engine.url.password, pool.size()) == ("secret", 4)
+    assert database.sessionmaker().autoflush is False
+
+
+def test_what_is_missing_says_where_it_was_looked_for(in_folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match=rf"\(there is no {in_folder}/\.env\): DATABASE_URL: Field required"):
+        database_from()
+    (in_folder / ".env").write_text("DATABASE_ECHO=true\n")
+    with pytest.raises(ConfigurationError, match=rf"and in {in_folder}/\.env: DATABASE_URL: Field required"):
+        database_from()
+
+
+def test_one_file_for_all_settings(in_folder: Path) -> None:
+    """The part ``database`` of your own settings is understood, and their other fields are yours."""
+
+    class Settings(BaseSettings):
+        model_config = SettingsConfigDict(
+            env_file=".env", env_nested_delimiter="_", env_nested_max_split=1, extra="ignore"
+        )
+        database: DatabaseSettings = Field(default_factory=lambda: DatabaseSettings())  # type: ignore[call-arg]
+        mail_from: str = "shop@example.com"
+
+    (in_folder / ".env").write_text(ENV + "MAIL_FROM=me@example.com\nDATABASE_MIGRATIONS_PATH=shop/migrations\n")
+    settings = Settings()
+
+    migrations = migrations_from(settings)
+    pool: Any = database_from(settings).engine.pool
+    assert (settings.mail_from, pool.size(), migrations.location) == ("me@example.com", 3, Path("shop/migrations"))
+
+
+def test_a_subclass_may_have_fields_of_its_own(in_folder: Path) -> None:
+    class Settings(DatabaseSettings):
+        mail_from: str = "shop@example.com"
+
+    (in_folder / ".env").write_text(ENV)
+
+    pool: Any = database_from(Settings()).engine.pool  # type: ignore[call-arg]
+    assert pool.size() == 3
+
+
+@pytest.mark.parametrize("kind", [PostgresDsn, SecretStr, str])
+def test_a_url_of_any_type(kind: Any) -> None:
+    """Pydantic's URLs and secrets are taken as they are."""
+    settings = create_model("Settings", url=(kind, ...))(url="postgresql://me:secret@h/d")
+
+    assert database_from(settings).engine.url.password == "secret"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Executable, delete, func, select, text
+from sqlalchemy import Executable, MetaData, delete, func, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from support.asgi import Call, respond
 from support.databases import NO_OWNER, Backend, Item
+from support.empty import KINDS as KINDS_OF_DATABASE
+from support.empty import empty_database
 from support.marks import on_deferring
 
 from asgi_sqla import ConfigurationError, Database, ReadOnlyError, SQLAlchemyMiddleware, current_unit, session_scope
@@ -385,3 +389,80 @@ def test_wrong_arguments_are_refused(wrong: Any) -> None:
     """They are refused at once, and the error says what to write."""
     with pytest.raises(ConfigurationError, match=str(next(iter(wrong)))):
         rolled_back(**wrong)
+
+
+# As in production
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_DATABASE)
+def test_an_engine_that_never_connected_knows_its_database(kind: str, tmp_path: Path) -> None:
+    """Inside it knows what it learns outside: the server, its version, and which statements it can."""
+    facts = ("is_mariadb", "insert_returning", "server_version_info", "default_schema_name", "max_identifier_length")
+    with empty_database(kind, tmp_path) as url:
+        outside, inside = Database(url), Database(url)
+        with outside.engine.begin() as connection:
+            connection.execute(text("CREATE TABLE thing (id INTEGER PRIMARY KEY)"))
+        with rolled_back(inside) as database, session_scope(database) as session:
+            session.execute(text("SELECT 1"))
+            learned = {fact: getattr(session.get_bind().dialect, fact, None) for fact in facts}
+            names = inspect(session.connection()).get_table_names()
+            reflected = MetaData()
+            reflected.reflect(session.connection())
+        expected = {fact: getattr(outside.engine.dialect, fact, None) for fact in facts}
+        outside.dispose()
+        inside.dispose()
+
+    assert learned == expected
+    assert (names, list(reflected.tables)) == (["thing"], ["thing"])
+
+
+@pytest.fixture
+def on_mariadb(tmp_path: Path) -> Iterator[Database]:
+    """Return a MariaDB with a table of items."""
+    with empty_database("mariadb", tmp_path) as url:
+        database = Database(url)
+        with database.engine.begin() as connection:
+            connection.execute(text("CREATE TABLE item (id INTEGER PRIMARY KEY AUTO_INCREMENT, name VARCHAR(20))"))
+        yield database
+        database.dispose()
+
+
+NAMED = text("INSERT INTO item (name) VALUES (:name)")
+
+
+def test_mariadb_refuses_what_would_commit(on_mariadb: Database) -> None:
+    """A statement that commits by itself would keep everything before it; the error says what to write."""
+    with rolled_back(on_mariadb):
+        with session_scope(on_mariadb) as session:
+            session.execute(text("INSERT INTO item (name) VALUES ('before')"))
+        with (
+            pytest.raises(ConfigurationError, match=r"CREATE: .* commits before it.*mark\.asgi_sqla\(mode=\"copy\"\)"),
+            session_scope(on_mariadb) as session,
+        ):
+            session.execute(text("CREATE TABLE other (id INTEGER)"))
+        with session_scope(on_mariadb) as session:
+            assert session.scalar(text("SELECT count(*) FROM item")) == 1
+    with session_scope(on_mariadb) as session:
+        assert session.scalar(text("SELECT count(*) FROM item")) == 0
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda session: session.execute(text("INSERT INTO item (name) VALUES ('a')")),
+        lambda session: session.connection().execute(
+            text("INSERT INTO item (name) VALUES (:name)"), [{"name": "a"}] * 2
+        ),
+        lambda session: session.connection().execute(insert(Item).values(name="a")),
+        lambda session: session.bulk_insert_mappings(Item, [{"name": "a"}]),
+        lambda session: session.execute(text("DELETE FROM item")),
+    ],
+    ids=["text", "many", "core", "bulk", "delete"],
+)
+def test_mariadb_refuses_writes_in_read_only_units(on_mariadb: Database, write: Any) -> None:
+    """No savepoint is read-only there, so each statement is judged, and refused with the server's own error."""
+    with rolled_back(on_mariadb):
+        with pytest.raises((OperationalError, ReadOnlyError)), session_scope(on_mariadb, read_only=True) as session:
+            write(session)
+        with session_scope(on_mariadb) as session:
+            write(session)

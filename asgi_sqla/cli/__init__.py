@@ -6,7 +6,10 @@
 - ``FAILED``, ``USAGE``, ``BEHIND``, ``REFUSED``, ``LOCKED``: the exit codes.
 """
 
-from asgi_sqla.cli.program import commands, main, syncdb
-from asgi_sqla.cli.reporting import BEHIND, FAILED, LOCKED, REFUSED, USAGE
+from asgi_sqla.errors import needing
+
+with needing("cli", "asgi_sqla.cli"):
+    from asgi_sqla.cli.program import commands, main, syncdb
+    from asgi_sqla.cli.reporting import BEHIND, FAILED, LOCKED, REFUSED, USAGE
 
 __all__ = ["BEHIND", "FAILED", "LOCKED", "REFUSED", "USAGE", "commands", "main", "syncdb"]

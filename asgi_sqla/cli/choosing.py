@@ -6,9 +6,10 @@ Must not know: the commands.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from asgi_sqla.database import Database
@@ -16,6 +17,7 @@ from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.migrations import Migrations
 from asgi_sqla.migrations.manager import checked_location
+from asgi_sqla.migrations.schema import one_line, raised_at
 from asgi_sqla.settings import LOCATION, migrations_from
 
 
@@ -25,6 +27,13 @@ class Named(NamedTuple):
     target: str | None
     location: str | None
     metadata: str | None
+
+    def directory(self) -> Path:
+        """Return the directory to write: that of the Migrations that ``--target`` names, unless one is given."""
+        if self.location is not None:
+            return checked_location(self.location)
+        found = None if self.target is None else load(self.target)
+        return found.location if isinstance(found, Migrations) else Path(LOCATION)
 
     def find(self) -> Migrations:
         """Import what ``--target`` names, or read ``DATABASE_URL``."""
@@ -73,11 +82,10 @@ def load(reference: str) -> Any:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found: Any = importlib.import_module(module)
-        for each in name.split("."):
-            found = getattr(found, each)
-    except (ImportError, AttributeError) as exc:
-        shown = repr(reference) == hidden(reference)
-        why = f"{type(exc).__name__}: {exc}" if shown else type(exc).__name__
-        raise ConfigurationError(f"{hidden(reference)} cannot be imported: {why}") from (exc if shown else None)
-    return found
+        return pkgutil.resolve_name(reference)
+    except Exception as exc:  # whatever the module raises while it is imported
+        if repr(reference) != hidden(reference):
+            raise ConfigurationError(f"{hidden(reference)} cannot be imported: {type(exc).__name__}") from None
+        where = raised_at(exc)
+        at = f" ({where})" if where is not None else ""
+        raise ConfigurationError(f"{reference!r} cannot be imported: {one_line(exc)}{at}") from exc

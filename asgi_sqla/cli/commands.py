@@ -19,8 +19,6 @@ from asgi_sqla.cli.choosing import Chosen
 from asgi_sqla.cli.reporting import BEHIND, REFUSED
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.migrations import MigrateResult, Status, scaffold
-from asgi_sqla.migrations.manager import checked_location
-from asgi_sqla.settings import LOCATION
 
 STATUS_CODES = {Status.UP_TO_DATE: 0, Status.UNVERSIONED: REFUSED, Status.UNKNOWN_REVISION: REFUSED}
 SAID = {
@@ -60,12 +58,16 @@ def upgrade(chosen: Chosen, target: str) -> None:
     click.echo(f"Upgraded to {target}.")
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("target")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
-def downgrade(chosen: Chosen, target: str) -> None:
-    """Undo the revisions down to TARGET, such as base."""
-    chosen.migrations().downgrade(target)
+def downgrade(chosen: Chosen, target: str, yes: bool) -> None:
+    """Undo the revisions down to TARGET, such as base or -1; what they had created is dropped."""
+    migrations = chosen.migrations()
+    if not yes:
+        click.confirm(f"Undo the revisions of {migrations.database!r} down to {target}?", abort=True)
+    migrations.downgrade(target)
     click.echo(f"Downgraded to {target}.")
 
 
@@ -118,7 +120,7 @@ def init(chosen: Chosen) -> None:
     named = chosen.named
     if named is None or named.target is None:
         raise ConfigurationError("init needs --target package.module:name, which env.py imports")
-    for path in scaffold(checked_location(named.location or LOCATION), named.target, named.metadata):
+    for path in scaffold(named.directory(), named.target, named.metadata):
         click.echo(path)
 
 

@@ -11,10 +11,13 @@ from typing import Any
 
 import click
 from pydantic import BaseModel
+from sqlalchemy import MetaData
 
 from asgi_sqla.cli.choosing import Chosen, Named
 from asgi_sqla.cli.commands import MIGRATING, SAID, demo, init
 from asgi_sqla.cli.reporting import Group, progress
+from asgi_sqla.engine.urls import hidden
+from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.migrations import MigrateResult, Migrations
 from asgi_sqla.settings import LOCATION, migrations_from
 
@@ -58,15 +61,22 @@ def commands(migrations: Migrations, name: str = "db") -> click.Group:
     return Group(name, callback=choose, help="Look at the database and migrate it.", commands=members)
 
 
-def syncdb(migrations: Migrations | Mapping[str, Any] | BaseModel | None = None) -> MigrateResult:
+def syncdb(
+    migrations: Migrations | Mapping[str, Any] | BaseModel | None = None,
+    *,
+    metadata: MetaData | type[Any] | None = None,
+) -> MigrateResult:
     """Sync the database, print what was done, and return it; for a command of your own.
 
     - ``migrations``: the ``Migrations``, or settings as ``migrations_from()`` takes them; default: the environment.
+    - ``metadata``: the ``MetaData`` of the models, or their base class, if ``migrations`` are settings; default: none.
 
-    Raises what ``Migrations.migrate()`` raises.
+    Raises ConfigurationError for ``metadata`` beside a ``Migrations``, and what ``Migrations.migrate()`` raises.
     """
     if not isinstance(migrations, Migrations):
-        migrations = migrations_from(migrations)
+        migrations = migrations_from(migrations, metadata=metadata)
+    elif metadata is not None:
+        raise ConfigurationError(f"metadata={hidden(metadata)} is for settings; give it to Migrations(metadata=...)")
     with progress():
         result = migrations.migrate()
     migrations.database.dispose()

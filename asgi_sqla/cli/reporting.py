@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from asgi_sqla.errors import AsgiSqlaError, ConfigurationError
 from asgi_sqla.migrations import MigrationError, MigrationLockError
+from asgi_sqla.migrations.schema import one_line, raised_at
 
 FAILED = 1
 """Exit code 1: an error, such as an unreachable database."""
@@ -39,7 +40,12 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
     (OSError, FAILED),
 )
 """The exit code of each error that is reported in one line; the first class that fits counts."""
-EXPECTED = tuple(kind for kind, _ in CODES)
+ADVICE: tuple[tuple[str, str], ...] = (
+    ("Target database is not up to date", "write: asgi-sqla migrate, and then this command again"),
+    ("Can't locate revision", "asgi-sqla status says the latest"),
+    ("Multiple head", "name one, as asgi-sqla status lists them, or merge them with: alembic merge heads"),
+)
+"""What to do about what Alembic refuses."""
 
 
 class Group(click.Group):
@@ -50,10 +56,20 @@ class Group(click.Group):
         try:
             with progress():
                 return super().invoke(ctx)
-        except EXPECTED as exc:
-            said = str(exc) if isinstance(exc, AsgiSqlaError) else f"{type(exc).__name__}: {exc}"
-            click.echo(f"Error: {said}", err=True)
-            ctx.exit(next(code for kind, code in CODES if isinstance(exc, kind)))
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as exc:  # a revision script, or env.py, may raise anything
+            code = next((code for kind, code in CODES if isinstance(exc, kind)), None)
+            said = str(exc) if isinstance(exc, AsgiSqlaError) else one_line(exc) if code is None else _said(exc)
+            where = raised_at(exc) if code is None else None
+            click.echo(f"Error: {said}{f' ({where})' if where is not None else ''}", err=True)
+            ctx.exit(FAILED if code is None else code)
+
+
+def _said(failure: Exception) -> str:
+    said = f"{type(failure).__name__}: {failure}"
+    advice = next((write for refused, write in ADVICE if refused in said), None)
+    return said if advice is None or not isinstance(failure, CommandError) else f"{said.rstrip('.')}; {advice}"
 
 
 class _Progress(logging.Handler):

@@ -26,7 +26,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as sqlalchemy_asyncpg
 adapters: Any = sqlalchemy_asyncpg  # much of it has no types
 
 VERSION: str = asyncpg.__version__
-VERSIONS = (0, 30), (0, 33)
+VERSIONS = (0, 32), (0, 33)
 """From the first, and below the second: those that the tests run with."""
 PRIVATE = (
     (asyncpg.Connection, ("_protocol", "_top_xact", "_transport")),

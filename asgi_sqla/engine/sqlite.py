@@ -32,6 +32,11 @@ def is_memory(url: URL) -> bool:
     return url.database in (None, "", ":memory:", "file::memory:") or url.query.get("mode") == "memory"
 
 
+def is_inside(dialect: Any) -> bool:
+    """Return whether the transactions of ``dialect`` are savepoints in another one, as inside ``rolled_back()``."""
+    return bool(getattr(dialect, "inside_transaction", False))
+
+
 def shared_memory(url: URL) -> tuple[URL, sqlite3.Connection]:
     """Return the URL of a new in-memory database, and the connection that keeps it alive.
 

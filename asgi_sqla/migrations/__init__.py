@@ -13,8 +13,7 @@ from asgi_sqla.migrations.inspection import exists_in_db, is_sqlite
 from asgi_sqla.migrations.lock import MigrationLockError
 from asgi_sqla.migrations.manager import Migrations
 from asgi_sqla.migrations.scaffold import scaffold
-from asgi_sqla.migrations.schema import MigrateResult
-from asgi_sqla.migrations.state import MigrationError, Status
+from asgi_sqla.migrations.state import MigrateResult, MigrationError, Status
 
 __all__ = [
     "MigrateResult",

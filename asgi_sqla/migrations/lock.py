@@ -19,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from asgi_sqla.engine.sqlite import is_inside
 from asgi_sqla.engine.urls import shown
 from asgi_sqla.migrations.state import MigrationError
 
@@ -51,7 +52,7 @@ class Lock(Protocol):
 @contextmanager
 def locked(connection: Connection, timeout: float) -> Iterator[None]:
     """Hold the lock; at the end commit, or roll back after an exception."""
-    lock = _LOCKS.get(connection.dialect.name, _None)(connection)
+    lock = _lock_of(connection)
     _acquire(connection, lock, timeout)
     try:
         yield
@@ -63,6 +64,13 @@ def locked(connection: Connection, timeout: float) -> Iterator[None]:
         raise
     finally:
         _release(connection, lock)
+
+
+def _lock_of(connection: Connection) -> Lock:
+    name = connection.dialect.name
+    kind = _InsideSQLite if name == "sqlite" and is_inside(connection.dialect) else _LOCKS.get(name, _None)
+    found: Lock = kind(connection)
+    return found
 
 
 def _acquire(connection: Connection, lock: Lock, timeout: float) -> None:
@@ -188,6 +196,18 @@ class _SQLite:
     def _ask(self, query: str) -> Any:
         result = self._connection.exec_driver_sql(query)
         return result.scalar() if result.returns_rows else None
+
+
+class _InsideSQLite(_SQLite):
+    """Nothing more than the transaction around it, as inside ``rolled_back()``: its connection is the only one."""
+
+    def acquire(self) -> bool:
+        self._foreign_keys = bool(self._ask("PRAGMA foreign_keys"))
+        self._schema = self._ask("PRAGMA schema_version")
+        return True
+
+    def release(self) -> None:
+        """Do nothing."""
 
 
 class _None(_OfSession):

@@ -7,14 +7,14 @@ Must not know: what the commands do.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from alembic.script import ScriptDirectory
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy import MetaData
 from sqlalchemy.engine import Connection, Engine
@@ -22,10 +22,14 @@ from sqlalchemy.engine import Connection, Engine
 from asgi_sqla.database import Database
 from asgi_sqla.engine.kinds import SECONDS, check_kinds
 from asgi_sqla.engine.urls import hidden
-from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
+from asgi_sqla.errors import ConfigurationError, WrongEventLoopError, needing
 from asgi_sqla.migrations.lock import locked
-from asgi_sqla.migrations.schema import MigrateResult, Schema, configuration
-from asgi_sqla.migrations.state import Status
+from asgi_sqla.migrations.state import MigrateResult, Status
+
+if TYPE_CHECKING:  # Alembic takes a third of a second, and a process may never run a command
+    from types import ModuleType
+
+    from asgi_sqla.migrations.schema import Schema
 
 T = TypeVar("T")
 
@@ -33,6 +37,15 @@ _URL = re.compile(r"[\w+]{2,}:/")
 """Finds a URL in place of a directory, also after it was made a path; a drive has one letter."""
 _alembic = threading.Lock()
 """Alembic keeps its state in a global, so a process runs one command at a time."""
+
+
+def _forget_after_fork() -> None:
+    global _alembic  # a thread that the child does not have may hold the parent's
+    _alembic = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 class Migrations:
@@ -52,6 +65,9 @@ class Migrations:
     - ``options``: a mapping of options for Alembic's ``context.configure()``, such as ``version_table`` and
       ``compare_type``; default: none.
     - ``lock_timeout``: seconds to wait for another process that holds the migration lock; default: 600.
+    - ``config``: the path of an ``alembic.ini`` whose other settings count, such as ``version_locations`` and
+      ``file_template``; default: the one in ``location``, or else the one in the current directory if it names
+      ``location``.
 
     Raises ConfigurationError for a wrong argument, at once. A command raises MigrationLockError if it does not get the
     lock, what the driver raises if it cannot connect, and Alembic's ``CommandError`` for what Alembic refuses.
@@ -65,6 +81,7 @@ class Migrations:
         metadata: MetaData | type[Any] | None = None,
         options: Mapping[str, Any] | None = None,
         lock_timeout: float = 600.0,
+        config: str | PathLike[str] | None = None,
     ) -> None:
         if not isinstance(database, Database):
             raise ConfigurationError(
@@ -81,6 +98,7 @@ class Migrations:
         self.metadata: MetaData | None = metadata
         self.options: dict[str, Any] = dict(options or {})
         self.lock_timeout: float = lock_timeout
+        self.config: Path | None = None if config is None else _checked_config(config)
 
     def __repr__(self) -> str:
         where = str(self.location)
@@ -109,11 +127,11 @@ class Migrations:
 
         Raises MigrationError unless the database is empty.
         """
-        self._do(Schema.create)
+        self._do(lambda schema: schema.create())
 
     async def async_create(self) -> None:
         """Do what ``create`` does."""
-        await self._async_do(Schema.create)
+        await self._async_do(lambda schema: schema.create())
 
     def upgrade(self, target: str = "heads") -> None:
         """Run the revisions up to ``target``.
@@ -145,31 +163,31 @@ class Migrations:
 
     def drop(self) -> None:
         """Drop the tables with their rows, and the version table."""
-        self._do(Schema.drop)
+        self._do(lambda schema: schema.drop())
 
     async def async_drop(self) -> None:
         """Do what ``drop`` does."""
-        await self._async_do(Schema.drop)
+        await self._async_do(lambda schema: schema.drop())
 
     def status(self) -> Status:
         """Return the state of the database."""
-        return self._do(Schema.status)
+        return self._do(lambda schema: schema.status())
 
     async def async_status(self) -> Status:
         """Do what ``status`` does."""
-        return await self._async_do(Schema.status)
+        return await self._async_do(lambda schema: schema.status())
 
     def current(self) -> tuple[str, ...]:
         """Return the revisions of the database: none, one, or one for each branch."""
-        return self._do(Schema.current)
+        return self._do(lambda schema: schema.current())
 
     async def async_current(self) -> tuple[str, ...]:
         """Do what ``current`` does."""
-        return await self._async_do(Schema.current)
+        return await self._async_do(lambda schema: schema.current())
 
     def latest(self) -> tuple[str, ...]:
         """Return the newest revisions of the scripts: none, one, or one for each branch. It needs no database."""
-        return tuple(sorted(ScriptDirectory.from_config(configuration(self.location)).get_heads()))
+        return tuple(_schema().latest(self.location, self.config))
 
     async def async_latest(self) -> tuple[str, ...]:
         """Do what ``latest`` does."""
@@ -257,7 +275,7 @@ class Migrations:
 
     def _on(self, work: Callable[[Schema], T]) -> Callable[[Connection], T]:
         def on_connection(connection: Connection) -> T:
-            return work(Schema(connection, self.location, self.metadata, self.options))
+            return work(_schema().Schema(connection, self.location, self.config, self.metadata, self.options))
 
         return on_connection
 
@@ -276,8 +294,21 @@ class Migrations:
             _alembic.release()
 
 
+def _schema() -> ModuleType:
+    """Return the room that uses Alembic."""
+    with needing("migrations", "a migration command"):
+        from asgi_sqla.migrations import schema
+    return schema
+
+
 def checked_location(location: Any) -> Path:
     """Return the path of a directory of migrations; raise ConfigurationError for anything else, such as a URL."""
     if not isinstance(location, str | PathLike) or _URL.match(str(location)):
         raise ConfigurationError(f'location={hidden(location)} is not a directory; write one such as "migrations"')
     return Path(location)
+
+
+def _checked_config(config: Any) -> Path:
+    if not isinstance(config, str | PathLike) or not Path(config).is_file():
+        raise ConfigurationError(f'config={hidden(config)} is not a file; write the path of one such as "alembic.ini"')
+    return Path(config)

@@ -25,6 +25,32 @@ INI = """# For the plain alembic command: alembic -c {location}/alembic.ini upgr
 script_location = %(here)s
 prepend_sys_path = .
 path_separator = os
+
+[loggers]
+keys = root,alembic
+
+[handlers]
+keys = console
+
+[formatters]
+keys = plain
+
+[logger_root]
+level = WARNING
+handlers = console
+
+[logger_alembic]
+level = INFO
+handlers =
+qualname = alembic
+
+[handler_console]
+class = StreamHandler
+args = (sys.stderr,)
+formatter = plain
+
+[formatter_plain]
+format = %(levelname)-5.5s [%(name)s] %(message)s
 """
 
 SCRIPT = '''"""${message}

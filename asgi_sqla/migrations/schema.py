@@ -7,64 +7,111 @@ Must not know: where the connection comes from, or whether anything is awaited.
 from __future__ import annotations
 
 import logging
+import os
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from enum import Enum
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.script.revision import RevisionError
+from alembic.util import CommandError
 from sqlalchemy import Column, Integer, MetaData, Table, exists, select
 from sqlalchemy.engine import Connection
 
-from asgi_sqla.migrations.state import MigrationError, State, Status
+from asgi_sqla.migrations.state import MigrateResult, MigrationError, State, Status
 
 T = TypeVar("T")
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 ENV = "from asgi_sqla.migrations import run_env"
+_INSTALLED = (str(Path(os.__file__).parent), str(Path(__file__).parent.parent))
+"""Where the standard library is, and this package."""
 
 
-class MigrateResult(Enum):
-    """What ``migrate`` did."""
-
-    UP_TO_DATE = "up to date"
-    """Nothing: the database was up to date."""
-    CREATED = "created"
-    """It created the tables."""
-    UPGRADED = "upgraded"
-    """It ran the missing revisions."""
-    STAMPED = "stamped"
-    """It recorded the given revision, which is the newest."""
-
-
-def configuration(location: Path) -> Config:
-    """Return Alembic's configuration of the scripts in ``location``, with its ``alembic.ini`` if there is one."""
+def configuration(location: Path, config: Path | None) -> Config:
+    """Return Alembic's configuration of the scripts in ``location``, with the settings of its ``alembic.ini``."""
     if not (location / "env.py").is_file():
-        raise MigrationError(f"there is no env.py in {location}; create it with: asgi-sqla init {location}")
-    ini = location / "alembic.ini"
-    config = Config(str(ini) if ini.is_file() else None, cmd_opts=Namespace(quiet=True))
-    config.set_main_option("script_location", str(location).replace("%", "%%"))
-    if config.get_main_option("path_separator") is None:
-        config.set_main_option("path_separator", "os")
-    return config
+        raise MigrationError(
+            f"there is no env.py in {location}; write: asgi-sqla --location {location} --target module:name init"
+        )
+    ini = config or next(_inis(location), None)
+    made = Config(None if ini is None else str(ini), cmd_opts=Namespace(quiet=True))
+    made.set_main_option("script_location", str(location).replace("%", "%%"))
+    if made.get_main_option("path_separator") is None and made.get_main_option("version_path_separator") is None:
+        made.set_main_option("path_separator", "os")
+    return made
+
+
+def _inis(location: Path) -> Iterator[Path]:
+    """Yield the files that say how the scripts in ``location`` are to be read: its own, and the project's."""
+    if (location / "alembic.ini").is_file():
+        yield location / "alembic.ini"
+    root = Path("alembic.ini")
+    if root.is_file():
+        named = Config(str(root)).get_main_option("script_location")
+        if named is not None and Path(named).resolve() == location.resolve():
+            yield root
+
+
+def latest(location: Path, config: Path | None) -> list[str]:
+    """Return the newest revisions of the scripts."""
+    return sorted(_scripts(configuration(location, config), location).get_heads())
+
+
+def _scripts(config: Config, location: Path) -> ScriptDirectory:
+    """Return the scripts; raise MigrationError for one that cannot be imported."""
+    scripts = ScriptDirectory.from_config(config)
+    try:
+        scripts.get_heads()  # imports them all
+    except (CommandError, RevisionError):
+        raise
+    except Exception as exc:
+        where = raised_at(exc) or location
+        raise MigrationError(f"a script cannot be imported: {one_line(exc)} ({where})") from exc
+    return scripts
+
+
+def one_line(failure: BaseException) -> str:
+    """Return the class of ``failure`` and the first line that it says; pydantic's says the rest in many more."""
+    said = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    if isinstance(failure, SyntaxError):
+        said = [str(failure.msg)]
+    return f"{type(failure).__name__}: {'; '.join(said[:3])}" if said else type(failure).__name__
+
+
+def raised_at(failure: BaseException) -> str | None:
+    """Return the file and line of the user's code that raised ``failure``: the innermost of no installed package."""
+    if isinstance(failure, SyntaxError) and failure.filename is not None:
+        return f"{failure.filename}, line {failure.lineno}"
+    for frame, line in reversed(list(walk_tb(failure.__traceback__))):
+        name = frame.f_code.co_filename
+        if not name.startswith(("<", *_INSTALLED)) and "site-packages" not in name:
+            return f"{name}, line {line}"
+    return None
 
 
 class Schema:
     """The operations on the schema, under the lock."""
 
     def __init__(
-        self, connection: Connection, location: Path, metadata: MetaData | None, options: dict[str, Any]
+        self,
+        connection: Connection,
+        location: Path,
+        config: Path | None,
+        metadata: MetaData | None,
+        options: dict[str, Any],
     ) -> None:
         self._connection = connection
         self._location = location
         self._metadata = metadata
-        self._config = configuration(location)
+        self._config = configuration(location, config)
         self._config.attributes["connection"] = connection
-        self._scripts = ScriptDirectory.from_config(self._config)
+        self._scripts = _scripts(self._config, location)
         self._state = State(connection, self._scripts, metadata, options)
 
     def status(self) -> Status:
@@ -113,6 +160,9 @@ class Schema:
         status = self.status()
         if status is Status.UNVERSIONED and stamp is not None:
             self._alembic(command.stamp, stamp)
+            if stamp == "base":  # which records nothing: every revision is to run
+                self.upgrade("heads")
+                return MigrateResult.UPGRADED
             status = self.status()
             if status is Status.UP_TO_DATE:
                 return MigrateResult.STAMPED
@@ -140,7 +190,9 @@ class Schema:
         tables = self._state.tables()
         return (
             f"the database has tables ({', '.join(tables[:3])}{', …' if tables[3:] else ''}) but no version; if they "
-            'match a revision, name it: migrate(stamp="heads"), or asgi-sqla migrate --stamp heads'
+            'match a revision, name it: migrate(stamp="heads"), or asgi-sqla migrate --stamp heads, which does not run '
+            'that revision and those before it. If they are older than the first revision, write stamp="base", or '
+            "--stamp base, which runs them all; one that creates a table that exists fails"
         )
 
     @property
@@ -157,6 +209,8 @@ class Schema:
             self.upgrade("heads")
             return
         logger.info("creating the tables")
+        if not self._metadata.tables:
+            logger.warning("the metadata has no tables: import the modules of the models before Migrations is used")
         with self._in_one_transaction():
             self._metadata.create_all(self._connection)
             if not self._transactional:

@@ -7,15 +7,15 @@ Must not know: how it is changed.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy import MetaData, inspect
 from sqlalchemy.engine import Connection
 
 from asgi_sqla.errors import AsgiSqlaError
+
+if TYPE_CHECKING:  # Alembic takes a third of a second, and a process may never run a command
+    from alembic.script import ScriptDirectory
 
 OPTIONS_OF_VERSION_TABLE = ("version_table", "version_table_schema")
 
@@ -41,6 +41,19 @@ class Status(Enum):
     """It has a revision that the scripts do not have: a newer version of the application migrated it."""
 
 
+class MigrateResult(Enum):
+    """What ``migrate`` did."""
+
+    UP_TO_DATE = "up to date"
+    """Nothing: the database was up to date."""
+    CREATED = "created"
+    """It created the tables."""
+    UPGRADED = "upgraded"
+    """It ran the missing revisions."""
+    STAMPED = "stamped"
+    """It recorded the given revision, which is the newest."""
+
+
 class State:
     """The state of one database, read on demand."""
 
@@ -58,6 +71,8 @@ class State:
 
     def heads(self) -> tuple[str, ...]:
         """Return the revisions of the database."""
+        from alembic.runtime.migration import MigrationContext
+
         return MigrationContext.configure(self._connection, opts=self._options).get_current_heads()
 
     def status(self) -> Status:
@@ -87,6 +102,8 @@ class State:
         return sorted(table.fullname for table in tables if table.name in names[table.schema])
 
     def _compared(self, heads: tuple[str, ...]) -> Status:
+        from alembic.util import CommandError
+
         try:
             reached = {script.revision for script in self._scripts.get_all_current(heads)}
         except CommandError:

@@ -7,20 +7,26 @@ Must not know: what is looked up.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
 
 from asgi_sqla.database import Database, db
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 
+SyncSession: TypeAlias = Session | scoped_session[Any]
+AnyAsyncSession: TypeAlias = AsyncSession | async_scoped_session[Any]
+
 
 def split(arguments: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
     """Return the session at the start of ``arguments``, or None, and the rest."""
-    if arguments and isinstance(arguments[0], Session | AsyncSession):
-        return arguments[0], arguments[1:]
+    first = arguments[0] if arguments else None
+    if isinstance(first, Session | AsyncSession):
+        return first, arguments[1:]
+    if isinstance(first, scoped_session | async_scoped_session):
+        return first(), arguments[1:]
     return None, arguments
 
 

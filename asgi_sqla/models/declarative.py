@@ -10,11 +10,11 @@ from collections.abc import Awaitable
 from typing import Any, ClassVar, Self, overload
 
 from sqlalchemy import MetaData
-from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.ext.asyncio import AsyncAttrs
+from sqlalchemy.orm import DeclarativeBase
 
 from asgi_sqla.models import lookups
-from asgi_sqla.models.calling import ask, merged, split, the_only
+from asgi_sqla.models.calling import AnyAsyncSession, SyncSession, ask, merged, split, the_only
 from asgi_sqla.models.lookups import Filters
 
 NAMING_CONVENTION: dict[str, str] = {
@@ -39,10 +39,10 @@ class LookupMixin:
 
     @overload
     @classmethod
-    def get_by_pk(cls, session: AsyncSession, pk: Any, /) -> Awaitable[Self | None]: ...
+    def get_by_pk(cls, session: AnyAsyncSession, pk: Any, /) -> Awaitable[Self | None]: ...
     @overload
     @classmethod
-    def get_by_pk(cls, session: Session, pk: Any, /) -> Self | None: ...
+    def get_by_pk(cls, session: SyncSession, pk: Any, /) -> Self | None: ...
     @overload
     @classmethod
     def get_by_pk(cls, pk: Any, /) -> Self | None: ...
@@ -52,7 +52,7 @@ class LookupMixin:
 
         A row that the session has loaded already is returned without a query.
 
-        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
         - ``pk``: the value of the primary key. For a composite key it is a tuple in the order of its columns, or a
           mapping of their names.
         """
@@ -61,10 +61,10 @@ class LookupMixin:
 
     @overload
     @classmethod
-    def get_or_404(cls, session: AsyncSession, pk: Any, /) -> Awaitable[Self]: ...
+    def get_or_404(cls, session: AnyAsyncSession, pk: Any, /) -> Awaitable[Self]: ...
     @overload
     @classmethod
-    def get_or_404(cls, session: Session, pk: Any, /) -> Self: ...
+    def get_or_404(cls, session: SyncSession, pk: Any, /) -> Self: ...
     @overload
     @classmethod
     def get_or_404(cls, pk: Any, /) -> Self: ...
@@ -72,7 +72,7 @@ class LookupMixin:
     def get_or_404(cls, /, *arguments: Any) -> Any:
         """Return the row with the primary key ``pk``.
 
-        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
         - ``pk``: the value of the primary key. For a composite key it is a tuple in the order of its columns, or a
           mapping of their names.
 
@@ -83,10 +83,10 @@ class LookupMixin:
 
     @overload
     @classmethod
-    def get_one(cls, session: AsyncSession, filters: Filters = ..., /, **attributes: Any) -> Awaitable[Self]: ...
+    def get_one(cls, session: AnyAsyncSession, filters: Filters = ..., /, **attributes: Any) -> Awaitable[Self]: ...
     @overload
     @classmethod
-    def get_one(cls, session: Session, filters: Filters = ..., /, **attributes: Any) -> Self: ...
+    def get_one(cls, session: SyncSession, filters: Filters = ..., /, **attributes: Any) -> Self: ...
     @overload
     @classmethod
     def get_one(cls, filters: Filters = ..., /, **attributes: Any) -> Self: ...
@@ -94,7 +94,7 @@ class LookupMixin:
     def get_one(cls, /, *arguments: Any, **attributes: Any) -> Any:
         """Return the only row with these attributes.
 
-        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
         - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
         - ``**attributes``: the attributes and their values.
 
@@ -106,11 +106,11 @@ class LookupMixin:
     @overload
     @classmethod
     def get_one_or_none(
-        cls, session: AsyncSession, filters: Filters = ..., /, **attributes: Any
+        cls, session: AnyAsyncSession, filters: Filters = ..., /, **attributes: Any
     ) -> Awaitable[Self | None]: ...
     @overload
     @classmethod
-    def get_one_or_none(cls, session: Session, filters: Filters = ..., /, **attributes: Any) -> Self | None: ...
+    def get_one_or_none(cls, session: SyncSession, filters: Filters = ..., /, **attributes: Any) -> Self | None: ...
     @overload
     @classmethod
     def get_one_or_none(cls, filters: Filters = ..., /, **attributes: Any) -> Self | None: ...
@@ -118,7 +118,7 @@ class LookupMixin:
     def get_one_or_none(cls, /, *arguments: Any, **attributes: Any) -> Any:
         """Return the only row with these attributes, or None.
 
-        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
         - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
         - ``**attributes``: the attributes and their values.
 
@@ -130,11 +130,11 @@ class LookupMixin:
     @overload
     @classmethod
     def first_or_none(
-        cls, session: AsyncSession, filters: Filters = ..., /, **attributes: Any
+        cls, session: AnyAsyncSession, filters: Filters = ..., /, **attributes: Any
     ) -> Awaitable[Self | None]: ...
     @overload
     @classmethod
-    def first_or_none(cls, session: Session, filters: Filters = ..., /, **attributes: Any) -> Self | None: ...
+    def first_or_none(cls, session: SyncSession, filters: Filters = ..., /, **attributes: Any) -> Self | None: ...
     @overload
     @classmethod
     def first_or_none(cls, filters: Filters = ..., /, **attributes: Any) -> Self | None: ...
@@ -142,7 +142,7 @@ class LookupMixin:
     def first_or_none(cls, /, *arguments: Any, **attributes: Any) -> Any:
         """Return the row with these attributes that has the lowest primary key, or None.
 
-        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
         - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
         - ``**attributes``: the attributes and their values.
         """
@@ -151,10 +151,12 @@ class LookupMixin:
 
     @overload
     @classmethod
-    def first_or_404(cls, session: AsyncSession, filters: Filters = ..., /, **attributes: Any) -> Awaitable[Self]: ...
+    def first_or_404(
+        cls, session: AnyAsyncSession, filters: Filters = ..., /, **attributes: Any
+    ) -> Awaitable[Self]: ...
     @overload
     @classmethod
-    def first_or_404(cls, session: Session, filters: Filters = ..., /, **attributes: Any) -> Self: ...
+    def first_or_404(cls, session: SyncSession, filters: Filters = ..., /, **attributes: Any) -> Self: ...
     @overload
     @classmethod
     def first_or_404(cls, filters: Filters = ..., /, **attributes: Any) -> Self: ...
@@ -162,7 +164,7 @@ class LookupMixin:
     def first_or_404(cls, /, *arguments: Any, **attributes: Any) -> Any:
         """Return the row with these attributes that has the lowest primary key.
 
-        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
         - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
         - ``**attributes``: the attributes and their values.
 
@@ -174,11 +176,11 @@ class LookupMixin:
     @overload
     @classmethod
     def get_or_create(
-        cls, session: AsyncSession, filters: Filters = ..., /, **attributes: Any
+        cls, session: AnyAsyncSession, filters: Filters = ..., /, **attributes: Any
     ) -> Awaitable[tuple[Self, bool]]: ...
     @overload
     @classmethod
-    def get_or_create(cls, session: Session, filters: Filters = ..., /, **attributes: Any) -> tuple[Self, bool]: ...
+    def get_or_create(cls, session: SyncSession, filters: Filters = ..., /, **attributes: Any) -> tuple[Self, bool]: ...
     @overload
     @classmethod
     def get_or_create(cls, filters: Filters = ..., /, **attributes: Any) -> tuple[Self, bool]: ...
@@ -189,7 +191,7 @@ class LookupMixin:
         Several sessions can create the same row at once if a unique constraint covers the attributes. Then one of them
         creates it, and the others get it: their INSERT is undone by a SAVEPOINT, and they read again.
 
-        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
         - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
         - ``**attributes``: the attributes and their values.
 
@@ -203,7 +205,7 @@ class LookupMixin:
     @classmethod
     def update_or_create(
         cls,
-        session: AsyncSession,
+        session: AnyAsyncSession,
         filters: Filters = ...,
         /,
         *,
@@ -215,7 +217,7 @@ class LookupMixin:
     @classmethod
     def update_or_create(
         cls,
-        session: Session,
+        session: SyncSession,
         filters: Filters = ...,
         /,
         *,
@@ -247,7 +249,7 @@ class LookupMixin:
 
         The change is flushed. Concurrent calls are as safe as those of ``get_or_create``.
 
-        - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+        - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
         - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
         - ``**attributes``: the attributes and their values.
         - ``defaults``: a mapping of the attributes to set on a row that was found; default: none.

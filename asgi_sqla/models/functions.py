@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any, TypeVar, overload
 
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
-
 from asgi_sqla.models import lookups
-from asgi_sqla.models.calling import ask, merged, split, the_only
+from asgi_sqla.models.calling import AnyAsyncSession, SyncSession, ask, merged, split, the_only
 from asgi_sqla.models.lookups import Filters
 
 M = TypeVar("M")
 
 
 @overload
-def get_by_pk(session: AsyncSession, model: type[M], pk: Any, /) -> Awaitable[M | None]: ...
+def get_by_pk(session: AnyAsyncSession, model: type[M], pk: Any, /) -> Awaitable[M | None]: ...
 @overload
-def get_by_pk(session: Session, model: type[M], pk: Any, /) -> M | None: ...
+def get_by_pk(session: SyncSession, model: type[M], pk: Any, /) -> M | None: ...
 @overload
 def get_by_pk(model: type[M], pk: Any, /) -> M | None: ...
 def get_by_pk(*arguments: Any) -> Any:
@@ -30,7 +27,7 @@ def get_by_pk(*arguments: Any) -> Any:
 
     A row that the session has loaded already is returned without a query.
 
-    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
     - ``model``: the mapped class.
     - ``pk``: the value of the primary key. For a composite key it is a tuple in the order of its columns, or a mapping
       of their names.
@@ -40,15 +37,15 @@ def get_by_pk(*arguments: Any) -> Any:
 
 
 @overload
-def get_or_404(session: AsyncSession, model: type[M], pk: Any, /) -> Awaitable[M]: ...
+def get_or_404(session: AnyAsyncSession, model: type[M], pk: Any, /) -> Awaitable[M]: ...
 @overload
-def get_or_404(session: Session, model: type[M], pk: Any, /) -> M: ...
+def get_or_404(session: SyncSession, model: type[M], pk: Any, /) -> M: ...
 @overload
 def get_or_404(model: type[M], pk: Any, /) -> M: ...
 def get_or_404(*arguments: Any) -> Any:
     """Return the row with the primary key ``pk``.
 
-    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
     - ``model``: the mapped class.
     - ``pk``: the value of the primary key. For a composite key it is a tuple in the order of its columns, or a mapping
       of their names.
@@ -60,15 +57,15 @@ def get_or_404(*arguments: Any) -> Any:
 
 
 @overload
-def get_one(session: AsyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any) -> Awaitable[M]: ...
+def get_one(session: AnyAsyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any) -> Awaitable[M]: ...
 @overload
-def get_one(session: Session, model: type[M], filters: Filters = ..., /, **attributes: Any) -> M: ...
+def get_one(session: SyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any) -> M: ...
 @overload
 def get_one(model: type[M], filters: Filters = ..., /, **attributes: Any) -> M: ...
 def get_one(*arguments: Any, **attributes: Any) -> Any:
     """Return the only row with these attributes.
 
-    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
     - ``model``: the mapped class.
     - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
     - ``**attributes``: the attributes and their values.
@@ -81,16 +78,16 @@ def get_one(*arguments: Any, **attributes: Any) -> Any:
 
 @overload
 def get_one_or_none(
-    session: AsyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any
+    session: AnyAsyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any
 ) -> Awaitable[M | None]: ...
 @overload
-def get_one_or_none(session: Session, model: type[M], filters: Filters = ..., /, **attributes: Any) -> M | None: ...
+def get_one_or_none(session: SyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any) -> M | None: ...
 @overload
 def get_one_or_none(model: type[M], filters: Filters = ..., /, **attributes: Any) -> M | None: ...
 def get_one_or_none(*arguments: Any, **attributes: Any) -> Any:
     """Return the only row with these attributes, or None.
 
-    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
     - ``model``: the mapped class.
     - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
     - ``**attributes``: the attributes and their values.
@@ -103,16 +100,16 @@ def get_one_or_none(*arguments: Any, **attributes: Any) -> Any:
 
 @overload
 def first_or_none(
-    session: AsyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any
+    session: AnyAsyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any
 ) -> Awaitable[M | None]: ...
 @overload
-def first_or_none(session: Session, model: type[M], filters: Filters = ..., /, **attributes: Any) -> M | None: ...
+def first_or_none(session: SyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any) -> M | None: ...
 @overload
 def first_or_none(model: type[M], filters: Filters = ..., /, **attributes: Any) -> M | None: ...
 def first_or_none(*arguments: Any, **attributes: Any) -> Any:
     """Return the row with these attributes that has the lowest primary key, or None.
 
-    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
     - ``model``: the mapped class.
     - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
     - ``**attributes``: the attributes and their values.
@@ -123,16 +120,16 @@ def first_or_none(*arguments: Any, **attributes: Any) -> Any:
 
 @overload
 def first_or_404(
-    session: AsyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any
+    session: AnyAsyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any
 ) -> Awaitable[M]: ...
 @overload
-def first_or_404(session: Session, model: type[M], filters: Filters = ..., /, **attributes: Any) -> M: ...
+def first_or_404(session: SyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any) -> M: ...
 @overload
 def first_or_404(model: type[M], filters: Filters = ..., /, **attributes: Any) -> M: ...
 def first_or_404(*arguments: Any, **attributes: Any) -> Any:
     """Return the row with these attributes that has the lowest primary key.
 
-    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
     - ``model``: the mapped class.
     - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
     - ``**attributes``: the attributes and their values.
@@ -145,10 +142,12 @@ def first_or_404(*arguments: Any, **attributes: Any) -> Any:
 
 @overload
 def get_or_create(
-    session: AsyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any
+    session: AnyAsyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any
 ) -> Awaitable[tuple[M, bool]]: ...
 @overload
-def get_or_create(session: Session, model: type[M], filters: Filters = ..., /, **attributes: Any) -> tuple[M, bool]: ...
+def get_or_create(
+    session: SyncSession, model: type[M], filters: Filters = ..., /, **attributes: Any
+) -> tuple[M, bool]: ...
 @overload
 def get_or_create(model: type[M], filters: Filters = ..., /, **attributes: Any) -> tuple[M, bool]: ...
 def get_or_create(*arguments: Any, **attributes: Any) -> Any:
@@ -157,7 +156,7 @@ def get_or_create(*arguments: Any, **attributes: Any) -> Any:
     Several sessions can create the same row at once if a unique constraint covers the attributes. Then one of them
     creates it, and the others get it: their INSERT is undone by a SAVEPOINT, and they read again.
 
-    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
     - ``model``: the mapped class.
     - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
     - ``**attributes``: the attributes and their values.
@@ -171,7 +170,7 @@ def get_or_create(*arguments: Any, **attributes: Any) -> Any:
 
 @overload
 def update_or_create(
-    session: AsyncSession,
+    session: AnyAsyncSession,
     model: type[M],
     filters: Filters = ...,
     /,
@@ -182,7 +181,7 @@ def update_or_create(
 ) -> Awaitable[tuple[M, bool]]: ...
 @overload
 def update_or_create(
-    session: Session,
+    session: SyncSession,
     model: type[M],
     filters: Filters = ...,
     /,
@@ -208,7 +207,7 @@ def update_or_create(
 
     The change is flushed. Concurrent calls are as safe as those of ``get_or_create``.
 
-    - ``session``: the session to use; default: the ``Session`` of the current unit of work.
+    - ``session``: a session or ``scoped_session``; default: the ``Session`` of the current unit of work.
     - ``model``: the mapped class.
     - ``filters``: a mapping of attributes to values, for attributes whose names are taken; default: none.
     - ``**attributes``: the attributes and their values.

@@ -13,7 +13,9 @@ from sqlalchemy import Engine, inspect, select
 from sqlalchemy.exc import IntegrityError, MultipleResultsFound, NoResultFound, OperationalError
 from sqlalchemy.orm import Mapper, Session
 
+from asgi_sqla.engine.sqlite import is_inside
 from asgi_sqla.errors import AsgiSqlaError, ConfigurationError
+from asgi_sqla.session.transient import is_transient
 
 M = TypeVar("M")
 Filters: TypeAlias = Mapping[str, Any]
@@ -143,11 +145,15 @@ def update_or_create(
 def _find_or_make(session: Session, model: type[M], filters: Filters, values: Filters) -> tuple[M, bool]:
     untouched = not session.in_transaction()
     found = one_or_none(session, model, filters)
-    if found is None and untouched and _restarted_to_write(session, model):
-        found = one_or_none(session, model, filters)
     if found is not None:
         return found, False
-    return _make(session, model, filters, values)
+    try:
+        return _make(session, model, filters, values)
+    except OperationalError as exc:
+        if not (untouched and is_transient(exc) and _restarted_to_write(session, model)):
+            raise
+    found = one_or_none(session, model, filters)
+    return (found, False) if found is not None else _make(session, model, filters, values)
 
 
 def _make(session: Session, model: type[M], filters: Filters, values: Filters) -> tuple[M, bool]:
@@ -187,18 +193,22 @@ def _restarted_to_write(session: Session, model: type[Any]) -> bool:
     """On SQLite, restart the transaction as one that may write; return whether that was done.
 
     After a read a transaction cannot write if another session has written: SQLite answers "database is locked" at once.
-    This transaction has read only that the row is missing, so nothing is lost.
+    A transaction that has written holds the lock, and never gets this answer. So this one has only read, but for
+    temporary tables, which have no lock; where there is one, nothing is restarted.
     """
     bind = session.get_bind(mapper_of(model))
-    if bind.dialect.name != "sqlite" or not isinstance(bind, Engine):  # a Connection has its owner's transaction
+    # A Connection has its owner's transaction; a savepoint, or an engine inside rolled_back(), is in another one.
+    if bind.dialect.name != "sqlite" or not isinstance(bind, Engine) or is_inside(bind.dialect):
         return False
     connection = session.connection({"mapper": mapper_of(model)})
-    driver_connection = connection.connection.driver_connection
-    if connection.in_nested_transaction() or not getattr(driver_connection, "in_transaction", False):
+    if connection.in_nested_transaction():
         return False
     # Without SQLAlchemy's events, whose listeners would take the transaction for lost.
     cursor = connection.connection.cursor()
     try:
+        cursor.execute("SELECT count(*) FROM sqlite_temp_master")
+        if cursor.fetchone() != (0,):
+            return False
         cursor.execute("ROLLBACK")
         cursor.execute("BEGIN IMMEDIATE")
     except Exception as exc:

@@ -18,10 +18,10 @@ from sqlalchemy.util import greenlet_spawn
 
 from asgi_sqla.engine.engines import Engines
 from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
-from asgi_sqla.testing.savepoints import World, let_go, run, savepoint_engine
+from asgi_sqla.testing.savepoints import World, learn, let_go, run, savepoint_engine
 from asgi_sqla.testing.turns import Turns
 
-COPY = 'rolled_back(..., mode="copy")'
+COPY = 'rolled_back(..., mode="copy"), or with pytest @pytest.mark.asgi_sqla(mode="copy")'
 PROBE = "SELECT 1"
 """The statement of ``Database.check()``; it does not count as a use."""
 
@@ -64,6 +64,7 @@ class Outer(World):
             raise ConfigurationError(f"everything in the outer transaction is lost: {self._over}")
         if self._connection is None:
             self._connection = self._begun(self._real.connect())
+            learn(self.engine.dialect, self._real.dialect)
         return self._connection.connection.dbapi_connection
 
     def _begun(self, connection: Connection) -> Connection:

@@ -6,8 +6,8 @@ Must not know: how anything is rolled back, copied or counted.
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -20,12 +20,14 @@ from asgi_sqla.engine.urls import hidden
 from asgi_sqla.testing import Callback, Statements
 
 OPTION = "asgi_sqla_database"
+MODE = "asgi_sqla_mode"
 WRITE = f'write {OPTION} = "shop.main:db" in the pytest section, or a session fixture of that name that returns it'
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that names the database."""
     parser.addini(OPTION, "the Database under test, as module:name; default: the global db", default="")
+    parser.addini(MODE, 'how rolled_back_database undoes a test, "transaction" or "copy"', default="transaction")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,12 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def asgi_sqla_database(pytestconfig: pytest.Config) -> Database:
     """Return the ``Database`` under test, which the configuration names. Override this fixture to name it in code."""
     path = str(pytestconfig.getini(OPTION)) or "asgi_sqla:db"
-    module, _, name = path.partition(":")
     try:
-        found = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as exc:
+        found = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as exc:
         raise pytest.UsageError(f"{OPTION} = {hidden(path)} cannot be imported ({exc}); {WRITE}") from exc
     return _checked(found)
 
@@ -63,10 +62,19 @@ def asgi_sqla_worker_database(asgi_sqla_database: Database) -> Iterator[Database
 @pytest.fixture
 def rolled_back_database(request: pytest.FixtureRequest, asgi_sqla_worker_database: Database) -> Iterator[Database]:
     """Return the database under test, and undo after the test everything that happened through it."""
-    marker = request.node.get_closest_marker("asgi_sqla")
-    options: dict[str, Any] = {} if marker is None else marker.kwargs
-    with testing.rolled_back(asgi_sqla_worker_database, **options) as database:
+    with testing.rolled_back(asgi_sqla_worker_database, mode=_mode(request)) as database:
         yield database
+
+
+def _mode(request: pytest.FixtureRequest) -> Any:
+    """Return the mode of a test: of its marker, or else of the configuration."""
+    marker = request.node.get_closest_marker("asgi_sqla")
+    if marker is None:
+        return str(request.config.getini(MODE))
+    given = [*marker.args, *marker.kwargs.values()]
+    if len(given) != 1 or marker.kwargs.keys() - {"mode"}:
+        raise pytest.UsageError(f'{request.node.nodeid}: write @pytest.mark.asgi_sqla(mode="copy"), or "transaction"')
+    return given[0]
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from asgi_sqla.engine.read_only import TRANSACTION
 from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.session.statements import MYSQL, Effect, judged
 from asgi_sqla.testing.turns import Turn, Turns
 
 DEFERRED_ON_SQLITE = "SELECT 1 FROM sqlite_master WHERE sql LIKE '%DEFERRED%' LIMIT 1"
@@ -47,6 +48,7 @@ class Savepoints(Dialect):
     """What a dialect does differently on savepoints; mixed into the class of the real one."""
 
     world: World
+    inside_transaction = True
 
     def do_begin(self, dbapi_connection: Any) -> None:
         """Send SAVEPOINT."""
@@ -74,9 +76,40 @@ class Savepoints(Dialect):
             turn.begun = False
 
     def do_execute(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
-        """Skip what MariaDB and MySQL allow only before a transaction; the session still refuses writes."""
-        if self.name not in ("mariadb", "mysql") or statement != TRANSACTION[self.name]:
+        """Execute, unless MariaDB or MySQL would refuse it in the transaction that it is in outside tests."""
+        if self._may_send(statement, context):
             super().do_execute(cursor, statement, parameters, context)
+
+    def do_executemany(self, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
+        """Do what ``do_execute`` does."""
+        if self._may_send(statement, context):
+            super().do_executemany(cursor, statement, parameters, context)
+
+    def do_execute_no_params(self, cursor: Any, statement: str, context: Any = None) -> None:
+        """Do what ``do_execute`` does."""
+        if self._may_send(statement, context):
+            super().do_execute_no_params(cursor, statement, context)
+
+    def _may_send(self, statement: str, context: Any) -> bool:
+        """Return whether to send a statement; raise what MariaDB and MySQL raise for a write that only reads.
+
+        No savepoint is read-only there, so the statement that makes a transaction read-only is only remembered.
+        """
+        if self.name not in MYSQL or context is None:
+            return True
+        turn = _turn(context.root_connection.connection)
+        if statement == TRANSACTION[self.name]:
+            turn.read_only = True
+            return False
+        known = judged(statement, self.name)
+        if known.effect is Effect.COMMITS_FIRST:
+            raise ConfigurationError(
+                f"{known.word}: {self.name} commits before it, so rolled_back() could not undo anything; use "
+                'rolled_back(..., mode="copy"), or with pytest @pytest.mark.asgi_sqla(mode="copy")'
+            )
+        if turn.read_only and known.writes:
+            raise self.loaded_dbapi.OperationalError(1792, "Cannot execute statement in a READ ONLY transaction")
+        return True
 
     def do_close(self, dbapi_connection: Any) -> None:
         """Do nothing, because others use the connection too."""
@@ -162,8 +195,17 @@ def _on_savepoints(real: Dialect) -> Any:
         own = {"supports_statement_cache": cls.supports_statement_cache}  # each class must state it
         cls = _classes.setdefault(cls, type(f"Savepoints{cls.__name__}", (Savepoints, cls), own))
     dialect: Any = cls.__new__(cls)
-    dialect.__dict__.update({name: value for name, value in vars(real).items() if name != "dispatch"})
+    dialect.__dict__.update(_known_by(real))
     return dialect
+
+
+def learn(dialect: Dialect, real: Dialect) -> None:
+    """Give ``dialect`` what ``real`` has learned at its first connection, such as the version of the server."""
+    dialect.__dict__.update(_known_by(real))
+
+
+def _known_by(real: Dialect) -> dict[str, Any]:
+    return {name: value for name, value in vars(real).items() if name not in ("dispatch", "world")}
 
 
 def run(dbapi_connection: Any, statement: str) -> Any:

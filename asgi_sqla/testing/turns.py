@@ -26,13 +26,15 @@ _numbers = count(1)
 class Turn:
     """The turn of one connection, from its checkout to its return."""
 
-    __slots__ = ("begun", "holder", "name", "over")
+    __slots__ = ("begun", "holder", "name", "over", "read_only")
 
     def __init__(self) -> None:
         self.name: str = f"asgi_sqla_{next(_numbers)}"
         self.holder: str = _holder()
         self.begun: bool = False
         self.over: bool = False
+        self.read_only: bool = False
+        """Whether its transaction was asked to only read, on a database where a savepoint cannot."""
 
 
 _inside: ContextVar[tuple[Turn, ...]] = ContextVar("asgi_sqla_turns", default=())
