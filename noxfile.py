@@ -156,6 +156,13 @@ def build(session: nox.Session) -> None:
 
 
 @nox.session(python=OLDEST)
+def newcomer(session: nox.Session) -> None:
+    """Walk a newcomer's path with the wheel and its extras alone: the README's program, its migrations, its tests."""
+    session.install(f"{build_wheel(session)}[cli,sqlite,testing]", "fastapi[standard]")
+    session.run("python", "-P", "tests/newcomer.py")
+
+
+@nox.session(python=OLDEST)
 def demo(session: nox.Session) -> None:
     """Run the tour: a real server, a real client, every promise checked."""
     session.install(f"{build_wheel(session)}[demo]")

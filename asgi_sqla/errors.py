@@ -8,8 +8,11 @@ Must not know: anything else of this package.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OWN_SCOPE = "async with session_scope() as session: ..."
 """What to write in code that needs its own unit of work."""

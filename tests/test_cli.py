@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
+import pty
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -363,3 +366,44 @@ def test_the_script_without_its_extra_is_one_line() -> None:
         "",
         "Error: asgi_sqla.cli needs click, which is not installed; write: pip install 'asgi-sqla[cli]'\n",
     )
+
+
+# On a terminal
+
+
+def on_a_terminal(folder: Path, *arguments: str, answer: str = "") -> tuple[int, str]:
+    """Run ``asgi-sqla`` with a terminal for its input and output; return its exit code and what the terminal shows."""
+    ours, its = pty.openpty()
+    command = [sys.executable, "-m", "asgi_sqla", *arguments]
+    process = subprocess.Popen(command, cwd=folder, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    os.write(ours, answer.encode())
+    shown = b""
+    with suppress(OSError):  # the other end is closed
+        while read := os.read(ours, 4096):
+            shown += read
+    os.close(ours)
+    return process.wait(), shown.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer", "code", "said"),
+    [
+        ((), "", 2, "Usage: asgi-sqla [OPTIONS] COMMAND [ARGS]..."),
+        (("--help",), "", 0, "Look at a database and migrate it."),
+        (("drop",), "n\n", FAILED, "Aborted!"),
+        (("downgrade", "base"), "\n", FAILED, "down to base? [y/N]: "),
+        (("status",), "", BEHIND, "status   empty"),
+        (("migrate", "--stamp"), "", USAGE, "Error: Option '--stamp' requires an argument."),
+        (("nothing",), "", USAGE, "No such command 'nothing'."),
+        (("--target", "nowhere:db", "status"), "", USAGE, "Error: 'nowhere:db' cannot be imported"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_on_a_terminal(project: Project, arguments: tuple[str, ...], answer: str, code: int, said: str) -> None:
+    """Help, success and failures are sentences, never a traceback, with the documented exit codes."""
+    target = () if "--target" in arguments else ("--target", f"{project.module}:migrations")
+
+    found, shown = on_a_terminal(project.folder, *target, *arguments, answer=answer)
+
+    assert (found, said in shown, "Traceback" in shown) == (code, True, False)

@@ -294,6 +294,7 @@ WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
         "metadata": (5, "Base", object()),
         "options": NO_MAPPING,
         "lock_timeout": (None, -1, True, "600", float("nan")),
+        "config": (5, "nowhere.ini", URL, DATABASE),
     },
     "database_from": {
         "settings": (5, "sqlite://", URL, [("url", URL)], {}, {5: 5}, {"sqlalchemy": URL}, {"echo": True})

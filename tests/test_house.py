@@ -21,7 +21,7 @@ ORDER = "front > asgi > unit > session > engine > errors"
 """The wings from the roof down: each knows only those that come after it."""
 FRONT = ("middleware", "scope", "database")
 """The front rooms; each knows only those that come after it."""
-ANNEXES = (("demo",), ("cli",), ("settings",), ("models", "migrations", "testing"))
+ANNEXES = (("__main__",), ("demo",), ("cli",), ("settings",), ("models", "migrations", "testing"))
 """The rooms behind extras, from the last built to the first: each is above the door, and knows only those after it."""
 
 FOREIGN = (

@@ -448,6 +448,7 @@ def test_autogenerate_imports_the_types_that_it_writes(tmp_path: Path) -> None:
         f"migrations = Migrations(db, {str(tmp_path / 'migrations')!r}, metadata=SQLModel)\n"
     )
     code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from pathlib import Path; from asgi_sqla.migrations import scaffold; import heroes\n"
         f"scaffold(Path({str(tmp_path / 'migrations')!r}), 'heroes:migrations')\n"
         "print(heroes.migrations.revision('first', autogenerate=True)[0].read_text())\n"

@@ -175,18 +175,31 @@ def test_an_option_that_asyncpg_does_not_have_is_an_error(query: str, message: s
 
 
 @pytest.mark.parametrize(
-    ("url", "kind", "argument"),
+    ("url", "other"),
     [
-        ("postgresql+pg8000://h/d", "async", "async_engine"),
-        ("mysql+mysqlconnector://h/d", "async", "async_engine"),
-        ("sqlite+pysqlcipher:///d", "async", "async_engine"),
+        ("postgresql+pg8000://h/d", "postgresql+asyncpg://h/d"),
+        ("mysql+mysqlconnector://h/d", "mysql+asyncmy://h/d"),
+        ("sqlite+pysqlcipher:///d", "sqlite+aiosqlite:///d"),
     ],
 )
-def test_a_driver_not_in_the_table_serves_its_own_kind(url: str, kind: str, argument: str) -> None:
-    """It is used as written, and the error asks for the other kind of engine."""
-    assert text(to(url, "sync" if kind == "async" else "async")) == url
-    with pytest.raises(ConfigurationError, match=f"pass {argument}= to Database"):
-        to(url, kind)
+def test_a_driver_not_in_the_table_serves_its_own_kind(url: str, other: str) -> None:
+    """It is used as written; the other kind of engine gets the best driver of that database."""
+    assert (text(to(url, "sync")), text(to(url, "async"))) == (url, other)
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "package"),
+    [
+        ("postgresql+psycopg2://h/d", "sync", "psycopg2-binary"),
+        ("mysql+mysqldb://h/d", "sync", "mysqlclient"),
+        ("mysql+aiomysql://h/d", "async", "aiomysql"),
+        ("mysql+pymysql://h/d", "sync", r"'asgi-sqla\[mysql\]'"),
+    ],
+)
+def test_a_missing_driver_is_named_with_what_brings_it(url: str, kind: str, package: str) -> None:
+    """No extra brings a driver that has a better one."""
+    with pytest.raises(MissingDriverError, match=rf"write: pip install {package}$"):
+        to(url, kind, only())
 
 
 @pytest.fixture

@@ -44,6 +44,12 @@ BACKENDS: Mapping[str, Backend] = {
 }
 MODULES = {"mysqldb": "MySQLdb", "pysqlite": "sqlite3"}
 """The modules of the drivers that are not named like their module."""
+BROUGHT = frozenset(
+    ("aiosqlite", "aioodbc", "asyncmy", "asyncpg", "oracledb", "psycopg", "pymysql", "pyodbc", "pysqlite")
+)
+"""The drivers that an extra installs, or Python itself."""
+PACKAGES = {"mysqldb": "mysqlclient", "psycopg2": "psycopg2-binary"}
+"""The packages of other drivers, where they have another name."""
 
 _LIBPQ = ("psycopg", "psycopg2")
 _ASYNCPG_NUMBERS = ("command_timeout", "max_cached_statement_lifetime", "timeout")
@@ -137,14 +143,16 @@ def translate(url: URL, *, asynchronous: bool, installed: Callable[[str], bool])
 
 
 def _driver(url: URL, asynchronous: bool, installed: Callable[[str], bool]) -> str | None:
-    """Return the name of the driver; None if only the URL's own driver is known."""
+    """Return the name of the driver; None if the URL's own driver is outside the table, and of the right kind."""
     name = url.get_backend_name()
     # psycopg and oracledb serve both kinds under one name; SQLAlchemy has a second name for async.
     given = url.drivername.partition("+")[2].removesuffix("_async")
     backend = BACKENDS.get(name)
     if backend is None or (given and given not in backend.sync + backend.asynchronous):
-        _check_foreign(url, asynchronous)
-        return None
+        if getattr(url.get_dialect(), "is_async", False) is asynchronous:
+            return None
+        if backend is None:
+            raise _no_driver(url, asynchronous)
     candidates = backend.asynchronous if asynchronous else backend.sync
     if given in candidates:
         candidates = (given,)
@@ -152,19 +160,20 @@ def _driver(url: URL, asynchronous: bool, installed: Callable[[str], bool]) -> s
         if installed(MODULES.get(driver, driver)):
             return driver
     kind = "async" if asynchronous else "sync"
+    brought = any(driver in BROUGHT for driver in candidates)
+    write = f"'asgi-sqla[{backend.extra}]'" if brought else PACKAGES.get(candidates[0], candidates[0])
     raise MissingDriverError(
         f"url={shown(url)} needs {' or '.join(candidates)} as its {kind} driver, which is not installed; "
-        f"write: pip install 'asgi-sqla[{backend.extra}]'"
+        f"write: pip install {write}"
     )
 
 
-def _check_foreign(url: URL, asynchronous: bool) -> None:
-    """Raise unless a dialect or driver outside the table is of the requested kind: it has only one."""
-    if getattr(url.get_dialect(), "is_async", False) is not asynchronous:
-        wanted, argument = ("async", "async_engine") if asynchronous else ("sync", "engine")
-        raise ConfigurationError(
-            f"url={shown(url)}: no {wanted} driver is known for {url.drivername!r}; pass {argument}= to Database"
-        )
+def _no_driver(url: URL, asynchronous: bool) -> ConfigurationError:
+    """Return the error for a dialect outside the table, whose driver is of one kind only."""
+    wanted, argument = ("async", "async_engine") if asynchronous else ("sync", "engine")
+    return ConfigurationError(
+        f"url={shown(url)}: no {wanted} driver is known for {url.drivername!r}; pass {argument}= to Database"
+    )
 
 
 def _for_asyncpg(url: URL) -> Target:
