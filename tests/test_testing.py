@@ -466,3 +466,57 @@ def test_mariadb_refuses_writes_in_read_only_units(on_mariadb: Database, write: 
             write(session)
         with session_scope(on_mariadb) as session:
             write(session)
+
+
+def close_with_work(session: Any) -> Any:
+    """Discard work, which the unit refuses to call done."""
+    session.add(Item(name="discarded"))
+    session.flush()
+    session.close()
+
+
+def write_text(session: Any) -> Any:
+    """Write past the session's own checks."""
+    session.execute(text("INSERT INTO item (name) VALUES ('text')"))
+
+
+STREAM = select(Item.name).execution_options(yield_per=2)
+AS_IN_PRODUCTION: dict[str, tuple[bool, Any]] = {
+    "discarded work": (False, close_with_work),
+    "a savepoint that reads": (True, lambda session: session.begin_nested() and session.scalar(text("SELECT 1"))),
+    "a stream that reads": (True, lambda session: len(list(session.scalars(STREAM)))),
+    "a stream": (False, lambda session: len(list(session.scalars(STREAM)))),
+    "a flush that must not write": (True, lambda session: session.add(Item(name="refused"))),
+    "a statement that must not write": (True, lambda session: session.execute(insert(Item).values(name="refused"))),
+    "text that must not write": (True, write_text),
+    "a failed statement": (False, lambda session: session.execute(text("SELECT nothing FROM nowhere"))),
+}
+
+
+@pytest.mark.parametrize("what", AS_IN_PRODUCTION)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_test_meets_what_production_meets(database: Database, backend: Backend, kind: str, what: str) -> None:
+    """The same work has the same result, or the same error, inside and outside."""
+    read_only, work = AS_IN_PRODUCTION[what]
+    if backend.is_postgresql and what in ("a savepoint that reads", "a stream that reads"):
+        pytest.skip("PostgreSQL has both only in a transaction, and a read-only unit has one only inside")
+
+    async def outcome() -> Any:
+        try:
+            if kind == "sync":
+                return await asyncio.to_thread(in_thread)
+            async with session_scope(database, read_only=read_only) as session:
+                return await session.run_sync(work)
+        except Exception as exc:
+            return type(exc)
+
+    def in_thread() -> Any:
+        with session_scope(database, read_only=read_only) as session:
+            return work(session)
+
+    outside = await outcome()
+    async with rolled_back(database):
+        inside = await outcome()
+
+    assert inside == outside
+    assert backend.names() == []
