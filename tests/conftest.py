@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.databases import Backend, backend_names, connections_out, make_backend, sqlite_backend
 
 from asgi_sqla import Database, db
+
+REPEATED = {"psycopg": "sync", "psycopg2": "async", "mysqldb": "async", "aiomysql": "sync"}
+"""Each driver of one kind gets its partner of the other kind, which another driver has already been tested with.
+
+psycopg is the sync driver under asyncpg too; asyncpg the async one under psycopg2; and so on.
+"""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what would run a second time on the same driver: it is done once."""
+    again = [item for item in items if _is_repeated(getattr(item, "callspec", None))]
+    if again:
+        config.hook.pytest_deselected(items=again)
+        items[:] = [item for item in items if item not in set(again)]
+
+
+def _is_repeated(callspec: Any) -> bool:
+    parameters = {} if callspec is None else callspec.params
+    name, kind = parameters.get("backend"), parameters.get("kind")
+    return name in backend_names() and kind in ("sync", "async") and REPEATED.get(str(name)) == kind
 
 
 @pytest.fixture

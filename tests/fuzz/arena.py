@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -25,6 +27,21 @@ Commit: TypeAlias = Callable[[Connection], None]
 
 LONGEST = 30.0
 """Seconds after which a program counts as waiting forever."""
+
+
+def stacks() -> str:
+    """Return where every thread and task of this process is."""
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        for task in asyncio.all_tasks():
+            print(task.get_name(), file=file)
+            awaited: Any = task.get_coro()
+            while (frame := getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)) is not None:
+                print(f"  {frame.f_code.co_filename}, line {frame.f_lineno}, {frame.f_code.co_name}", file=file)
+                awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+            print(f"  {awaited!r}", file=file)
+        file.seek(0)
+        return file.read()
 
 
 class Arena:
@@ -54,6 +71,8 @@ class Arena:
                 await stage.clear()
         except BaseException as exc:
             exc.add_note(f"the program was {program}")
+            if isinstance(exc, TimeoutError):
+                exc.add_note(stacks())
             raise
         finally:
             logger.removeHandler(log)

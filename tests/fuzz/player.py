@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from importlib.metadata import version
 from typing import Any
 
 import anyio
@@ -15,6 +16,9 @@ from fuzz.ledger import Fate, Ledger, Savepoint, Thread, Transaction, Write
 from fuzz.programs import Step
 from fuzz.stage import Stage
 from fuzz.witness import TAKEN, Called, Entry, values
+
+ANYIO = tuple(map(int, version("anyio").split(".")[:2]))
+"""Before 4.16 it loses one of two cancellations that come in the same turn, and then spins for ever at a checkpoint."""
 
 
 class RefusedError(Exception):
@@ -346,7 +350,7 @@ class Player:
     async def _timeout(self, step: Step) -> None:
         if self.place == "plain":
             await self.play(step.inner)
-        elif step.how == "asyncio":
+        elif step.how == "asyncio" or ANYIO < (4, 16):
             async with asyncio.timeout(step.value):
                 await self.play(step.inner)
         elif step.how == "anyio fails":
