@@ -145,9 +145,10 @@ def arguments_for(
     # A queue pool class is for either kind; each kind of engine has its own by default.
     if options.get("poolclass") in (QueuePool, AsyncAdaptedQueuePool):
         del options["poolclass"]
-    of_engine, of_driver = (
-        pipelined(target.url.get_driver_name(), asynchronous=async_options is not None) if pipelining else ({}, {})
-    )
+    of_engine: dict[str, Any] = {}
+    of_driver: dict[str, Any] = {}
+    if pipelining and target.url.get_backend_name() == "postgresql":
+        of_engine, of_driver = pipelined(target.url.get_driver_name(), asynchronous=async_options is not None)
     arguments = {**of_driver, **target.connect_args, **options.pop("connect_args", {})}
     if target.url.get_driver_name() == "asyncpg" and "async_creator" not in options:
         from asgi_sqla.engine.asyncpg import connection_class  # this imports the driver
