@@ -40,7 +40,7 @@ UNMEASURED = (
     "models",
     "moving_over",
     "plugin",
-) + ("promises", "properties", "readme", "settings", "typed")
+) + ("properties", "readme", "settings", "typed")
 """The tests of the annexes, and of the core those that only repeat, which the two other Pythons run."""
 INSTALLED = {"PYTHONSAFEPATH": "1"}
 """Keeps the checkout off the path, so that the tests import the wheel."""

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from starlette.applications import Starlette
 
 from asgi_sqla import ConfigurationError, Database, MissingDriverError, SQLAlchemyMiddleware, session_scope
+from asgi_sqla.errors import needing
 
 ENGINE = create_engine("sqlite://")
 ASYNC_ENGINE = create_async_engine("sqlite+aiosqlite://")
@@ -208,3 +209,18 @@ async def test_the_other_kind_of_engine_must_be_passed_in_too() -> None:
         _ = Database(engine=ENGINE).async_engine
     with pytest.raises(ConfigurationError, match="has neither a URL nor engine=; pass one of them to Database"):
         _ = Database(async_engine=ASYNC_ENGINE).engine
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("click", "asgi_sqla.cli needs click, which is not installed; write: pip install 'asgi-sqla[cli]'"),
+        ("asgi_sqla.nothing", "No module named 'asgi_sqla.nothing'"),  # a fault of ours, which no extra mends
+        (None, "No module named 'asgi_sqla.nothing'"),
+    ],
+)
+def test_what_an_extra_brings_is_named(missing: str | None, message: str) -> None:
+    with pytest.raises(ModuleNotFoundError) as caught, needing("cli", "asgi_sqla.cli"):
+        raise ModuleNotFoundError("No module named 'asgi_sqla.nothing'", name=missing)
+
+    assert str(caught.value) == message

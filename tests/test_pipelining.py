@@ -11,6 +11,7 @@ import logging
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -426,6 +427,45 @@ async def test_a_begin_that_fails(place: Place, monkeypatch: pytest.MonkeyPatch)
     await place.run(case)
 
     assert (answer_before, place.backend.names()) == (1, [])
+
+
+async def test_a_transaction_that_the_driver_has_begun(place: Place) -> None:
+    """Asyncpg begins none inside one that it has not begun itself; psycopg goes on in it."""
+
+    def case(session: Session) -> str | None:
+        async def begin_async(raw: Any) -> None:
+            await raw.execute("BEGIN")
+
+        place.on_raw(session, begin_async if place.kind == "async" else lambda raw: raw.execute("BEGIN"))
+        try:
+            answer(session, 1)
+        except DBAPIError as exc:
+            return type(exc.orig.__cause__ or exc.orig).__name__  # type: ignore[union-attr]  # it has one
+        session.rollback()
+        return None
+
+    found = await place.run(case)
+
+    assert found == ("InterfaceError" if place.backend.name == "asyncpg" else None)
+
+
+async def test_a_failed_block_of_the_drivers_own(place: Place) -> None:
+    """PostgreSQL answers its COMMIT with ROLLBACK, which our connections of asyncpg do not take for done."""
+    if place.backend.name != "asyncpg":
+        pytest.skip("psycopg itself refuses to leave a failed block")
+    async with place.database.async_engine.connect() as connection:
+        raw: Any = (await connection.get_raw_connection()).driver_connection
+
+        async def fail() -> None:
+            async with raw.transaction():
+                await raw.execute("INSERT INTO item(name) VALUES ('lost')")
+                with suppress(Exception):
+                    await raw.execute("SELECT 1 / 0")
+
+        with pytest.raises(Exception, match="PostgreSQL answered COMMIT: ROLLBACK"):
+            await fail()
+
+    assert place.backend.names() == []
 
 
 async def test_units_of_work_end_as_without_it(place: Place) -> None:
