@@ -36,7 +36,7 @@ from asgi_sqla.engine.urls import printable
 from asgi_sqla.errors import ended
 from asgi_sqla.unit.cancellation import FINE, Finished
 from asgi_sqla.unit.context import enter, leave
-from asgi_sqla.unit.unit import ENDED, UnitOfWork
+from asgi_sqla.unit.unit import ENDED, OPEN, UnitOfWork
 
 if TYPE_CHECKING:
     from asgiref.typing import ASGIReceiveCallable, ASGISendCallable
@@ -183,14 +183,16 @@ class Exchange:
 class Request(Exchange, UnitOfWork):
     """The unit of work and the exchange of one HTTP request: one object, because it is made for each request."""
 
+    # What every request reads and writes, an unused one too; in the dictionary of the instance it would cost more.
+    __slots__ = ("_at", "_receive", "_rules", "_scope", "_send", "_stage", "_used")
+
     _called: tuple[Any, Any] = ("a request", "that is over")
     """Its method and path, after it has released its scope."""
 
     def __init__(self, rules: Rules, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        self._rules = rules
-        self._scope = scope
-        self._receive = receive
-        self._send = send
+        self._rules, self._scope = rules, scope
+        self._receive, self._send = receive, send
+        self._at, self._used, self._stage = WAITING, False, OPEN
 
     @property
     def name(self) -> str:
