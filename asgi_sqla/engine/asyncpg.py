@@ -26,9 +26,9 @@ from sqlalchemy.dialects.postgresql import asyncpg as sqlalchemy_asyncpg
 adapters: Any = sqlalchemy_asyncpg  # much of it has no types
 
 VERSION: str = asyncpg.__version__
-VERSIONS = (0, 32), (0, 33)
+VERSIONS: tuple[tuple[int, int], tuple[int, int]] = (0, 32), (0, 33)
 """From the first, and below the second: those that the tests run with."""
-PRIVATE = (
+PRIVATE: tuple[tuple[type[Any], tuple[str, ...]], ...] = (
     (asyncpg.Connection, ("_protocol", "_top_xact", "_transport")),
     (Protocol, ("_is_cancelling", "is_in_transaction")),
     (adapters.AsyncAdapt_asyncpg_connection, ("_handle_exception", "_start_transaction", "_transaction")),
@@ -36,8 +36,8 @@ PRIVATE = (
 )
 """What this room uses, and its owners do not promise."""
 
-STARTED = TransactionState.STARTED
-COMMIT_REFUSED = "a statement had failed, so PostgreSQL answered COMMIT: ROLLBACK"
+STARTED: Any = TransactionState.STARTED
+COMMIT_REFUSED: str = "a statement had failed, so PostgreSQL answered COMMIT: ROLLBACK"
 
 _await: Any = getattr(util, "await_", None) or util.await_only
 

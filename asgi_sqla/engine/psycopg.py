@@ -21,16 +21,16 @@ from psycopg.adapt import Transformer
 from psycopg.generators import fetch_many, send
 
 VERSION: str = psycopg.__version__
-VERSIONS = (3, 2), (3, 4)
+VERSIONS: tuple[tuple[int, int], tuple[int, int]] = (3, 2), (3, 4)
 """From the first, and below the second: those that the tests run with."""
-PRIVATE = (
+PRIVATE: tuple[tuple[type[Any], tuple[str, ...]], ...] = (
     (Cursor, ("_check_results", "_convert_query", "_execute_gen", "_get_prepared", "_reset", "_set_results")),
     (Connection, ("_check_connection_ok", "_get_tx_start_command", "_start_query")),
 )
 """What this room uses, and its owners do not promise."""
 
-IDLE = pq.TransactionStatus.IDLE
-FAILED = pq.ExecStatus.FATAL_ERROR
+IDLE: Any = pq.TransactionStatus.IDLE
+FAILED: Any = pq.ExecStatus.FATAL_ERROR
 
 
 class _Pipelined:
