@@ -29,18 +29,9 @@ DRIVERS = ("psycopg2", "pymysql", "mysqldb", "aiomysql")
 WORKERS = "4"
 """Processes of pytest: twice as many as cores, for much of what is tested is waiting."""
 UNMEASURED = (
-    "cli",
-    "demo",
-    "docstrings",
-    "fastapi",
-    "fuzz",
-    "house",
-    "layout",
-    "migrations",
-    "models",
-    "moving_over",
-    "plugin",
-) + ("properties", "readme", "settings", "typed")
+    *("cli", "demo", "docstrings", "fastapi", "fuzz", "house", "layout", "migrations", "models", "moving_over"),
+    *("plugin", "properties", "readme", "settings", "typed"),
+)
 """The tests of the annexes, and of the core those that only repeat, which the two other Pythons run."""
 INSTALLED = {"PYTHONSAFEPATH": "1"}
 """Keeps the checkout off the path, so that the tests import the wheel."""

@@ -17,7 +17,7 @@ from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.migrations import Migrations
 from asgi_sqla.migrations.manager import checked_location
-from asgi_sqla.migrations.schema import one_line, raised_at
+from asgi_sqla.migrations.schema import one_line
 from asgi_sqla.settings import LOCATION, migrations_from
 
 
@@ -86,6 +86,4 @@ def load(reference: str) -> Any:
     except Exception as exc:  # whatever the module raises while it is imported
         if repr(reference) != hidden(reference):
             raise ConfigurationError(f"{hidden(reference)} cannot be imported: {type(exc).__name__}") from None
-        where = raised_at(exc)
-        at = f" ({where})" if where is not None else ""
-        raise ConfigurationError(f"{reference!r} cannot be imported: {one_line(exc)}{at}") from exc
+        raise ConfigurationError(f"{reference!r} cannot be imported: {one_line(exc)}") from exc

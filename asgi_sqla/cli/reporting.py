@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from asgi_sqla.errors import AsgiSqlaError, ConfigurationError
 from asgi_sqla.migrations import MigrationError, MigrationLockError
-from asgi_sqla.migrations.schema import one_line, raised_at
+from asgi_sqla.migrations.schema import one_line
 
 FAILED = 1
 """Exit code 1: an error, such as an unreachable database."""
@@ -61,8 +61,7 @@ class Group(click.Group):
         except Exception as exc:  # a revision script, or env.py, may raise anything
             code = next((code for kind, code in CODES if isinstance(exc, kind)), None)
             said = str(exc) if isinstance(exc, AsgiSqlaError) else one_line(exc) if code is None else _said(exc)
-            where = raised_at(exc) if code is None else None
-            click.echo(f"Error: {said}{f' ({where})' if where is not None else ''}", err=True)
+            click.echo(f"Error: {said}", err=True)
             ctx.exit(FAILED if code is None else code)
 
 

@@ -20,8 +20,9 @@ from typing import Any, NoReturn
 import asyncpg  # type: ignore[import-untyped]
 from asyncpg.protocol import Protocol  # type: ignore[import-untyped]
 from asyncpg.transaction import Transaction, TransactionState  # type: ignore[import-untyped]
-from sqlalchemy import util
 from sqlalchemy.dialects.postgresql import asyncpg as sqlalchemy_asyncpg
+
+from asgi_sqla.engine.loops import await_
 
 adapters: Any = sqlalchemy_asyncpg  # much of it has no types
 
@@ -38,8 +39,6 @@ PRIVATE: tuple[tuple[type[Any], tuple[str, ...]], ...] = (
 
 STARTED: Any = TransactionState.STARTED
 COMMIT_REFUSED: str = "a statement had failed, so PostgreSQL answered COMMIT: ROLLBACK"
-
-_await: Any = getattr(util, "await_", None) or util.await_only
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
@@ -110,7 +109,7 @@ class _Pipelined(adapters.AsyncAdapt_asyncpg_connection):  # type: ignore[misc] 
         transaction = self._transaction
         self._keep(None)  # whatever the answer is, it has ended
         try:
-            status = _await(asyncpg.Connection.execute(self._connection, sql))
+            status = await_(asyncpg.Connection.execute(self._connection, sql))
             if status == "ROLLBACK" and sql == "COMMIT;":
                 raise asyncpg.InFailedSQLTransactionError(COMMIT_REFUSED)  # handled as the driver's own
         except BaseException as exc:

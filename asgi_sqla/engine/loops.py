@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import event
+from sqlalchemy import event, util
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import greenlet_spawn
@@ -22,6 +22,9 @@ from asgi_sqla.engine.drivers import cut
 
 DISPOSE_LIMIT = 2.0
 """Seconds for a server to answer when connections are closed; then they are cut."""
+
+await_: Callable[[Any], Any] = getattr(util, "await_", None) or util.await_only
+"""SQLAlchemy's way to await inside its greenlet: the new name, and that of 2.0."""
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 

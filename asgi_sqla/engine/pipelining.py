@@ -23,8 +23,8 @@ def pipelined(driver: str, *, asynchronous: bool) -> tuple[dict[str, Any], dict[
     room = _room(_ROOMS[driver]) if driver in _ROOMS else None
     if room is None:
         return {}, {}
-    engine, connect = room.arguments(asynchronous)
-    return engine, connect
+    found: tuple[dict[str, Any], dict[str, Any]] = room.arguments(asynchronous)
+    return found
 
 
 @cache

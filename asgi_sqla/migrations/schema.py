@@ -60,10 +60,10 @@ def _inis(location: Path) -> Iterator[Path]:
 
 def latest(location: Path, config: Path | None) -> list[str]:
     """Return the newest revisions of the scripts."""
-    return sorted(_scripts(configuration(location, config), location).get_heads())
+    return sorted(_scripts(configuration(location, config)).get_heads())
 
 
-def _scripts(config: Config, location: Path) -> ScriptDirectory:
+def _scripts(config: Config) -> ScriptDirectory:
     """Return the scripts; raise MigrationError for one that cannot be imported."""
     scripts = ScriptDirectory.from_config(config)
     try:
@@ -71,20 +71,20 @@ def _scripts(config: Config, location: Path) -> ScriptDirectory:
     except (CommandError, RevisionError):
         raise
     except Exception as exc:
-        where = raised_at(exc) or location
-        raise MigrationError(f"a script cannot be imported: {one_line(exc)} ({where})") from exc
+        raise MigrationError(f"a script cannot be imported: {one_line(exc)}") from exc
     return scripts
 
 
 def one_line(failure: BaseException) -> str:
-    """Return the class of ``failure`` and the first line that it says; pydantic's says the rest in many more."""
-    said = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    if isinstance(failure, SyntaxError):
-        said = [str(failure.msg)]
-    return f"{type(failure).__name__}: {'; '.join(said[:3])}" if said else type(failure).__name__
+    """Return the class of ``failure``, the first lines that it says, and where in the user's code it was raised."""
+    lines = [str(failure.msg)] if isinstance(failure, SyntaxError) else str(failure).splitlines()
+    said = "; ".join([line.strip() for line in lines if line.strip()][:3])
+    where = _raised_at(failure)
+    told = f"{type(failure).__name__}: {said}" if said else type(failure).__name__
+    return told if where is None else f"{told} ({where})"
 
 
-def raised_at(failure: BaseException) -> str | None:
+def _raised_at(failure: BaseException) -> str | None:
     """Return the file and line of the user's code that raised ``failure``: the innermost of no installed package."""
     if isinstance(failure, SyntaxError) and failure.filename is not None:
         return f"{failure.filename}, line {failure.lineno}"
@@ -111,7 +111,7 @@ class Schema:
         self._metadata = metadata
         self._config = configuration(location, config)
         self._config.attributes["connection"] = connection
-        self._scripts = _scripts(self._config, location)
+        self._scripts = _scripts(self._config)
         self._state = State(connection, self._scripts, metadata, options)
 
     def status(self) -> Status:

@@ -18,10 +18,9 @@ from sqlalchemy.util import greenlet_spawn
 
 from asgi_sqla.engine.engines import Engines
 from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
-from asgi_sqla.testing.savepoints import World, learn, let_go, run, savepoint_engine
+from asgi_sqla.testing.savepoints import COPY, World, learn, let_go, run, savepoint_engine
 from asgi_sqla.testing.turns import Turns
 
-COPY = 'rolled_back(..., mode="copy"), or with pytest @pytest.mark.asgi_sqla(mode="copy")'
 PROBE = "SELECT 1"
 """The statement of ``Database.check()``; it does not count as a use."""
 

@@ -19,6 +19,8 @@ from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.statements import MYSQL, Effect, judged
 from asgi_sqla.testing.turns import Turn, Turns
 
+COPY = 'rolled_back(..., mode="copy"), or with pytest @pytest.mark.asgi_sqla(mode="copy")'
+"""What to write where one transaction cannot do."""
 DEFERRED_ON_SQLITE = "SELECT 1 FROM sqlite_master WHERE sql LIKE '%DEFERRED%' LIMIT 1"
 
 
@@ -104,8 +106,7 @@ class Savepoints(Dialect):
         known = judged(statement, self.name)
         if known.effect is Effect.COMMITS_FIRST:
             raise ConfigurationError(
-                f"{known.word}: {self.name} commits before it, so rolled_back() could not undo anything; use "
-                'rolled_back(..., mode="copy"), or with pytest @pytest.mark.asgi_sqla(mode="copy")'
+                f"{known.word}: {self.name} commits before it, so rolled_back() could not undo anything; use {COPY}"
             )
         if turn.read_only and known.writes:
             raise self.loaded_dbapi.OperationalError(1792, "Cannot execute statement in a READ ONLY transaction")

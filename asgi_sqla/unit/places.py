@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, cast
 from sqlalchemy import util
 from sqlalchemy.orm import Session
 
+from asgi_sqla.engine.loops import await_
 from asgi_sqla.errors import OWN_SCOPE, WrongEventLoopError
 from asgi_sqla.session.guard import GuardedSession, running_loop
 from asgi_sqla.unit import threads
@@ -25,9 +26,6 @@ from asgi_sqla.unit.sessions import UnitSession
 Operation: TypeAlias = Callable[[GuardedSession], object]
 Step: TypeAlias = Callable[[Operation, UnitSession], object]
 """Applies an operation to a session in the place that suits it; raises what the operation raises."""
-
-_await: Callable[[Any], Any] = getattr(util, "await_", None) or util.await_only
-"""SQLAlchemy's way to await inside its greenlet: the new name, and that of 2.0."""
 
 
 def start_off_the_loop(
@@ -61,7 +59,7 @@ def give_up(step: Step, operation: Operation, one: UnitSession) -> object:
 
 def _elsewhere(operation: Operation, one: UnitSession) -> object:
     """Take a step in the place of its session, and wait for it as SQLAlchemy waits for an async driver."""
-    return _await(_perform(operation, one))
+    return await_(_perform(operation, one))
 
 
 async def _perform(operation: Operation, one: UnitSession) -> None:

@@ -97,6 +97,7 @@ db = Database(
     async_engine_options={"pool_size": 10},
     session_options={"expire_on_commit": False},
     transaction_mode="immediate",
+    pipelining=False,
 )
 db.listen("connect", on_connect)
 replicated = Database(URL.create("sqlite", database=":memory:"), read_only_url=["sqlite://", URL.create("sqlite")])
