@@ -104,9 +104,8 @@ async def test_a_thread_that_is_left_behind(database: Database, backend: Backend
     request = asyncio.create_task(call())
     await asyncio.to_thread(reached.wait, PATIENCE)
     request.cancel()
-    await asyncio.sleep(0.05)
-    go_on.set()
     await asyncio.wait((request,))
+    go_on.set()
 
     assert await asyncio.to_thread(left.wait, PATIENCE)
     assert wait_until(lambda: connections_out(database) == 0, PATIENCE)

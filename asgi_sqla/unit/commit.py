@@ -154,9 +154,9 @@ class End:
                 give_up(step, _roll_back, one)
             except UnitOfWorkEndedError:  # the call that is running on it will roll it back
                 continue
-            except SessionInUseError:  # otherwise the work after the response would commit it
-                logger.exception("%s: ROLLBACK failed on %r", self._unit, one.database)
+            except SessionInUseError as exc:  # otherwise the call that is running could still commit it
                 give_up(step, _end, one)
+                logger.error("%s: ROLLBACK failed on %r", self._unit, one.database, exc_info=exc)
             except Exception:
                 logger.exception("%s: ROLLBACK failed on %r", self._unit, one.database)
             except BaseException as exc:
