@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from typing import Any
 
@@ -214,6 +215,139 @@ async def test_an_engine_that_was_passed_in_has_one_listener(sqlite: Backend) ->
     assert counts == [counts[0]] * 5
 
 
+def in_savepoint(session: Session) -> object:
+    """Read in a savepoint, and lose another one to an error."""
+    with pytest.raises(DBAPIError), session.begin_nested():
+        session.execute(text("SELECT nothing"))
+    with session.begin_nested():
+        return session.scalars(select(Item.name)).all()
+
+
+def left_savepoint(session: Session) -> object:
+    """Leave a savepoint rolled back and the transaction open."""
+    session.begin_nested().rollback()
+    return session.scalars(select(Item.name)).all()
+
+
+def after_select(session: Session) -> object:
+    """Read in autocommit, then with a server-side cursor."""
+    session.execute(select(Item))
+    return session.scalars(select(Item.name).execution_options(yield_per=1)).all()
+
+
+def after_commit(session: Session) -> object:
+    """Commit in the middle, after which the connection is in autocommit again."""
+    in_savepoint(session)
+    session.commit()
+    return after_select(session)
+
+
+NEED_TRANSACTION: dict[str, Any] = {
+    "a stream": lambda session: session.scalars(select(Item.name), execution_options={"stream_results": True}).all(),
+    "yield_per": lambda session: session.scalars(select(Item.name).execution_options(yield_per=1)).all(),
+    "a lock": lambda session: session.scalars(select(Item.name).with_for_update(read=True)).all(),
+    **{one.__name__: one for one in (in_savepoint, left_savepoint, after_select, after_commit)},
+}
+
+
+@pytest.mark.parametrize("work", NEED_TRANSACTION.values(), ids=NEED_TRANSACTION)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_needs_a_transaction_begins_one(backend: Backend, kind: str, work: Any) -> None:
+    """It is read-only, and the only connection is in autocommit for the next unit."""
+    database = Database(backend.url, engine_options={"pool_size": 1, "max_overflow": 0, "pool_timeout": 2})
+    seed(backend)
+    read: list[Any] = []
+    locks = work is NEED_TRANSACTION["a lock"] and backend.is_postgresql  # which refuses a lock in such a transaction
+
+    def reads(session: Session) -> None:
+        if locks:
+            with pytest.raises(DBAPIError, match="read-only"):
+                work(session)
+            return
+        read.append(work(session))
+        with pytest.raises(DBAPIError), session.begin_nested():
+            session.execute(text(TEXTS[0]))
+
+    def in_autocommit(session: Session) -> None:
+        connection = session.connection()
+        adapted = connection.connection.dbapi_connection
+        read.append(connection.dialect.detect_autocommit_setting(adapted))  # type: ignore[arg-type]  # it is there
+        session.execute(select(Item))
+        if backend.name == "sqlite":
+            read.append(not connection.connection.driver_connection.in_transaction)  # type: ignore[union-attr]
+
+    await reading(database, kind, reads)
+    if backend.name != "sqlite":
+        assert backend.backends("idle in transaction%") == 0
+    await reading(database, kind, in_autocommit)
+
+    assert read == [*([] if locks else [["a"]]), *[True] * (2 if backend.name == "sqlite" else 1)]
+    assert backend.names() == ["a"]
+    await database.async_dispose()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@on_postgresql
+async def test_a_nested_scope_reads(database: Database, backend: Backend, kind: str) -> None:
+    """The savepoint of ``propagation="nested"`` begins a transaction too."""
+    seed(backend)
+
+    if kind == "sync":
+        with session_scope(database, read_only=True), session_scope(database, propagation="nested") as session:
+            names = session.scalars(select(Item.name)).all()
+    else:
+        async with session_scope(database, read_only=True), session_scope(database, propagation="nested") as nested:
+            names = (await nested.scalars(select(Item.name))).all()
+
+    assert names == ["a"]
+
+
+CHANGES = {
+    "postgresql": ["BEGIN ISOLATION LEVEL REPEATABLE READ", "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE"],
+    "mysql": ["START TRANSACTION READ WRITE", "SET SESSION TRANSACTION READ WRITE"],
+    "sqlite": ["BEGIN", "PRAGMA query_only=OFF"],
+}
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["a transaction", "a setting"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_a_unit_did_to_its_connection_is_undone(backend: Backend, kind: str, number: int) -> None:
+    """The next unit has neither its transaction nor its settings."""
+    database = Database(backend.url, engine_options={"pool_size": 1, "max_overflow": 0, "pool_timeout": 2})
+    sql = CHANGES[database.engine.dialect.name][number]
+    seen: list[Any] = []
+
+    await reading(database, kind, lambda session: session.execute(text(sql)))
+    async with session_scope(database):
+        await write(database, kind, name="written")
+    with pytest.raises(DBAPIError):
+        await reading(database, kind, lambda session: session.execute(text(TEXTS[0])))
+    await reading(database, kind, lambda session: seen.append(session.scalars(select(Item.name)).all()))
+
+    assert seen == [["written"]]
+    assert backend.name == "sqlite" or backend.backends("idle in transaction%") == 0
+    await database.async_dispose()
+
+
+async def test_a_reader_on_a_shared_connection_lets_a_writer_write() -> None:
+    """An engine that was handed in may have one connection for everybody, as SQLAlchemy's own in memory has."""
+    engine = create_async_engine("sqlite+aiosqlite://")
+    database = Database(async_engine=engine)
+    async with engine.begin() as connection:
+        await connection.run_sync(Item.metadata.create_all)
+
+    async with session_scope(database, read_only=True) as reader:
+        await reader.execute(select(Item))
+        async with session_scope(database) as session:
+            session.add(Item(name="written"))
+        with pytest.raises(ReadOnlyError):
+            await reader.execute(insert(Item).values(name="refused"))
+
+    async with session_scope(database) as session:
+        assert (await session.scalars(select(Item.name))).all() == ["written"]
+    await engine.dispose()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
 async def test_a_select_is_one_round_trip(backend: Backend, kind: str) -> None:
@@ -402,6 +536,7 @@ async def test_cancelled_readers_leave_no_connection_out(database: Database, bac
     last = await Call(middleware)()
     pools: list[Any] = [engines.asynchronous().pool for engines in database._reading.values()]
     assert (last.status, [pool.checkedout() for pool in pools]) == (200, [0])
+    gc.collect()  # a cancelled connect() of psycopg leaves its connection to the collector
 
 
 async def test_an_in_memory_database_is_read_too(backend: Backend) -> None:

@@ -496,11 +496,7 @@ AS_IN_PRODUCTION: dict[str, tuple[bool, Any]] = {
 @pytest.mark.parametrize("what", AS_IN_PRODUCTION)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_test_meets_what_production_meets(database: Database, backend: Backend, kind: str, what: str) -> None:
-    """The same work has the same result, or the same error, inside and outside.
-
-    There is one exception, which the README names: what a server has only in a transaction works inside, where a
-    read-only unit has one.
-    """
+    """The same work has the same result, or the same error, inside and outside."""
     read_only, work = AS_IN_PRODUCTION[what]
 
     async def outcome() -> Any:
@@ -520,7 +516,5 @@ async def test_a_test_meets_what_production_meets(database: Database, backend: B
     async with rolled_back(database):
         inside = await outcome()
 
-    needs_transaction = what in ("a savepoint that reads", "a stream that reads") and backend.name != "sqlite"
-    refused = isinstance(outside, type) and issubclass(outside, DBAPIError)
-    assert inside == outside or (needs_transaction and refused)
+    assert inside == outside
     assert backend.names() == []

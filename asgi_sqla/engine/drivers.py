@@ -16,6 +16,8 @@ from enum import Enum
 from operator import attrgetter, methodcaller
 from typing import Any, NamedTuple
 
+from sqlalchemy.engine import Connection
+
 
 class Word(Enum):
     """The driver's knowledge of what the server last said."""
@@ -139,6 +141,15 @@ OTHER = Driver(_say_nothing, {None: UNKNOWN}, _cut_nothing, hidden_by_errors=Tru
 def driver_of(dialect: Any) -> Driver:
     """Return the entry of a dialect's driver."""
     return DRIVERS.get(dialect.driver, OTHER)
+
+
+def commits_each(connection: Connection) -> bool:
+    """Return whether an idle driver means autocommit: on MySQL and in sqlite3's own mode reads begin nothing."""
+    dialect, fairy = connection.dialect, connection.connection
+    if driver_of(dialect).begins_with_statement:
+        return dialect.detect_autocommit_setting(fairy.dbapi_connection)  # type: ignore[arg-type]  # it is not closed
+    raw: Any = fairy.driver_connection
+    return bool(raw.get_autocommit()) if dialect.name in ("mysql", "mariadb") else raw.isolation_level is None
 
 
 def cut(connection: Any, dialect: Any) -> None:

@@ -1,17 +1,21 @@
 """Read-only connections: permanently on our own engines, for one transaction on an engine that was passed in.
 
-Holds: the statement that makes a connection of each database read-only, and how it is undone before the next user.
+Our own are in autocommit too, so that a SELECT is one round trip. The few statements that need a transaction begin one.
+
+Holds: what makes a connection of each database read-only, what begins a transaction on one, and how everything is
+undone before the next user.
 Must not know: sessions, or why a unit only reads.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Dialect, Engine
-from sqlalchemy.pool import Pool
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolResetState, SingletonThreadPool, StaticPool
 
 CONNECTION = {
     "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
@@ -29,17 +33,24 @@ TRANSACTION = {
 }
 """The statement that makes the current transaction read-only, by dialect."""
 
+CURSORS = frozenset(("postgresql", "cockroachdb"))
+"""The dialects whose server-side cursors exist only in a transaction."""
+
+_MYSQL = frozenset(("mysql", "mariadb"))
+_BEGUN, _CHANGED = "asgi_sqla_begun", "asgi_sqla_changed"
+"""The keys in ``Connection.info`` of a connection that has left autocommit, and of one that a unit has changed."""
+_QUERY_ONLY = "asgi_sqla_query_only"
+
 _kept: WeakSet[Dialect] = WeakSet()
 """The dialects of engines whose connections are all read-only; a pool can be replaced, a dialect stays."""
-
-
 _restoring: WeakSet[Pool] = WeakSet()
 """The pools of others that undo it when a connection returns."""
 
 
 def keep_read_only(engine: Engine) -> None:
     """Make every connection of ``engine`` read-only; it is ours, and only for reading."""
-    statement = CONNECTION.get(engine.dialect.name)
+    dialect: Any = engine.dialect
+    statement = CONNECTION.get(dialect.name)
 
     def on_connect(connection: Any, _record: object) -> None:
         cursor = connection.cursor()
@@ -47,9 +58,27 @@ def keep_read_only(engine: Engine) -> None:
         cursor.close()
         connection.commit()
 
-    _kept.add(engine.dialect)
+    _kept.add(dialect)
     if statement is not None:
         event.listen(engine, "connect", on_connect)
+    event.listen(engine, "reset", functools.partial(_undo, dialect))
+    if dialect.name in _MYSQL:
+        dialect.do_commit = functools.partial(_commit, dialect)
+
+
+def _undo(dialect: Dialect, adapted: Any, record: ConnectionPoolEntry, state: PoolResetState) -> None:
+    """Undo what a unit did to the connection that it returns; what nobody knows how to undo ends with it."""
+    begun, changed = record.info.pop(_BEGUN, False), record.info.pop(_CHANGED, False)
+    if changed and not state.terminate_only:
+        record.invalidate()
+    elif begun and not state.terminate_only:
+        _return_to_autocommit(dialect, adapted)
+
+
+def _commit(dialect: Dialect, adapted: Any) -> None:
+    """Send no COMMIT in autocommit, as the drivers of MySQL and MariaDB would."""
+    if not dialect.detect_autocommit_setting(adapted):
+        adapted.commit()
 
 
 def is_kept(connection: Connection) -> bool:
@@ -65,13 +94,62 @@ def begin(connection: Connection) -> None:
     if is_kept(connection):
         return
     if connection.dialect.name == "sqlite":
+        if isinstance(connection.engine.pool, StaticPool | SingletonThreadPool):
+            return  # a writer may be using the same connection
         # SQLite has it only for connections, so it is undone when this one returns to its pool.
         _restore_on_return(connection.engine)
         connection.exec_driver_sql("PRAGMA query_only=ON")
         fairy: Any = connection.connection
-        fairy.record_info["asgi_sqla_query_only"] = True
+        fairy.record_info[_QUERY_ONLY] = True
     elif (statement := TRANSACTION.get(connection.dialect.name)) is not None:
         connection.exec_driver_sql(statement)
+
+
+def needs_transaction(statement: str, context: Any) -> bool:
+    """Return whether a statement on a connection in autocommit has no effect, or fails, without a transaction."""
+    if statement[:9] == "SAVEPOINT":
+        return True
+    name = context.dialect.name
+    if name in CURSORS:
+        return bool(context.execution_options.get("stream_results"))
+    return (
+        name in _MYSQL and getattr(context.compiled and context.compiled.statement, "_for_update_arg", None) is not None
+    )
+
+
+def begin_in_autocommit(connection: Connection) -> Any:
+    """Begin a transaction with the next statement, on one of our connections; its return to the pool undoes that.
+
+    Return the driver's connection; on SQLite None, because its SAVEPOINT begins and ends the transaction by itself.
+    """
+    dialect, adapted = connection.dialect, _adapted(connection)
+    connection.info[_BEGUN] = True
+    if dialect.name == "sqlite":
+        return None
+    if dialect.name in _MYSQL:  # where SQLAlchemy's way sends two more statements, for the isolation level
+        adapted.autocommit(False)
+    elif dialect.default_isolation_level is not None:
+        dialect.set_isolation_level(adapted, dialect.default_isolation_level)
+    return connection.connection.driver_connection
+
+
+def note_changed(connection: Connection) -> None:
+    """Record that a statement may have changed a connection for its next user; only our own is then closed."""
+    if is_kept(connection):
+        connection.info[_CHANGED] = True
+
+
+def _return_to_autocommit(dialect: Dialect, adapted: Any) -> None:
+    if dialect.name == "sqlite":
+        adapted.rollback()  # after ROLLBACK TO the transaction of the SAVEPOINT is still open
+    elif dialect.name in _MYSQL:
+        adapted.autocommit(True)
+    else:
+        dialect.set_isolation_level(adapted, "AUTOCOMMIT")
+
+
+def _adapted(connection: Connection) -> Any:
+    return connection.connection.dbapi_connection
 
 
 def _restore_on_return(engine: Engine) -> None:
@@ -83,7 +161,7 @@ def _restore_on_return(engine: Engine) -> None:
 
 
 def _restore(connection: Any, record: Any) -> None:
-    if connection is not None and record.record_info.pop("asgi_sqla_query_only", False):
+    if connection is not None and record.record_info.pop(_QUERY_ONLY, False):
         cursor = connection.cursor()
         cursor.execute("PRAGMA query_only=OFF")
         cursor.close()

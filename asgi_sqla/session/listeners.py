@@ -146,6 +146,8 @@ def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any, send
     session: Any = watched.session
     outermost = session._guard_inside is not getcurrent() and session._guard_enter()
     try:
+        if watched.autocommit:
+            watched.begin_if_needed(statement, context)
         watched.before(statement)
         # Set in an argument, in the statement, in a Query or in the session's options: this holds them all.
         if context.execution_options.get("stream_results"):

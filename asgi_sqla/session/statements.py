@@ -34,6 +34,8 @@ class Statement(NamedTuple):
     """Whether it may leave something to commit."""
     name: str = ""
     """The name of its savepoint, in capitals."""
+    changes: bool = False
+    """Whether its effect may outlast the transaction on the connection, as that of SET does."""
 
 
 MYSQL: frozenset[str] = frozenset(("mysql", "mariadb"))
@@ -51,6 +53,13 @@ _READS = frozenset(
     + ("SHOW", "START", "TABLE", "USE", "VALUES")
 )
 """The first words of statements that leave nothing to commit."""
+_LEAVES_NOTHING = frozenset(
+    ("CLOSE", "DELETE", "DESC", "DESCRIBE", "EXPLAIN", "FETCH", "INSERT", "MERGE", "REPLACE", "SELECT", "SHOW", "TABLE")
+    + ("UPDATE", "VALUES", "WITH", "")
+)
+"""The first words of statements that change rows at most, and not their connection."""
+_IN_TRANSACTION = frozenset(("CONSTRAINTS", "LOCAL", "TRANSACTION"))
+"""What SET sets for one transaction."""
 _COMMITS = frozenset(("COMMIT", "END"))
 _COMMITTING = frozenset(
     ("ALTER", "ANALYZE", "BEGIN", "CACHE", "CHECK", "CREATE", "DROP", "FLUSH", "GRANT", "INSTALL", "LOCK", "OPTIMIZE")
@@ -66,6 +75,7 @@ def judged(statement: str, dialect: str) -> Statement:
     words = _WORDS.findall(_COMMENTS.sub(" ", statement[:_HEAD].upper()))
     first, second = (*words[:2], "", "")[:2]
     reads = first in _READS
+    changes = first not in _LEAVES_NOTHING and not (first == "SET" and second in _IN_TRANSACTION)
     if first in _COMMITS:
         return Statement(first, Effect.COMMITS, writes=False)
     if first in ROLLBACKS:  # ROLLBACK TO a savepoint ends no transaction
@@ -77,7 +87,7 @@ def judged(statement: str, dialect: str) -> Statement:
     if dialect in MYSQL:
         switches = first == "SET" and "AUTOCOMMIT" in words
         if switches or (first in _COMMITTING and second not in _COMMITTING_NOT):
-            return Statement(first, Effect.COMMITS_FIRST, writes=not reads)
+            return Statement(first, Effect.COMMITS_FIRST, writes=not reads, changes=changes)
         if first == "CALL":
-            return Statement(first, Effect.CALLS, writes=True)
-    return Statement(first, Effect.NONE, writes=not reads)
+            return Statement(first, Effect.CALLS, writes=True, changes=changes)
+    return Statement(first, Effect.NONE, writes=not reads, changes=changes)

@@ -13,7 +13,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 
-from asgi_sqla.engine.drivers import DRIVERS, FAILED, IDLE, OPEN, OTHER, UNKNOWN, Word, cut
+from asgi_sqla.engine import read_only
+from asgi_sqla.engine.drivers import DRIVERS, FAILED, IDLE, OPEN, OTHER, UNKNOWN, Word, commits_each, cut
 from asgi_sqla.session.outcome import UNDONE, Committed, Outcome
 from asgi_sqla.session.statements import MYSQL, ROLLBACKS, Effect, judged
 
@@ -37,6 +38,7 @@ class Watched:
         "_savepoint",
         "_suspect",
         "_words",
+        "autocommit",
         "connection",
         "outcome",
         "sent",
@@ -51,6 +53,8 @@ class Watched:
         self._driver = driver
         self._peek = driver.peek
         self._words = driver.words
+        self.autocommit: bool = autocommit
+        """Whether its statements run without a transaction, as those of most read-only units do."""
         self._raw: Any = None if autocommit else connection.connection.driver_connection
         self._seen = False
         """Whether the driver has said that a transaction is open."""
@@ -67,6 +71,12 @@ class Watched:
         self._root = connection.get_transaction()
         """The transaction that SQLAlchemy began; another one means that the connection ended this one."""
         self.sent: bool = False
+
+    def begin_if_needed(self, statement: str, context: Any) -> None:
+        """Begin a transaction if ``statement``, the next one, needs it."""
+        if read_only.needs_transaction(statement, context):
+            self.autocommit = self.sent = False
+            self._raw = read_only.begin_in_autocommit(self.connection)
 
     def word(self) -> Word:
         """Return what the driver says now."""
@@ -138,7 +148,7 @@ class Watched:
         elif self.sent and not self._suspect and (self._is_over(word) or self._is_another()):
             self._note_end()
         elif word is IDLE and self.sent and not self._suspect:
-            if self._commits_each():
+            if commits_each(self.connection):
                 self.outcome.note_committed(Committed.APPLICATION)
             elif self.outcome.wrote:  # a procedure that commits
                 self.outcome.note_committed(Committed.STATEMENT)
@@ -205,6 +215,8 @@ class Watched:
         """Record what a statement does, judged by its first words."""
         outcome, known = self.outcome, judged(statement, self.connection.dialect.name)
         effect = known.effect
+        if known.changes:
+            read_only.note_changed(self.connection)
         if effect is Effect.COMMITS or effect is Effect.ROLLS_BACK:
             self._ended_by = known.word
         elif effect is Effect.SETS_SAVEPOINT and self.connection.dialect.name not in MYSQL and self.word() is IDLE:
@@ -234,21 +246,11 @@ class Watched:
         """Return whether the transaction that SQLAlchemy assumes is gone; after AND CHAIN another one is open."""
         if self._ended_by is not None:
             return self._raw is not None
-        return word is IDLE and (self._seen or self._has_begun())
+        # The first statement may have begun a transaction that the driver has not reported yet.
+        begins = self.sent and self._driver.begins_with_statement
+        return word is IDLE and (self._seen or (begins and not commits_each(self.connection)))
 
     def _is_another(self) -> bool:
         """Return whether commit() or rollback() of the connection has ended the transaction that SQLAlchemy began."""
         connection = self.connection
         return not (connection.closed or connection.invalidated) and connection.get_transaction() is not self._root
-
-    def _has_begun(self) -> bool:
-        """Return whether a statement has begun a transaction that the driver has not reported yet."""
-        return self.sent and self._driver.begins_with_statement and not self._commits_each()
-
-    def _commits_each(self) -> bool:
-        """Return whether an idle driver means autocommit: on MySQL and in sqlite3's own mode reads begin nothing."""
-        if self._driver.begins_with_statement:
-            return self.connection.dialect.detect_autocommit_setting(self.connection.connection.dbapi_connection)  # type: ignore[arg-type]  # it is there, as it is not closed
-        if self.connection.dialect.name in MYSQL:
-            return bool(self._raw.get_autocommit())
-        return self._raw.isolation_level is None
