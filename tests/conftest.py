@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ REPEATED = {"psycopg": "sync", "psycopg2": "async", "mysqldb": "async", "aiomysq
 
 psycopg is the sync driver under asyncpg too; asyncpg the async one under psycopg2; and so on.
 """
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the collection has made to no later run of the collector, which would spend most of its time on it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

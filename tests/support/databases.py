@@ -6,6 +6,7 @@ import atexit
 import functools
 import os
 import re
+import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -136,21 +137,38 @@ class Backend:
             return int(connection.execute(query).scalar_one())
 
 
+@functools.cache
+def sqlite_template() -> Path:
+    """Return a SQLite file with the tables, made once per process."""
+    folder = tempfile.TemporaryDirectory(prefix="asgi_sqla_sqlite_")
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "test.db"
+    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    Base.metadata.create_all(engine)
+    return path
+
+
 def sqlite_backend(folder: Path) -> Backend:
     """Return a new SQLite file with the tables."""
-    url = f"sqlite:///{folder / 'test.db'}"
-    witness = create_engine(url, poolclass=NullPool)
+    path = shutil.copy(sqlite_template(), folder / "test.db")
+    url = f"sqlite:///{path}"
+    return Backend("sqlite", url, create_engine(url, poolclass=NullPool))
+
+
+@functools.cache
+def postgresql_witness() -> Engine:
+    """Return an engine of this process's database, with the tables."""
+    witness = create_engine(make_url(postgresql_url()).set(drivername="postgresql+psycopg"), poolclass=NullPool)
     Base.metadata.create_all(witness)
-    return Backend("sqlite", url, witness)
+    return witness
 
 
 def postgresql_backend(name: str, driver: str) -> Backend:
     """Return the PostgreSQL database, its tables empty, under ``driver``."""
-    url = make_url(postgresql_url())
-    witness = create_engine(url.set(drivername="postgresql+psycopg"), poolclass=NullPool)
-    Base.metadata.create_all(witness)
+    witness = postgresql_witness()
     empty(witness)
-    return Backend(name, url.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False), witness)
+    url = witness.url.set(drivername=f"postgresql+{driver}")
+    return Backend(name, url.render_as_string(hide_password=False), witness)
 
 
 @functools.cache
