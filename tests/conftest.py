@@ -19,10 +19,11 @@ psycopg is the sync driver under asyncpg too; asyncpg the async one under psycop
 """
 
 
-def pytest_collection_finish() -> None:
-    """Leave what the collection has made to no later run of the collector, which would spend most of its time on it."""
-    gc.collect()
-    gc.freeze()
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """In a worker, hide what the collection has made from the collector, which would spend most of its time on it."""
+    if hasattr(session.config, "workerinput"):  # elsewhere Hypothesis, imported later, would look for it
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
