@@ -33,6 +33,20 @@ if "execution_options" not in get_cls_kwargs(Session):  # SQLAlchemy 2.0
     del FORMS["session"]
 
 
+async def in_scope(database: Database, kind: str, work: Any, **options: Any) -> None:
+    """Run ``work`` on the session of a scope."""
+    if kind == "sync":
+
+        def in_thread() -> None:
+            with session_scope(database, **options) as session:
+                work(session)
+
+        await to_thread.run_sync(in_thread)
+    else:
+        async with session_scope(database, **options) as async_session:
+            await async_session.run_sync(work)
+
+
 @pytest.fixture
 def filled(backend: Backend) -> Backend:
     """Return the backend with more rows than are fetched at once."""
@@ -106,6 +120,32 @@ async def test_a_stream_that_is_read_late_affects_no_other_unit(filled: Backend,
     await database.async_dispose()
 
     assert "other" in filled.names()
+
+
+@on_drivers("pymysql", "asyncmy", "aiomysql")
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_reader_that_hangs_up_reads_no_more(filled: Backend, kind: str, read_only: bool) -> None:
+    """MariaDB's cursors read every row to come when they are closed; a rollback closes their connection instead."""
+    database = one_connection(filled)
+    left: list[Any] = []
+
+    def read(session: Session) -> None:
+        connection = session.connection()
+        rows = iter(session.scalars(select(Item.name), execution_options={"yield_per": 2}))
+        left.extend((connection.connection.driver_connection, next(rows), rows))
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        await in_scope(database, kind, read, read_only=read_only)
+
+    assert left[1] == "row 00"
+
+    def look(session: Session) -> None:
+        assert session.connection().connection.driver_connection is not left[0]
+        assert len(session.scalars(select(Item)).all()) == ROWS
+
+    await in_scope(database, kind, look)
+    await database.async_dispose()
 
 
 def test_a_result_is_kept_only_while_somebody_may_read_it(sqlite: Backend) -> None:

@@ -152,6 +152,19 @@ def commits_each(connection: Connection) -> bool:
     return bool(raw.get_autocommit()) if dialect.name in ("mysql", "mariadb") else raw.isolation_level is None
 
 
+def forget_rows(connection: Connection) -> bool:
+    """Forget rows that the server is still sending; return whether there were any, so that only closing helps.
+
+    The cursors for MySQL and MariaDB read them all when they are closed, and PyMySQL's result when it is collected.
+    """
+    raw: Any = None if connection.closed or connection.invalidated else connection.connection.driver_connection
+    result: Any = getattr(raw, "_result", None)
+    if not getattr(result, "unbuffered_active", False):
+        return False
+    result.unbuffered_active = False
+    return True
+
+
 def cut(connection: Any, dialect: Any) -> None:
     """Cut a driver's connection that no longer answers: a call that waits for it gets an error now."""
     try:

@@ -19,6 +19,7 @@ from greenlet import getcurrent  # type: ignore[import-untyped]
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, SessionTransaction
 
+from asgi_sqla.engine.drivers import forget_rows
 from asgi_sqla.errors import OWN_SCOPE, ConfigurationError, SessionInUseError, WrongEventLoopError, ended
 from asgi_sqla.session.outcome import Hooks, Outcome
 from asgi_sqla.session.transactions import GuardedTransaction
@@ -153,10 +154,16 @@ class GuardedSession(Session):
         """Close every connection without a rollback, and close the session as ``guard_close`` does."""
         super().invalidate()
 
-    def guard_close_streams(self) -> None:
-        """Close open cursors: their readers get an error, and never a connection that another unit has."""
+    def guard_close_streams(self, *, discarding: bool = False) -> None:
+        """Close open cursors: their readers get an error, and never a connection that another unit has.
+
+        ``discarding`` closes a connection instead, if its cursor would first read a million rows to their end.
+        """
         for context in list(self._guard_streams):
-            context.cursor.close()
+            if discarding and forget_rows(context.root_connection):
+                context.root_connection.invalidate()
+            else:
+                context.cursor.close()
 
     def guard_end(self, end: Callable[[GuardedSession], None]) -> bool:
         """Call ``end(self)`` as the last use of the session; return whether that is done.

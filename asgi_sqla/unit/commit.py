@@ -240,7 +240,7 @@ def _roll_back(session: GuardedSession) -> None:
     """Roll back; if that fails, the connection is in doubt and leaves the pool."""
     try:
         session.guard_outcome.look()
-        session.guard_close_streams()
+        session.guard_close_streams(discarding=True)
         session.rollback()
     except (SessionInUseError, UnitOfWorkEndedError):  # the call that is using it ends it
         raise
