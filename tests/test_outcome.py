@@ -280,9 +280,7 @@ def prepared(backend: Backend) -> Backend:
 
 def prepare(backend: Backend) -> None:
     """Leave one row in the database, for conflicts."""
-    empty(backend.witness)
-    with backend.witness.begin() as connection:
-        connection.execute(insert(Item).values(name="taken"))
+    empty(backend.witness, insert(Item).values(name="taken"))
 
 
 async def ask(database: Database, kind: str, work: Callable[[Session], object], status: int) -> Call:

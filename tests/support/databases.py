@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any
 
-from sqlalchemy import Connection, Engine, MetaData, String, bindparam, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Executable, MetaData, String, bindparam, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -56,6 +57,11 @@ POSTGRESQL_DRIVERS = ("asyncpg", "psycopg", "psycopg2")
 MARIADB_DRIVERS = ("asyncmy", "aiomysql", "pymysql", "mysqldb")
 
 
+OTHERS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' "
+    "AND datname = current_database() AND pid <> pg_backend_pid()"
+)
+"""Counts the other connections to a database of PostgreSQL."""
 BEGUN = re.compile(r"^---TRANSACTION [^\n]*, ACTIVE[^\n]*\n(?:(?!---)[^\n]*\n)*?\w+ thread id (\d+),", re.MULTILINE)
 """Finds, in what InnoDB says of itself, the connections that have begun a transaction."""
 
@@ -122,10 +128,7 @@ class Backend:
         """Return how many connections the server knows besides the witness, in ``state``."""
         if self.is_mariadb:
             return len(mariadb_connections(self.witness, state))
-        query = text(
-            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' "
-            "AND datname = current_database() AND pid <> pg_backend_pid() AND coalesce(state, '') LIKE :state"
-        )
+        query = text(f"{OTHERS} AND coalesce(state, '') LIKE :state")
         with self.witness.connect() as connection:
             return int(connection.execute(query, {"state": state}).scalar_one())
 
@@ -255,8 +258,8 @@ def mariadb_kill(witness: Engine, identifier: int) -> bool:
     return True
 
 
-def empty(witness: Engine) -> None:
-    """Delete every row of every table."""
+def empty(witness: Engine, *then: Executable) -> None:
+    """Delete every row of every table, and execute ``then`` in the same transaction."""
     with witness.begin() as connection:
         if witness.dialect.name == "postgresql":
             connection.execute(text("SET LOCAL lock_timeout = '5s'"))
@@ -264,6 +267,10 @@ def empty(witness: Engine) -> None:
             connection.execute(text("SET SESSION innodb_lock_wait_timeout = 5"))
         for table in reversed(Base.metadata.sorted_tables):
             connection.execute(table.delete())
+        for statement in then:
+            connection.execute(statement)
+        if witness.dialect.name == "postgresql" and connection.scalar(text(OTHERS)):
+            gc.collect()  # psycopg leaves the connection of a cancelled use to the collector, and it prevents copies
 
 
 def make_backend(name: str, folder: Path) -> Backend:
