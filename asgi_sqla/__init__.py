@@ -22,6 +22,7 @@ An application uses it like this::
 - ``current_unit``: returns the running unit: its callbacks, its dry run, its settings for each transaction.
 - ``on_commit``: calls a function after the commit, or at once outside any unit.
 - ``ERROR_RESPONSES``: a ready mapping of database errors to responses.
+- ``classify``: returns which ``ErrorKind`` a database error is, for every driver.
 - ``AsgiSqlaError``: the base class of every error of this package.
 """
 
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from asgi_sqla.asgi.answers import ERROR_RESPONSES
 from asgi_sqla.database import Database, db
+from asgi_sqla.engine.classification import ErrorKind, classify
 from asgi_sqla.errors import (
     AsgiSqlaError,
     BlockingSessionWarning,
@@ -53,6 +55,7 @@ __all__ = [
     "ConfigurationError",
     "Database",
     "DiscardedWorkError",
+    "ErrorKind",
     "MissingDriverError",
     "NoUnitOfWorkError",
     "ReadOnlyError",
@@ -62,6 +65,7 @@ __all__ = [
     "UnitOfWorkDoomedError",
     "UnitOfWorkEndedError",
     "WrongEventLoopError",
+    "classify",
     "current_unit",
     "db",
     "on_commit",

@@ -53,9 +53,10 @@ class SQLAlchemyMiddleware:
     - ``url``: a database URL that configures the global ``db``; default: none.
     - ``commit_on``: which responses commit: a container of statuses, or a plain function of the ASGI scope and the
       ``http.response.start`` message that returns a bool; default: statuses below 400.
-    - ``error_responses``: a mapping of exception classes to a status from 400 to 599 or to an ASGI application. It
-      answers a failed COMMIT, and an exception that reaches this middleware; default: none, so a failed COMMIT is
-      answered 500 and raised to the server.
+    - ``error_responses``: a mapping of exception classes and ``ErrorKind`` to a status from 400 to 599 or to an ASGI
+      application. It answers a failed COMMIT, and an exception that reaches this middleware. It also replaces a 5xx of
+      the application, if a failure of the database was not handled; default: none, so a failed COMMIT is answered 500
+      and raised to the server.
     - ``read_only``: which requests only read: a container of HTTP methods in capitals, or a plain function of the ASGI
       scope that returns a bool; default: none.
     - ``retries``: how many times a request is retried after a transient error, before anything was sent; default: 0.

@@ -28,6 +28,7 @@ from asgi_sqla import (
     Database,
     SQLAlchemyMiddleware,
     UnitOfWork,
+    classify,
     current_unit,
     on_commit,
     session_scope,
@@ -174,6 +175,7 @@ CALLEES = {
     "UnitOfWork.on_rollback": Callee(of_unit("on_rollback"), keywords(UnitOfWork.on_rollback)),
     "UnitOfWork.on_begin": Callee(of_unit("on_begin"), keywords(UnitOfWork.on_begin)),
     "on_commit": Callee(on_commit, keywords(on_commit)),
+    "classify": Callee(classify, keywords(classify)),
     "rolled_back": Callee(testing.rolled_back, keywords(testing.rolled_back)),
     "captured_callbacks": Callee(entered(testing.captured_callbacks), keywords(testing.captured_callbacks)),
     "fail_commit": Callee(entered(testing.fail_commit), keywords(testing.fail_commit)),
@@ -278,6 +280,7 @@ WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
         "hook": (None, 5, "SET LOCAL a.b = 'c'", later, Later(), functools.partial(later), nothing, four)
     },
     "on_commit": {"callback": (None, 5, "send", later, Later(), Returning())},
+    "classify": {"error": (None, 5, "40001", IntegrityError)},
     "rolled_back": {"database": NO_DATABASE, "mode": (None, 5, "copies", "COPY")},
     "captured_callbacks": {"call": NO_SWITCH},
     "fail_commit": {
@@ -362,7 +365,7 @@ def test_every_public_callable_is_in_the_table() -> None:
     names = {name for name in (*asgi_sqla.__all__, *testing.__all__) if callable(public[name])}
     errors = {name for name in names if isinstance(public[name], type) and issubclass(public[name], Exception)}
     without_arguments = {name for name in names - errors if not keywords(public[name])}
-    made_by_us = {"UnitOfWork", "Callback", "Statements", "db"}
+    made_by_us = {"ErrorKind", "UnitOfWork", "Callback", "Statements", "db"}
     methods = {f"{cls.__name__}.{name}" for cls in (Database, UnitOfWork) for name in public_methods(cls)}
     in_modules = {"Migrations", "database_from", "migrations_from"}
 

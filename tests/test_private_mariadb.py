@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -20,7 +20,7 @@ from support.rivals import perform
 from support.servers import wait_until
 from support.services import missing
 
-from asgi_sqla import Database, SQLAlchemyMiddleware
+from asgi_sqla import ERROR_RESPONSES, Database, SQLAlchemyMiddleware, current_unit
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,44 @@ def answers(connect: Callable[[], Connection]) -> bool:
         connect().close()
         return True
     return False
+
+
+@pytest.mark.parametrize(("backend_name", "kind"), [case(name) for name in MARIADB])
+@pytest.mark.timeout(120)
+async def test_a_write_that_a_server_refuses_as_read_only(server: str, backend_name: str, kind: str) -> None:
+    """A primary that has become a replica: the connection is discarded, and the write is retried elsewhere."""
+    url = make_url(server.replace("DRIVER", backend_name)).set(username="shop")
+    root = create_engine(server.replace("DRIVER", "pymysql"), poolclass=NullPool).connect()
+    for sql in (
+        "CREATE USER IF NOT EXISTS shop@'%'",
+        "GRANT ALL ON timeouts.* TO shop@'%'",
+        "SET GLOBAL read_only = 1",
+    ):
+        root.execute(text(sql))
+    root.execute(text("CREATE TABLE IF NOT EXISTS written (attempt INT)"))
+    database = Database(url)
+    attempts: list[int] = []
+
+    def work(session: Session) -> None:
+        attempt = current_unit().attempt
+        attempts.append(session.scalar(text("SELECT connection_id()")))
+        if attempt == 2:
+            root.execute(text("SET GLOBAL read_only = 0"))
+        session.execute(text(f"INSERT INTO written VALUES ({attempt})"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await perform(database, kind, work)
+        await respond(send, 201)
+
+    refused = await Call(SQLAlchemyMiddleware(app, database, error_responses=ERROR_RESPONSES))()
+    retried = await Call(SQLAlchemyMiddleware(app, database, retries=1))()
+    await database.async_dispose()
+    root.execute(text("DELETE FROM written"))
+    root.commit()
+    root.close()
+
+    assert (refused.starts, retried.starts) == ([503], [201])
+    assert len(set(attempts)) == 3
 
 
 @pytest.mark.parametrize("answer", [201, 422])

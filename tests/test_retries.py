@@ -22,9 +22,9 @@ from support.failing import until
 from support.marks import KINDS, on_one, on_postgresql
 from support.rivals import EVERY, Trouble, join_rivals, perform, rows, trouble
 
-from asgi_sqla import ConfigurationError, Database, SQLAlchemyMiddleware, current_unit, session_scope
+from asgi_sqla import ConfigurationError, Database, ErrorKind, SQLAlchemyMiddleware, current_unit, session_scope
 from asgi_sqla.session.listeners import IN_DOUBT
-from asgi_sqla.session.transient import FIRST_PAUSE, LONGEST_PAUSE, is_transient, pause
+from asgi_sqla.session.transient import FIRST_PAUSE, LONGEST_OUTAGE_PAUSE, LONGEST_PAUSE, is_transient, pause
 
 on_every_trouble = pytest.mark.parametrize(("backend", "failing"), EVERY, indirect=["backend"])
 
@@ -785,7 +785,7 @@ async def test_cancellation_ends_the_pause(
     database: Database, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that is cancelled between two attempts ends at once."""
-    monkeypatch.setattr("asgi_sqla.asgi.retry.pause", lambda attempt: 60.0)
+    monkeypatch.setattr("asgi_sqla.asgi.retry.pause", lambda attempt, kind: 60.0)
     handler = Handler(database, backend)
     task = asyncio.create_task(Call(SQLAlchemyMiddleware(handler, database, retries=1))())
     pool: Any = database.async_engine.pool
@@ -802,7 +802,7 @@ async def test_cancellation_ends_the_pause_of_a_function(
     database: Database, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A decorated function that is cancelled between two attempts ends at once."""
-    monkeypatch.setattr("asgi_sqla.unit.scope.pause", lambda attempt: 60.0)
+    monkeypatch.setattr("asgi_sqla.unit.scope.pause", lambda attempt, kind: 60.0)
     handler = Handler(database, backend)
     task = asyncio.create_task(session_scope(database, retries=1)(handler.work)())
     pool: Any = database.async_engine.pool
@@ -817,12 +817,22 @@ async def test_cancellation_ends_the_pause_of_a_function(
 
 def test_pauses_grow_to_a_bound_and_differ() -> None:
     """They are exponential, jittered, and never longer than a second."""
-    first = [pause(1) for _ in range(200)]
-    late = [pause(5000) for _ in range(200)]
+    first = [pause(1, ErrorKind.CONTENTION) for _ in range(200)]
+    late = [pause(5000, ErrorKind.CONNECTION_LOST) for _ in range(200)]
 
     assert 0 <= min(first) < max(first) <= 2 * FIRST_PAUSE
     assert LONGEST_PAUSE / 2 < max(late) <= LONGEST_PAUSE
     assert len(set(late)) > 100
+
+
+@pytest.mark.parametrize("kind", [ErrorKind.UNAVAILABLE, ErrorKind.POOL_EXHAUSTED, ErrorKind.STANDBY])
+def test_three_pauses_are_longer_than_a_restart(kind: ErrorKind) -> None:
+    """The first attempt lost its connection, which costs one retry; two more outlive a second and a half."""
+    waits = [[pause(attempt, kind) for attempt in (2, 3, 4, 5000)] for _ in range(200)]
+
+    assert min(second + third for second, third, *_ in waits) >= 1.5
+    assert max(max(one) for one in waits) <= LONGEST_OUTAGE_PAUSE
+    assert len({one[-1] for one in waits}) > 100
 
 
 @on_postgresql

@@ -7,13 +7,14 @@ Must not know: units, sessions, or when an answer is due.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import exc
 
 from asgi_sqla.engine.callables import takes
+from asgi_sqla.engine.classification import ErrorKind, kind_for_answer
 from asgi_sqla.engine.urls import hidden, printable
 from asgi_sqla.errors import ConfigurationError
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
-ErrorResponses: TypeAlias = Mapping[type[Any], int | Callable[[Any, Any, Any], Awaitable[None]]]
+ErrorResponses: TypeAlias = Mapping[Any, int | Callable[[Any, Any, Any], Awaitable[None]]]
+"""The keys are exception classes and ErrorKinds; a union of both would refuse a variable that holds only classes."""
 
 
 class Answer:
@@ -59,31 +61,38 @@ UNAVAILABLE = Answer(503, ((b"retry-after", b"1"),))
 
 ERROR_RESPONSES: ErrorResponses = MappingProxyType(
     {
-        exc.IntegrityError: 409,
-        exc.TimeoutError: UNAVAILABLE,
-        exc.OperationalError: UNAVAILABLE,
-        ConnectionError: UNAVAILABLE,
+        **{kind: UNAVAILABLE for kind in ErrorKind if kind.transient},
+        ErrorKind.CONFLICT: 409,
+        ErrorKind.STATEMENT_TIMEOUT: 504,
     }
 )
-"""Ready for ``error_responses=``: 409 for a violated constraint; 503 with ``Retry-After: 1`` if the database fails us.
+"""Ready for ``error_responses=``: 409 for a conflict, 503 with ``Retry-After: 1`` for what is transient.
 
-That is when the pool is exhausted, or the database refuses or loses a connection. A lost connection counts as an
-OperationalError, whatever its driver raised.
+A statement that met its time limit is a 504. ``ErrorKind`` says which error is what.
 """
 
+_COUNTS_AS: Mapping[ErrorKind, type[exc.DBAPIError]] = {
+    ErrorKind.CONFLICT: exc.IntegrityError,
+    **dict.fromkeys(set(ErrorKind) - {ErrorKind.CONFLICT, ErrorKind.POOL_EXHAUSTED}, exc.OperationalError),
+}
+"""SQLAlchemy's class of each kind, as drivers disagree: a deadlock is a bare DBAPIError under asyncpg."""
 
-def _checked(given: Any) -> dict[type[BaseException], ASGI3Application]:
+
+def _checked(given: Any) -> dict[type[BaseException] | ErrorKind, ASGI3Application]:
     """Return ``error_responses`` with every status replaced by an application."""
     if not isinstance(given, Mapping):
         raise ConfigurationError(f"error_responses={hidden(given)} is not a mapping; write {{IntegrityError: 409}}")
-    return {_checked_class(cls): _checked_answer(answer) for cls, answer in given.items()}
+    return {_checked_key(key): _checked_answer(answer) for key, answer in given.items()}
 
 
-def _checked_class(cls: Any) -> type[BaseException]:
-    if isinstance(cls, type) and (issubclass(cls, Exception) or cls is BaseException):
-        return cls  # nothing else is answered: KeyboardInterrupt and a cancellation are raised
+def _checked_key(key: Any) -> type[BaseException] | ErrorKind:
+    if isinstance(key, ErrorKind):
+        return key
+    if isinstance(key, type) and (issubclass(key, Exception) or key is BaseException):
+        return key  # nothing else is answered: KeyboardInterrupt and a cancellation are raised
     raise ConfigurationError(
-        f"error_responses has the key {hidden(cls)}; write an exception class, such as IntegrityError"
+        f"error_responses has the key {hidden(key)}; write an exception class, such as IntegrityError, or an "
+        "ErrorKind, such as ErrorKind.CONFLICT"
     )
 
 
@@ -106,8 +115,11 @@ class Answers:
     def __init__(self, error_responses: ErrorResponses | None) -> None:
         self._mapping = {} if error_responses is None else _checked(error_responses)
 
+    def __bool__(self) -> bool:
+        return bool(self._mapping)
+
     def knows(self, failure: BaseException) -> bool:
-        """Return whether the class of ``failure``, or a base class, is mapped."""
+        """Return whether the class of ``failure``, a base class or its kind is mapped."""
         return self._find(failure) is not None
 
     async def give(self, failure: Exception, scope: Any, receive: Any, send: Any) -> bool:
@@ -131,11 +143,13 @@ class Answers:
         return True
 
     def _find(self, failure: BaseException) -> ASGI3Application | None:
-        classes = type(failure).__mro__
-        if isinstance(failure, exc.DBAPIError) and failure.connection_invalidated:
-            # A lost connection is an InterfaceError in one driver and an OperationalError in another.
-            classes = (*classes[: classes.index(exc.DBAPIError)], *exc.OperationalError.__mro__)
-        return next((self._mapping[cls] for cls in classes if cls in self._mapping), None)
+        keys: Sequence[Any] = type(failure).__mro__
+        if (kind := kind_for_answer(failure)) is not None:
+            # The most specific key counts: the kind comes after the class that its error has with most drivers, and
+            # before that one's bases. What else a driver calls it comes first, such as ConnectionRefusedError.
+            bases = _COUNTS_AS.get(kind, type(failure)).__mro__
+            keys = (*(cls for cls in keys if cls not in bases), bases[0], kind, *bases[1:])
+        return next((self._mapping[key] for key in keys if key in self._mapping), None)
 
 
 class _ErrorsOnly:

@@ -1,12 +1,14 @@
 """The stage of an exchange with a client, and the settings that apply to it.
 
-Holds: the stages of a request or a websocket, the settings of a middleware, and the log lines about an exchange.
+Holds: the stages of a request or a websocket, the settings of a middleware, what of its failures is answered by them,
+and the log lines about an exchange.
 Must not know: what is done at a stage.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -14,7 +16,9 @@ from typing import Any
 
 from asgi_sqla.asgi.answers import Answers
 from asgi_sqla.asgi.verdict import Verdict
+from asgi_sqla.engine.classification import chain, is_of_database
 from asgi_sqla.session.outcome import Committed
+from asgi_sqla.unit.cancellation import Finished
 from asgi_sqla.unit.unit import UnitOfWork
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
@@ -36,6 +40,38 @@ class Rules:
     replay_limit: int
     given: tuple[Any, ...]
     """The settings as the user wrote them, for comparison."""
+
+    def answerable(self, raised: Exception, unit: UnitOfWork) -> Exception | None:
+        """Return the failure that has an answer: what the application has ``raised``, or one of the database."""
+        if not self.answers:
+            return None
+        return raised if self.answers.knows(raised) else self._unhandled(raised, unit)
+
+    def failed(self, start: Any, unit: UnitOfWork) -> Finished | None:
+        """Return the failure of the database that has an answer, if the application ``start``s a 5xx because of it.
+
+        Most frameworks make a 500 of an exception while they handle it, so Python says which one that is.
+        """
+        if not self.answers or start.get("status", 0) < 500:
+            return None
+        failure = self._unhandled(sys.exception(), unit)
+        return None if failure is None else Finished(failure)
+
+    def _unhandled(self, raised: BaseException | None, unit: UnitOfWork) -> Exception | None:
+        """Return the first failure with an answer that nobody handled; tell of what the application ``raised`` instead.
+
+        That is one that ``raised`` was made from, or one of a session, if nothing was rolled back since. The first is
+        needed, because ``begin_nested()`` rolls back whether or not somebody catches the failure.
+        """
+        causes = [] if raised is None else [one for one in chain(raised) if is_of_database(one)]
+        for failure in (*causes, *unit._sessions.failures(unhandled=True)):
+            if isinstance(failure, Exception) and self.answers.knows(failure):
+                if raised is not None and failure not in causes:
+                    logger.error("%s failed", unit, exc_info=raised)
+                elif raised is not None and raised is not failure:
+                    failure.add_note(f"the application raised {raised!r}")  # the log has the note with the failure
+                return failure
+        return None
 
 
 class Stage(Enum):

@@ -77,7 +77,7 @@ class Exchange:
             except Exception as exc:
                 await self._answer(exc)
                 raise Answered from exc
-            finished = await self._settle_for(commit)
+            finished = (not commit and self._rules.failed(message, self._unit)) or await self._settle_for(commit)
             if finished is not FINE:
                 await self._heed(finished)
             if not commit:
@@ -161,8 +161,8 @@ class Exchange:
             raise raised
         if self._at in (STARTED, COMPLETE):
             self._surface(raised)
-        elif self._rules.answers.knows(raised):
-            await self._answer(raised)
+        elif (failure := self._rules.answerable(raised, self._unit)) is not None:
+            await self._answer(failure)
         else:
             raise raised
 

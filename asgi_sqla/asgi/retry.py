@@ -13,6 +13,7 @@ import anyio
 
 from asgi_sqla.asgi.exchange import ANSWERED, COMPLETE, STARTED, Rules
 from asgi_sqla.asgi.request import Request
+from asgi_sqla.engine.classification import ErrorKind
 from asgi_sqla.engine.urls import printable
 from asgi_sqla.session.transient import pause
 from asgi_sqla.unit.cancellation import Finished
@@ -94,6 +95,8 @@ class Attempt(Request):
 
     retry: BaseException | None = None
     """The error to retry after, if there is a next attempt."""
+    kind: ErrorKind | None = None
+    """What decided that there is one."""
 
     def __init__(self, rules: Rules, scope: Any, body: Body, send: ASGISendCallable, attempt: int) -> None:
         self._reader = Reader(body)
@@ -132,7 +135,9 @@ class Attempt(Request):
             await super()._let_through(raised)
 
     def _may_retry(self, failure: BaseException) -> bool:
-        return self.attempt <= self._rules.retries and self._body.replayable and may_retry(self, failure)
+        may = self.attempt <= self._rules.retries and self._body.replayable
+        self.kind = may_retry(self, failure) if may else None
+        return self.kind is not None
 
 
 async def replay(rules: Rules, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
@@ -151,9 +156,9 @@ async def replay(rules: Rules, scope: Any, receive: ASGIReceiveCallable, send: A
         finally:
             if attempt.retry is None:
                 scope.update(own_scope)
-        if attempt.retry is None:
+        if attempt.retry is None or attempt.kind is None:
             return
         name = printable(f"{scope.get('method')} {scope.get('path')}")
         logger.info("%s: attempt %d is retried after %r", name, number, attempt.retry)
-        await anyio.sleep(pause(number))
+        await anyio.sleep(pause(number, attempt.kind))
         number += 1

@@ -263,6 +263,9 @@ def guarding(name: str, base: type[Session]) -> Callable[..., Any]:
         outermost = getcurrent() is not self._guard_inside and self._guard_enter()
         try:
             return method(self, *args, **kwargs)
+        except Exception as exc:
+            self.guard_outcome.note_unconnected(exc)
+            raise
         finally:
             if outermost:
                 self._guard_leave()

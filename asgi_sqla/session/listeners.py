@@ -24,12 +24,13 @@ from sqlalchemy.exc import IntegrityError, ResourceClosedError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from asgi_sqla.engine import read_only
+from asgi_sqla.engine.classification import is_spent, sqlstate_of
 from asgi_sqla.engine.drivers import DRIVERS
 from asgi_sqla.errors import BlockingSessionWarning
 from asgi_sqla.session.guard import GuardedSession, running_loop
 from asgi_sqla.session.outcome import Committed, Outcome
 from asgi_sqla.session.read_only import ReadOnlySession, refuse_flush
-from asgi_sqla.session.transient import ends_transaction, sqlstate_of
+from asgi_sqla.session.transient import ends_transaction
 from asgi_sqla.session.watched import Watched
 
 IN_DOUBT = "the connection was lost during COMMIT: nobody can tell whether it was applied"
@@ -185,6 +186,8 @@ def _handle_error(context: ExceptionContext) -> None:
         outcome.committing = False
         if context.is_disconnect and watched.sent_commit:
             _note_doubt(watched.session, outcome)
+        if is_spent(original, writes=cast("GuardedSession", watched.session).guard_writes):
+            context.is_disconnect = True  # SQLAlchemy then discards it, and all that the pool had before
     if isinstance(error, Exception) and not ends_by_rollback:  # a failed ROLLBACK is no reason for a retry
         outcome.note_error(error)
         if sqlstate_of(original) == "25P02":  # in_failed_sql_transaction

@@ -19,6 +19,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import SessionTransaction
 
+from asgi_sqla.engine.classification import came_from_pool
 from asgi_sqla.engine.drivers import Word
 from asgi_sqla.errors import DiscardedWorkError
 from asgi_sqla.session.transient import is_transient
@@ -119,6 +120,8 @@ class Outcome:
     """Whether the open transaction has sent anything but reads."""
     error: Exception | None = None
     """The first transient error of the database, or else the last error."""
+    ended_by_error: bool = False
+    """Whether the unit rolled back, and nothing had been rolled back since the last error."""
     connections: tuple[Connected, ...] = ()
     streams: Collection[Any] = ()
     """Executions whose rows are still on the server; weak, so that forgotten ones are dropped."""
@@ -129,7 +132,7 @@ class Outcome:
     @property
     def unhandled(self) -> bool:
         """Whether nothing was rolled back since the last error."""
-        return self.state in (FAILED, UNDONE)
+        return self.ended_by_error or self.state in (FAILED, UNDONE)
 
     def objection(self) -> Exception:
         """Return why the session's work must not be committed: it was undone or discarded."""
@@ -149,6 +152,12 @@ class Outcome:
         if self.state is SOUND:
             self.state = FAILED
 
+    def note_unconnected(self, error: Exception) -> None:
+        """Record the error of a call if it got no connection, because no event of a connection reports that."""
+        if error is not self.error and came_from_pool(error):
+            self.committing = False  # COMMIT flushes first, and so was not sent
+            self.note_error(error)
+
     def note_undone(self, why: str) -> None:
         """Record that the transaction has ended, although nothing ended it through the session."""
         self.state = UNDONE
@@ -164,6 +173,7 @@ class Outcome:
 
     def forgive(self) -> None:
         """Record that the unit rolls back, so discarded work is no error: no client is told that it was done."""
+        self.ended_by_error = self.unhandled
         if self._discarded:
             self._discarded, self.rolled_back = "", True
             self.state = SOUND if self.state is DISCARDED else self.state

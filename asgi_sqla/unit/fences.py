@@ -12,18 +12,22 @@ from collections.abc import Callable
 
 from sqlalchemy.engine import Connection
 
+from asgi_sqla.engine.classification import ErrorKind
 from asgi_sqla.session.listeners import is_committed_by_session, note_rollback
-from asgi_sqla.session.transient import is_transient
+from asgi_sqla.session.transient import transient_kind
 from asgi_sqla.unit.context import inherited
 from asgi_sqla.unit.unit import UnitOfWork
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
-def may_retry(unit: UnitOfWork, failure: BaseException) -> bool:
-    """Return whether a transient error stopped ``unit``, and nothing of it was committed, or may have been."""
-    errors = (failure, *unit._sessions.failures())
-    return any(is_transient(one) for one in errors) and unit._may_be_repeated()
+def may_retry(unit: UnitOfWork, failure: BaseException) -> ErrorKind | None:
+    """Return the kind of the transient error that stopped ``unit``, if nothing of it was committed, or may have been.
+
+    Otherwise return None.
+    """
+    found = [kind for one in (failure, *unit._sessions.failures()) if (kind := transient_kind(one)) is not None]
+    return found[0] if found and unit._may_be_repeated() else None
 
 
 def tell_cancelled(unit: UnitOfWork, cancelled: BaseException | None) -> None:

@@ -203,10 +203,11 @@ class SessionScope(Generic[S_co, A_co]):
     def _pause_after(self, failure: Exception) -> float:
         """Return the seconds to wait before the next attempt, or raise ``failure`` after the last."""
         unit = cast("UnitOfWork", self._unit)
-        if self._attempt > self._arguments.retries or not may_retry(unit, failure):
+        kind = may_retry(unit, failure) if self._attempt <= self._arguments.retries else None
+        if kind is None:
             raise failure
         logger.info("%s: attempt %d is retried after %r", self._name, self._attempt, failure)
-        return pause(self._attempt)
+        return pause(self._attempt, kind)
 
     @property
     def _nested(self) -> bool:

@@ -168,9 +168,13 @@ class UnitOfWork:
         return not self._fenced
 
     def _tell(self, outer: object) -> None:
-        """Forbid a retry of the unit around this one, if a retry of this one is forbidden."""
-        if isinstance(outer, UnitOfWork) and not self._may_be_repeated():
-            outer._fenced = True
+        """Forbid a retry of the unit around this one, if a retry of this one is forbidden.
+
+        A failure counts as a use of it, because its response may be one for that failure.
+        """
+        if isinstance(outer, UnitOfWork):
+            outer._fenced = outer._fenced or not self._may_be_repeated()
+            outer._used = outer._used or bool(self._sessions.failures())
 
     def _doomed_by(self, cause: BaseException) -> None:
         """Make a commit of this unit an error, because ``cause`` left a scope that had joined it."""

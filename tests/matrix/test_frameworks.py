@@ -313,6 +313,18 @@ def test_a_failed_commit_is_answered_as_mapped(case: Case, site: Site, name: str
     assert site.names(name) == []
 
 
+@KINDS
+@row("full pool in a handler, mapped ({kind})")
+def test_an_exhausted_pool_in_a_handler_is_answered_as_mapped(case: Case, site: Site, name: str, kind: str) -> None:
+    """The framework makes a 500 of it, or raises it; the client gets the answer of the mapping."""
+    case.needs(kind)
+
+    answer = site.post(f"/{kind}/write", name, fail="full")
+
+    assert (answer.status_code, answer.text) == (503, "Service Unavailable")
+    assert site.names(name) == []
+
+
 @row("CORS on our answer")
 def test_our_own_answer_has_cors_headers(case: Case, site: Site, name: str) -> None:
     """Our answer passes through the CORS middleware outside ours."""

@@ -32,12 +32,12 @@ class Dark:
     While it is dark, neither side notices that the other has closed.
     """
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, port: int = 0) -> None:
         self._url = url
         self._loss: Loss = "none"
         self._selector = DefaultSelector()
         self._connections: list[Connection] = []
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening = socket.create_server(("127.0.0.1", port))
         self._selector.register(self._listening, EVENT_READ)
         self._wake, self._woken = socket.socketpair()
         self._selector.register(self._woken, EVENT_READ)
@@ -50,7 +50,9 @@ class Dark:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close every connection."""
+        """Close every connection, and refuse others; do it once."""
+        if self._stopping:
+            return
         self._stopping = True
         self._wake.send(b"x")
         self._thread.join()

@@ -26,6 +26,7 @@ from asgi_sqla import (
     ConfigurationError,
     Database,
     DiscardedWorkError,
+    ErrorKind,
     MissingDriverError,
     NoUnitOfWorkError,
     ReadOnlyError,
@@ -35,6 +36,7 @@ from asgi_sqla import (
     UnitOfWorkDoomedError,
     UnitOfWorkEndedError,
     WrongEventLoopError,
+    classify,
     current_unit,
     on_commit,
     session_scope,
@@ -209,6 +211,12 @@ def reads(scope: Scope) -> bool:
     return scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
 
 
+def worth_another_try(error: Exception) -> bool:
+    """Ask what kind of error it is."""
+    kind: ErrorKind | None = classify(error)
+    return kind is not None and kind is not ErrorKind.STANDBY and kind.transient
+
+
 async def too_busy(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
     """Answer for an error with an ASGI application."""
 
@@ -219,7 +227,13 @@ api.add_middleware(
     SQLAlchemyMiddleware,
     database=[db, replicated],
     commit_on=commits,
-    error_responses={**ERROR_RESPONSES, IntegrityError: 409, OperationalError: too_busy, NotFoundError: 404},
+    error_responses={
+        **ERROR_RESPONSES,
+        IntegrityError: 409,
+        OperationalError: 503,
+        ErrorKind.UNAVAILABLE: too_busy,
+        NotFoundError: 404,
+    },
     read_only=reads,
     retries=3,
     replay_limit=2**16,

@@ -22,12 +22,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from support.databases import NO_OWNER, Item
 
-from asgi_sqla import AsgiSqlaError, Database, SQLAlchemyMiddleware, current_unit, session_scope
+from asgi_sqla import AsgiSqlaError, Database, ErrorKind, SQLAlchemyMiddleware, current_unit, session_scope
 
 db = Database(os.environ["MATRIX_URL"])
 OUTERMOST = os.environ.get("MATRIX_WRAP") == "outermost"
 """Whether to wrap the whole application, where the framework has a place of its own as well."""
-MIDDLEWARE: dict[str, Any] = {"database": db, "error_responses": {IntegrityError: 409}}
+small = Database(os.environ["MATRIX_URL"], engine_options={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01})
+MIDDLEWARE: dict[str, Any] = {"database": db, "error_responses": {IntegrityError: 409, ErrorKind.POOL_EXHAUSTED: 503}}
 GATES = Path(os.environ["MATRIX_GATES"])
 CURSED_OWNER = 500
 """An ``owner_id`` whose COMMIT fails with what ``error_responses`` does not name."""
@@ -49,7 +50,7 @@ class Query:
     """The item to write, and where notes are left."""
     status: int = 201
     fail: str = ""
-    """How: raise, abort, handled, mapped or unmapped (of COMMIT), or late (of a streamed body)."""
+    """How: raise, abort, handled, full (the pool), mapped or unmapped (of COMMIT), or late (of a streamed body)."""
     hook: bool = False
     """Whether the framework's hook, or dependency, writes an item too."""
     wait: bool = False
@@ -80,6 +81,9 @@ async def write_async(query: Query, abort: Exception | None = None) -> None:
     await db.async_session.flush()
     if query.wait:
         await gate_async(query)
+    if query.fail == "full":
+        async with small.async_engine.connect():
+            await small.async_session.execute(select(1))
     raise_for(query, abort)
 
 
@@ -88,6 +92,9 @@ def write_sync(query: Query, abort: Exception | None = None) -> None:
     db.session.flush()
     if query.wait:
         gate_sync(query)
+    if query.fail == "full":
+        with small.engine.connect():
+            small.session.execute(select(1))
     raise_for(query, abort)
 
 

@@ -18,7 +18,7 @@ app.add_middleware(
     database=db,
     on_startup=migrations.async_migrate,  # safe in many processes at once
     error_responses={
-        **ERROR_RESPONSES,  # 409 for a constraint, 503 for a database that does not answer
+        **ERROR_RESPONSES,  # 409 for a conflict, 503 for a database that does not answer
         NotFoundError: JSONResponse({"detail": "not found"}, status_code=404),
     },
 )
