@@ -46,7 +46,8 @@ from asgi_sqla.errors import (
 )
 from asgi_sqla.middleware import SQLAlchemyMiddleware
 from asgi_sqla.scope import session_scope
-from asgi_sqla.unit.unit import UnitOfWork, current_unit, on_commit
+from asgi_sqla.unit.running import current_unit, on_commit
+from asgi_sqla.unit.unit import UnitOfWork
 
 __all__ = [
     "ERROR_RESPONSES",

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NoReturn, Self, TypedDict, Unpack, cast
 
-import anyio
-from sqlalchemy import orm, text
+from sqlalchemy import orm
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext import asyncio as sa_async
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -18,6 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from asgi_sqla.engine.engines import Engines, Role
 from asgi_sqla.engine.events import checked_listener
 from asgi_sqla.engine.options import Configuration, TransactionMode, check_names, checked
+from asgi_sqla.engine.probe import probe
+from asgi_sqla.engine.readers import FollowingEngines, Readers
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.classes import A_co, S_co, guarded, guarded_async, session_classes
 from asgi_sqla.session.factories import AsyncSessionFactory, SessionFactory
@@ -78,7 +79,7 @@ class Database(Generic[S_co, A_co]):
     def _prepare(self) -> None:
         self._engines: Engines
         self._configuration: Configuration | None = None
-        self._reading: dict[Role, Engines] = {}
+        self._reading: Readers
         self._listeners: list[tuple[str, Callable[..., object]]] = []
 
     def configure(self, url: str | URL | None = None, **options: Unpack[DatabaseOptions]) -> None:
@@ -104,7 +105,7 @@ class Database(Generic[S_co, A_co]):
         self._classes = classes
         self._async_class = guarded_async(classes.asynchronous)
         self._guarded: dict[tuple[Role, str | None], type[GuardedSession]] = {}
-        self._reading = {}
+        self._reading = Readers(engines, configuration)
         self._engines = engines
         self._configuration = configuration
         if self._watching:
@@ -237,12 +238,7 @@ class Database(Generic[S_co, A_co]):
 
         Raises what the driver raises if that fails, and ConfigurationError if this object is not configured.
         """
-        engines = self._ready()
-        if engines.has_async():
-            async with engines.asynchronous().connect() as connection:
-                await connection.execute(text("SELECT 1"))
-        else:
-            await anyio.to_thread.run_sync(_select_one, engines.sync())
+        await probe(self._ready())
 
     # The other rooms and asgi_sqla.testing use what follows.
 
@@ -279,20 +275,20 @@ class Database(Generic[S_co, A_co]):
         made = guarded(self._classes.sync, guard, role == "read", unit.isolation_level)
         return self._guarded.setdefault((role, unit.isolation_level), made)
 
-    def _engines_for(self, unit: UnitOfWork) -> tuple[Engines, Role]:
+    def _engines_for(self, unit: UnitOfWork) -> tuple[Engines | FollowingEngines, Role]:
         """Return the engines for the work of ``unit``, and their role."""
         if not unit.read_only and self._configuration is not None:
             return self._engines, "write"
-        engines = self._ready()
+        self._ready()
         role: Role = "read" if unit._reads_in_autocommit() else "snapshot"
-        if role in self._reading and not self._substituted:
+        after = unit._after
+        if role in self._reading and after is None and not self._substituted:
             return self._reading[role], role
-        configuration = cast("Configuration", self._configuration)
-        urls = configuration.replicas or ((engines.url,) if engines.url is not None else ())
-        if self._substituted or not urls:
-            return engines, "snapshot"
-        made = self._make_engines(configuration, urls[0], role, urls)
-        return self._reading.setdefault(role, made), role
+        if self._substituted:
+            return self._engines, "snapshot"
+        key = self._reading.key
+        position = None if after is None or key is None else after.position(key)
+        return self._reading.of(role, position, self._make_engines)
 
     def _make_engines(
         self, configuration: Configuration, url: URL | None, role: Role, replicas: Sequence[URL] = ()
@@ -310,6 +306,14 @@ class Database(Generic[S_co, A_co]):
             replicas=replicas,
             listeners=self._listeners,
         )
+
+    @property
+    def _mark_key(self) -> str | None:
+        """Its key in marks; None if nothing reads from a replica."""
+        return None if self._configuration is None or self._substituted else self._reading.key
+
+    async def _position(self) -> int | None:
+        return await self._reading.position()
 
     def _watch_commits(self) -> None:
         """Let units notice commits on connections outside their sessions, which forbid a retry."""
@@ -347,11 +351,6 @@ class Database(Generic[S_co, A_co]):
                 'SQLAlchemyMiddleware(app, url="sqlite:///app.db")'
             )
         return self._engines
-
-
-def _select_one(engine: Engine) -> None:
-    with engine.connect() as connection:
-        connection.execute(text("SELECT 1"))
 
 
 db: Database = Database.__new__(Database)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from sqlalchemy.engine import URL
 
@@ -18,6 +18,7 @@ from asgi_sqla.asgi.exchange import KEY, Rules
 from asgi_sqla.asgi.lifespan import Lifespan, OnStartup
 from asgi_sqla.asgi.request import Request
 from asgi_sqla.asgi.retry import replay
+from asgi_sqla.asgi.stick import StickBy, stick_of
 from asgi_sqla.asgi.verdict import CommitOn, ReadOnly, below_400, read_only_of, verdict_of
 from asgi_sqla.asgi.websocket import WebSocket
 from asgi_sqla.database import Database, db
@@ -59,6 +60,12 @@ class SQLAlchemyMiddleware:
       and raised to the server.
     - ``read_only``: which requests only read: a container of HTTP methods in capitals, or a plain function of the ASGI
       scope that returns a bool; default: none.
+    - ``stick``: after a request that committed a write, for how many seconds read-only requests of the same client read
+      from the primary, not from ``read_only_url``. "wal" uses a replica as soon as it has replayed the write: for
+      PostgreSQL, with one server behind each URL. It changes nothing without ``read_only_url``; default: none.
+    - ``stick_by``: how a client is recognised: "cookie"; the name of a header that it sends back; or two plain
+      functions, ``read(scope)``, which returns the mark or None, and ``write(scope, message, mark)``; default:
+      "cookie".
     - ``retries``: how many times a request is retried after a transient error, before anything was sent; default: 0.
     - ``replay_limit``: how many bytes of a request's body are kept for a retry; a larger body is not retried; default:
       1048576 (1 MiB).
@@ -80,6 +87,8 @@ class SQLAlchemyMiddleware:
         commit_on: CommitOn = below_400,
         error_responses: ErrorResponses | None = None,
         read_only: ReadOnly = (),
+        stick: float | Literal["wal"] | None = None,
+        stick_by: StickBy = "cookie",
         retries: int = 0,
         replay_limit: int = 2**20,
         check_on_startup: bool = False,
@@ -95,11 +104,13 @@ class SQLAlchemyMiddleware:
             verdict_of(commit_on),
             Answers(error_responses),
             None if read_only == () else read_only_of(read_only),
+            stick_of(stick, stick_by, reads=read_only != ()),
             checked_count("retries", retries),
             checked_count("replay_limit", replay_limit),
-            (commit_on, dict(error_responses or {}), read_only, retries, replay_limit),
+            (commit_on, dict(error_responses or {}), read_only, stick, stick_by, retries, replay_limit),
         )
         self._databases = _databases(database, url)  # last, as it configures the global db
+        _check_positions(stick, self._databases)
         self._app = app
         self._said = False
         for one in self._databases if retries else ():
@@ -147,6 +158,14 @@ def _check_application(app: Any) -> None:
             f"app={hidden(app)} is not an ASGI 3 application, a callable of (scope, receive, send); "
             "write SQLAlchemyMiddleware(app, database), the application first"
         )
+
+
+def _check_positions(stick: object, databases: Sequence[Database]) -> None:
+    for one in databases if stick == "wal" else ():
+        if one.configured and not one._reading.has_positions:
+            raise ConfigurationError(
+                f'stick="wal" is for PostgreSQL, and {one!r} has a replica without WAL positions; write stick=2.0'
+            )
 
 
 def _checked_startup(on_startup: Any) -> OnStartup | None:

@@ -15,6 +15,7 @@ from asgi_sqla.engine.options import checked_count, known_arguments
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.classes import A_co, S_co, check_session_options
+from asgi_sqla.unit.marks import Mark, parse
 from asgi_sqla.unit.scope import Arguments, Propagation, SessionScope
 
 
@@ -27,6 +28,7 @@ def session_scope(
     read_only: bool = False,
     isolation_level: str | None = None,
     retries: int = 0,
+    after: str | None = None,
 ) -> SessionScope[S_co, A_co]:
     """Open a unit of work outside a request: it commits when the block ends, and rolls back on an exception.
 
@@ -41,6 +43,8 @@ def session_scope(
     - ``isolation_level``: SQLAlchemy's name of a level, in any case. With ``read_only`` the scope is then one
       transaction; default: the engine's own.
     - ``retries``: how many times a decorated function is retried after a transient error before its COMMIT; default: 0.
+    - ``after``: the ``mark`` of a unit, whose writes must be seen: reads go to the primary if the replica may not have
+      them. It needs ``read_only``; default: none.
 
     Raises ConfigurationError for a wrong argument, at once. A COMMIT that fails raises what the driver raised. After an
     exception in a joined scope, the unit that it joined raises UnitOfWorkDoomedError instead of committing.
@@ -48,16 +52,13 @@ def session_scope(
     if not isinstance(database, Database | None):
         raise _wrong_database(database)
     of: Database[Any, Any] = database or db
-    alone = propagation == "new" and session_options is None and isolation_level is None
+    alone = propagation == "new" and session_options is None and isolation_level is None and after is None
     if alone and read_only is False and type(retries) is int and not retries:  # as in most scopes: nothing to check
         return SessionScope(of, _DEFAULTS)
-    arguments = Arguments(
-        propagation,
-        check_session_options(session_options, of._classes if of.configured else None),
-        read_only,
-        checked_isolation_level(isolation_level, of._dialect()),
-        checked_count("retries", retries),
-    )
+    options = check_session_options(session_options, of._classes if of.configured else None)
+    level = checked_isolation_level(isolation_level, of._dialect())
+    mark = _checked_mark(after, read_only)
+    arguments = Arguments(propagation, options, read_only, level, checked_count("retries", retries), mark)
     _check(arguments, of._isolation_level())
     if retries:
         of._watch_commits()
@@ -65,6 +66,17 @@ def session_scope(
 
 
 _DEFAULTS = Arguments("new", {}, read_only=False, isolation_level=None, retries=0)
+
+
+def _checked_mark(after: Any, read_only: object) -> Mark | None:
+    """Return the mark; one that cannot be read is no error, as it may come from a client."""
+    if after is None:
+        return None
+    if not isinstance(after, str):
+        raise ConfigurationError(f"after={hidden(after)} is not a mark; write the mark of a unit, such as unit.mark")
+    if read_only is not True:
+        raise ConfigurationError(f"after={hidden(after)} is for reading from a replica; write read_only=True as well")
+    return parse(after)
 
 
 def _wrong_database(database: object) -> ConfigurationError:

@@ -255,6 +255,9 @@ WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
         + ({KeyboardInterrupt: 500}, {asyncio.CancelledError: 500}),
         "read_only": (None, 5, True, "GET", ["get"], [b"GET"], [5], [""])
         + (later, Later(), functools.partial(later), nothing, four, lambda scope, message: True),
+        "stick": (0, -1.0, True, float("nan"), float("inf"), "WAL", "2", b"wal", [2.0], 2.0),  # the last: read_only=()
+        "stick_by": (None, 5, "Cookie", "X Mark", "", b"X-Mark", ("X-Mark",), (len,), (len, len), (nothing, four))
+        + ((later, lambda scope, message, mark: None), "X-Mark"),  # the last: stick=None
         "retries": NO_COUNT,
         "replay_limit": (*NO_COUNT, "1MB"),
         "check_on_startup": NO_SWITCH,
@@ -273,6 +276,7 @@ WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
         "read_only": (*NO_SWITCH, "GET", {"GET"}),
         "isolation_level": (5, True, ["SERIALIZABLE"], "", "SERIALISABLE", "serialisable", "READ COMMITTED"),
         "retries": NO_COUNT,
+        "after": (5, True, b"a", DATABASE, "a"),  # the last: read_only=False
     },
     "UnitOfWork.on_commit": {"callback": (None, 5, "send", later, Later())},
     "UnitOfWork.on_rollback": {"callback": (None, 5, "send", later, Later())},

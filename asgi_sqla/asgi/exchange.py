@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 
 from asgi_sqla.asgi.answers import Answers
+from asgi_sqla.asgi.stick import Stick
 from asgi_sqla.asgi.verdict import Verdict
 from asgi_sqla.engine.classification import chain, is_of_database
 from asgi_sqla.session.outcome import Committed
@@ -36,6 +37,7 @@ class Rules:
     answers: Answers
     read_only: Callable[[Any], bool] | None
     """None if no request is read-only."""
+    stick: Stick | None
     retries: int
     replay_limit: int
     given: tuple[Any, ...]

@@ -32,6 +32,7 @@ from asgi_sqla.asgi.exchange import (
     tell_committed,
     tell_given_up,
 )
+from asgi_sqla.asgi.stick import Reading
 from asgi_sqla.engine.urls import printable
 from asgi_sqla.errors import ended
 from asgi_sqla.unit.cancellation import FINE, Finished
@@ -82,6 +83,8 @@ class Exchange:
                 await self._heed(finished)
             if not commit:
                 tell_committed(self._unit, f"answered {message.get('status')}")
+            if self._rules.stick is not None:
+                message = await self._rules.stick.marked(self._unit, self._scope, message)
             self._at = STARTED
         finally:
             if self._at is SETTLING:
@@ -180,7 +183,7 @@ class Exchange:
         logger.error("%s failed", self._unit, exc_info=failure)
 
 
-class Request(Exchange, UnitOfWork):
+class Request(Reading, Exchange, UnitOfWork):
     """The unit of work and the exchange of one HTTP request: one object, because it is made for each request."""
 
     # What every request reads and writes, an unused one too; in the dictionary of the instance it would cost more.
@@ -199,12 +202,6 @@ class Request(Exchange, UnitOfWork):
         """Its method and path."""
         method, path = self._called if self._scope is None else (self._scope.get("method"), self._scope.get("path"))
         return printable(f"{method} {path}")
-
-    @property
-    def read_only(self) -> bool:
-        """Whether the middleware's ``read_only`` says that this request only reads."""
-        reads = None if self._rules is None else self._rules.read_only
-        return reads is not None and reads(self._scope)
 
     @property
     def _unit(self) -> UnitOfWork:

@@ -108,7 +108,8 @@ def _after_commit(session: Any) -> None:
         if one.sent:
             outcome.committed = outcome.committed or APPLICATION
     outcome.connections = ()
-    outcome.wrote = False
+    if outcome.wrote:
+        outcome.kept, outcome.wrote = True, False
     unit = guarded.guard_hooks
     if unit is not None and unit._callbacks is not None:
         unit._callbacks.note("commit", transaction)

@@ -118,6 +118,8 @@ class Outcome:
     """Whether the session is in its COMMIT."""
     wrote: bool = False
     """Whether the open transaction has sent anything but reads."""
+    kept: bool = False
+    """Whether a write was committed since its unit last looked."""
     error: Exception | None = None
     """The first transient error of the database, or else the last error."""
     ended_by_error: bool = False
@@ -187,6 +189,7 @@ class Outcome:
     def note_committed(self, by: Committed) -> None:
         """Record that something was committed."""
         self.committed = self.committed or by
+        self.kept = self.kept or self.wrote or by is not Committed.APPLICATION
 
     def note_rollback(self, *, whole: bool, handled: bool = True) -> None:
         """Record that a savepoint, or the ``whole`` transaction, was rolled back; ``handled`` if the user did it."""

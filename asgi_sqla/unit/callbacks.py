@@ -13,7 +13,7 @@ import inspect
 import logging
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import anyio
 from sqlalchemy.orm import SessionTransaction
@@ -134,12 +134,15 @@ class Scope(Protocol):
     def _close_now(self, commit: bool, cause: BaseException | None = None) -> None:
         """End it in this thread."""
 
+    def _tell_writes(self, outer: Any) -> None:
+        """Count what was written in it as written in the ``outer`` unit."""
+
     def _empty(self) -> None:
         """Release everything."""
 
 
-def run(callback: Callback, unit: Scope) -> BaseException | None:
-    """Call ``callback`` in ``unit``, and return an exception that must end the process.
+def run(callback: Callback, unit: Scope, outer: object) -> BaseException | None:
+    """Call ``callback`` of ``outer`` in ``unit``, and return an exception that must end the process.
 
     Any other failure is logged, because the commit that it follows is done.
     """
@@ -153,6 +156,7 @@ def run(callback: Callback, unit: Scope) -> BaseException | None:
     else:
         return _close_or_log(unit)
     finally:
+        unit._tell_writes(outer)
         unit._empty()
         leave(token)
 
@@ -166,7 +170,7 @@ def _close_or_log(unit: Scope) -> BaseException | None:
     return None
 
 
-async def run_async(callback: Callback, unit: Scope) -> BaseException | None:
+async def run_async(callback: Callback, unit: Scope, outer: object) -> BaseException | None:
     """Call ``callback`` in ``unit``, as ``run`` does."""
     token = enter(unit)
     failure: BaseException | None = None
@@ -178,6 +182,7 @@ async def run_async(callback: Callback, unit: Scope) -> BaseException | None:
         finished = await unit._close(commit=failure is None, cause=failure)
         failure = failure or getattr(finished, "failure", None)
     finally:
+        unit._tell_writes(outer)
         unit._empty()
         leave(token)
     if failure is not None:

@@ -29,7 +29,9 @@ from asgi_sqla.session.transactions import failure_in, leave_lost
 from asgi_sqla.session.transient import pause
 from asgi_sqla.unit.context import Unit, enter, inherited, leave_anywhere, outside
 from asgi_sqla.unit.fences import may_retry, tell_cancelled
+from asgi_sqla.unit.marks import Mark
 from asgi_sqla.unit.unit import Job, UnitOfWork
+from asgi_sqla.unit.written import mark_of
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
@@ -57,6 +59,7 @@ class Arguments(NamedTuple):
     read_only: bool
     isolation_level: str | None
     retries: int
+    after: Mark | None = None
 
 
 class SessionScope(Generic[S_co, A_co]):
@@ -202,8 +205,7 @@ class SessionScope(Generic[S_co, A_co]):
 
     def _pause_after(self, failure: Exception) -> float:
         """Return the seconds to wait before the next attempt, or raise ``failure`` after the last."""
-        unit = cast("UnitOfWork", self._unit)
-        kind = may_retry(unit, failure) if self._attempt <= self._arguments.retries else None
+        kind = may_retry(cast("UnitOfWork", self._unit), failure) if self._attempt <= self._arguments.retries else None
         if kind is None:
             raise failure
         logger.info("%s: attempt %d is retried after %r", self._name, self._attempt, failure)
@@ -229,17 +231,15 @@ class SessionScope(Generic[S_co, A_co]):
             checked_isolation_level(arguments.isolation_level, self._database._dialect())
         unit = None if arguments.propagation == "new" else cast("UnitOfWork | None", inherited())
         if unit is None:
-            unit = Job(self._name, awaits=awaits, read_only=arguments.read_only)
-            unit.isolation_level = arguments.isolation_level
-            unit.attempt = self._attempt or 1
+            unit = Job(self._name, awaits=awaits, read_only=arguments.read_only, after=mark_of(arguments))
+            unit.isolation_level, unit.attempt = arguments.isolation_level, self._attempt or 1
             self._token = enter(unit)
         self._unit = unit
         return unit
 
     def _undo(self) -> None:
         """Restore the context as it was before."""
-        token = self._token
-        self._token = self._savepoint = None
+        token, self._token, self._savepoint = self._token, None, None
         if token is not None:
             unit = cast("UnitOfWork", self._unit)
             if (outer := token.old_value) is not None and outer is not Token.MISSING:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
 from enum import Enum
-from typing import cast
 
 from sqlalchemy.engine import Connection
 
@@ -19,7 +18,6 @@ from asgi_sqla.unit.callbacks import (
     Callbacks,
     Moment,
     call_hook,
-    call_now,
     check_callback,
     check_hook,
     hook_too_late,
@@ -28,8 +26,9 @@ from asgi_sqla.unit.callbacks import (
 )
 from asgi_sqla.unit.cancellation import FINE, Finished, finish, to_completion
 from asgi_sqla.unit.commit import End, end_idle, inline
-from asgi_sqla.unit.context import current, inherited
+from asgi_sqla.unit.marks import Mark
 from asgi_sqla.unit.sessions import NONE, Sessions
+from asgi_sqla.unit.written import Written
 
 
 class Stage(Enum):
@@ -43,7 +42,7 @@ class Stage(Enum):
 OPEN, ENDING, ENDED = Stage.OPEN, Stage.ENDING, Stage.ENDED
 
 
-class UnitOfWork:
+class UnitOfWork(Written):
     """Everything that one request, one socket message or one job does to its databases.
 
     Get the running unit with ``current_unit()``; the middleware and ``session_scope()`` make units. A unit has at most
@@ -168,13 +167,14 @@ class UnitOfWork:
         return not self._fenced
 
     def _tell(self, outer: object) -> None:
-        """Forbid a retry of the unit around this one, if a retry of this one is forbidden.
+        """Tell the unit around this one what was written, and forbid a retry of it if one of this is forbidden.
 
         A failure counts as a use of it, because its response may be one for that failure.
         """
         if isinstance(outer, UnitOfWork):
             outer._fenced = outer._fenced or not self._may_be_repeated()
             outer._used = outer._used or bool(self._sessions.failures())
+            self._tell_writes(outer)
 
     def _doomed_by(self, cause: BaseException) -> None:
         """Make a commit of this unit an error, because ``cause`` left a scope that had joined it."""
@@ -238,7 +238,7 @@ class UnitOfWork:
         self._stage = ENDED
         fatal: BaseException | None = None
         for callback in () if self._callbacks is None else self._due(commit, failure):
-            fatal = run(callback, Job(f"{callback} of {self.name}", awaits=False)) or fatal
+            fatal = run(callback, Job(f"{callback} of {self.name}", awaits=False), self) or fatal
         if (failure := failure or fatal) is not None:
             raise failure
 
@@ -249,6 +249,8 @@ class UnitOfWork:
 
     def _empty(self) -> None:
         """Release everything: contexts captured by a pooled connection or a long-lived task keep this object."""
+        if self._written:
+            self._keep_mark()
         self._sessions = NONE
         self._callbacks = self._doom = None
         self._begin_hooks = ()
@@ -265,9 +267,13 @@ class UnitOfWork:
         return Finished(finished.failure or called.failure, called.cancelled or finished.cancelled)
 
     async def _call_back(self, callbacks: list[Callback]) -> None:
-        fatal: BaseException | None = None
+        fatal, after = None, None
+        if self._stick is not None:
+            await self._ask_positions()
+            after = self._own_mark()  # not with the client's mark: reading that may run code that fails
         for callback in callbacks:
-            fatal = await run_async(callback, Job(f"{callback} of {self.name}", awaits=True)) or fatal
+            job = Job(f"{callback} of {self.name}", awaits=True, after=after)
+            fatal = await run_async(callback, job, self) or fatal
         if fatal is not None:
             raise fatal
 
@@ -313,32 +319,12 @@ class UnitOfWork:
 class Job(UnitOfWork):
     """A unit of work outside a request: one ``session_scope()`` or one callback, and named after it."""
 
-    def __init__(self, name: str, *, awaits: bool, read_only: bool = False) -> None:
+    def __init__(self, name: str, *, awaits: bool, read_only: bool = False, after: Mark | None = None) -> None:
         self._name = name
         self._read_only = read_only
         self._awaits = awaits
+        self._given_mark = after
 
-
-def current_unit() -> UnitOfWork:
-    """Return the unit of work of this request, socket message or scope.
-
-    Raises NoUnitOfWorkError outside any unit, and UnitOfWorkEndedError if the unit of this context has ended.
-    """
-    return cast("UnitOfWork", current())
-
-
-def on_commit(callback: Callable[..., object], *args: object, **kwargs: object) -> None:
-    """Call ``callback`` once the current unit of work has committed; outside any unit, call it at once.
-
-    - ``callback``: the function to call; outside a unit it must be a plain one.
-    - ``*args``: its positional arguments.
-    - ``**kwargs``: its keyword arguments.
-
-    Raises ConfigurationError if ``callback`` is not callable, or is async where nothing can await it.
-    """
-    unit = cast("UnitOfWork | None", inherited())
-    if unit is not None:
-        unit.on_commit(callback, *args, **kwargs)
-        return
-    check_callback(callback, awaits=False, unit="code outside any unit of work")
-    call_now(callback, args, kwargs)
+    def _empty(self) -> None:
+        self._keep_mark()
+        super()._empty()
