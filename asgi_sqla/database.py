@@ -14,7 +14,8 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext import asyncio as sa_async
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from asgi_sqla.engine.engines import Engines, Role
+from asgi_sqla.engine.arguments import Role
+from asgi_sqla.engine.engines import Engines
 from asgi_sqla.engine.events import checked_listener
 from asgi_sqla.engine.options import Configuration, TransactionMode, check_names, checked
 from asgi_sqla.engine.probe import probe
@@ -41,6 +42,7 @@ class DatabaseOptions(TypedDict, total=False):
     read_only_url: str | URL | Sequence[str | URL] | None
     transaction_mode: TransactionMode | None
     pipelining: bool
+    transaction_pooler: bool
 
 
 class Database(Generic[S_co, A_co]):
@@ -63,6 +65,10 @@ class Database(Generic[S_co, A_co]):
     - ``transaction_mode``: how SQLite transactions begin: "deferred" or "immediate"; default: "deferred".
     - ``pipelining``: whether BEGIN travels with the first statement, on engines made from a PostgreSQL URL for psycopg
       and asyncpg; default: True.
+    - ``transaction_pooler``: whether the PostgreSQL URLs lead to PgBouncer, RDS Proxy or another pooler in transaction
+      mode. Then no prepared statement outlives its transaction, whatever the options of the driver say; asyncpg takes
+      one more round trip for each statement, psycopg none. In a read-only unit any statement but a SELECT runs in a
+      read-only transaction, as no session of the server is set to refuse writes; default: False.
 
     To type checkers its sessions are SQLAlchemy's. With other classes write them in brackets, as for SQLModel:
     ``db: Database[Session, AsyncSession] = Database(url, session_options=...)``.
@@ -296,16 +302,13 @@ class Database(Generic[S_co, A_co]):
         writes = role == "write"
         return Engines(
             url,
-            options=configuration.engine_options,
-            async_options=configuration.async_engine_options,
+            options=configuration.engine_options, async_options=configuration.async_engine_options,
             engine=configuration.engine if writes else None,
             async_engine=configuration.async_engine if writes else None,
             transaction_mode=configuration.transaction_mode if writes else None,
-            pipelining=configuration.pipelining,
-            role=role,
-            replicas=replicas,
-            listeners=self._listeners,
-        )
+            pipelining=configuration.pipelining, transaction_pooler=configuration.transaction_pooler,
+            role=role, replicas=replicas, listeners=self._listeners,
+        )  # fmt: skip
 
     @property
     def _mark_key(self) -> str | None:

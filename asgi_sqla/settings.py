@@ -58,6 +58,7 @@ class DatabaseSettings(BaseSettings):
     - ``session_options``: options of the sessions, in the environment as JSON.
     - ``transaction_mode``: how SQLite transactions begin: "deferred" or "immediate".
     - ``pipelining``: False sends BEGIN to PostgreSQL before the first statement, not with it.
+    - ``transaction_pooler``: True if the URLs lead to a pooler in transaction mode, such as PgBouncer.
     - ``migrations_path``: the directory of the migrations.
     """
 
@@ -78,6 +79,7 @@ class DatabaseSettings(BaseSettings):
     session_options: dict[str, Any] | None = None
     transaction_mode: Literal["deferred", "immediate"] | None = None
     pipelining: bool | None = None
+    transaction_pooler: bool | None = None
     migrations_path: Path | None = None
 
 

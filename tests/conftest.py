@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import AsyncIterator, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.databases import Backend, backend_names, connections_out, make_backend, sqlite_backend
+from support.databases import POOLED, Backend, backend_names, connections_out, make_backend, sqlite_backend
 
 from asgi_sqla import Database, db
 
@@ -17,6 +18,20 @@ REPEATED = {"psycopg": "sync", "psycopg2": "async", "mysqldb": "async", "aiomysq
 
 psycopg is the sync driver under asyncpg too; asyncpg the async one under psycopg2; and so on.
 """
+
+
+def pytest_configure() -> None:
+    """Have every ``Database`` of a PostgreSQL URL know of the pooler, if there is one."""
+    if POOLED:
+        room: Any = import_module("asgi_sqla.database")
+        checked = room.checked
+
+        def checked_for_pooler(arguments: Any) -> Any:
+            made = checked(arguments)
+            pooled = made.url is not None and made.url.get_backend_name() == "postgresql"
+            return made._replace(transaction_pooler=pooled)
+
+        room.checked = checked_for_pooler
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -242,6 +242,7 @@ DATABASE_WRONG: dict[str, tuple[Any, ...]] = {
     "read_only_url": (5, "", [], "replica", [5], ["sqlite://", ENGINE], URL, DSN, SECRET, ENGINE, {"url": URL}),
     "transaction_mode": ("exclusive", "IMMEDIATE", True, 5, ["deferred"]),
     "pipelining": NO_SWITCH,
+    "transaction_pooler": NO_SWITCH,
 }
 WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
     "SQLAlchemyMiddleware": {

@@ -46,6 +46,13 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no t
 
     __slots__ = ()
 
+    async def _introspect_types(self, typeoids: Any, timeout: float | None) -> Any:  # noqa: ASYNC109  # as asyncpg calls it
+        """Look up unknown types; asyncpg switches ``jit`` off meanwhile, which a pooler must not hand to strangers."""
+        if self._stmt_cache_enabled or self.is_in_transaction():
+            return await super()._introspect_types(typeoids, timeout)
+        async with self.transaction(readonly=True):
+            return await super()._introspect_types(typeoids, timeout)
+
     def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
         """Raise InFailedSQLTransactionError (SQLSTATE 25P02) if COMMIT was answered with ROLLBACK."""
         running: Coroutine[Any, Any, str] = super().execute(query, *args, timeout=timeout)

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from threading import Lock
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import sqlalchemy
 from sqlalchemy import event
@@ -22,15 +22,14 @@ from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from asgi_sqla.engine import sqlite
+from asgi_sqla.engine.arguments import Role, arguments_for
 from asgi_sqla.engine.loops import LoopEngine
-from asgi_sqla.engine.options import AUTOCOMMIT, TransactionMode, arguments_for
+from asgi_sqla.engine.options import TransactionMode
+from asgi_sqla.engine.poolers import name_the_switch
 from asgi_sqla.engine.read_only import keep_read_only
 from asgi_sqla.engine.replicas import Replicas
 from asgi_sqla.engine.urls import Target, shown, translate
 from asgi_sqla.errors import ConfigurationError, MissingDriverError, WrongEventLoopError
-
-Role: TypeAlias = Literal["write", "read", "snapshot"]
-"""The purpose of an engine: anything; reading in autocommit; reading in a transaction with an isolation level."""
 
 Listener: TypeAlias = tuple[str, Callable[..., object]]
 """The name of an engine event, and the function to call."""
@@ -53,6 +52,7 @@ class Engines:
         async_engine: AsyncEngine | None = None,
         transaction_mode: TransactionMode | None = None,
         pipelining: bool = False,
+        transaction_pooler: bool = False,
         role: Role = "write",
         replicas: Sequence[URL] = (),
         listeners: list[Listener] | None = None,
@@ -61,13 +61,13 @@ class Engines:
         """Where they connect; None if every engine was passed in."""
         self._given = engine
         self._given_async = async_engine
-        self._role = role
+        self._role: Role = role
         self._replicas = replicas
         self._options = options
         self._async_options = async_options or {}
-        self._autocommit = AUTOCOMMIT if role == "read" else {}
         self._mode: TransactionMode = transaction_mode or "deferred"
         self._pipelining = pipelining
+        self._pooler = transaction_pooler
         self._listeners = [] if listeners is None else listeners
         self._watchers: list[Listener] = []
         self._made: list[Engine] = []
@@ -134,12 +134,9 @@ class Engines:
         """Return engines with the same settings for another database."""
         return Engines(
             url,
-            options=self._options,
-            async_options=self._async_options,
-            transaction_mode=self._mode,
-            pipelining=self._pipelining,
-            listeners=self._listeners,
-        )
+            options=self._options, async_options=self._async_options, transaction_mode=self._mode,
+            pipelining=self._pipelining, transaction_pooler=self._pooler, listeners=self._listeners,
+        )  # fmt: skip
 
     def listen(self, identifier: str, function: Callable[..., object]) -> None:
         """Listen on every existing engine; engines made later get the listener when they are made."""
@@ -204,32 +201,39 @@ class Engines:
 
     def _make(self) -> Engine:
         target = self._target(asynchronous=False)
+        arguments = self._arguments(target, asynchronous=False)
         # Looked up at each call, because instrumentation may replace it after this module was imported.
-        arguments = arguments_for(target, self._options, self._autocommit, pipelining=self._pipelining)
         engine = sqlalchemy.create_engine(target.url, **arguments)
-        self._prepare(engine, asynchronous=False)
+        self._prepare(engine, arguments, asynchronous=False)
         return engine
 
     def _make_async(self, loop: asyncio.AbstractEventLoop) -> AsyncEngine:
         target = self._target(asynchronous=True)
-        arguments = arguments_for(
-            target, self._options, self._autocommit, self._async_options, pipelining=self._pipelining
-        )
+        arguments = self._arguments(target, asynchronous=True)
         engine = sqlalchemy_asyncio.create_async_engine(target.url, **arguments)
-        self._prepare(engine.sync_engine, asynchronous=True)
+        self._prepare(engine.sync_engine, arguments, asynchronous=True)
         self._forget_closed_loops()
         of_loops = self.of_loops
         of_loops[loop] = LoopEngine(engine, lambda: of_loops.pop(loop, None))
         return engine
 
-    def _prepare(self, engine: Engine, *, asynchronous: bool) -> None:
+    def _arguments(self, target: Target, *, asynchronous: bool) -> dict[str, Any]:
+        own = self._async_options if asynchronous else None
+        return arguments_for(
+            target, self._options, own, role=self._role, pipelining=self._pipelining, pooler=self._pooler
+        )
+
+    def _prepare(self, engine: Engine, arguments: Mapping[str, Any], *, asynchronous: bool) -> None:
         if engine.dialect.name == "sqlite":
             sqlite.prepare(engine, None if self._role == "read" else self._mode)
+        if engine.dialect.name == "postgresql" and not self._pooler:
+            name_the_switch(engine)
         if self._role != "write":
-            keep_read_only(engine)
+            keep_read_only(engine, arguments["connect_args"], pooler=self._pooler)
         if len(self._replicas) > 1:
             targets = [translate(url, asynchronous=asynchronous, installed=_installed) for url in self._replicas]
-            Replicas(targets, self._options.get("connect_args", {})).attach(engine)
+            full = [Target(one.url, self._arguments(one, asynchronous=asynchronous)["connect_args"]) for one in targets]
+            Replicas(full).attach(engine)
         for identifier, function in (*self._listeners, *self._watchers):
             event.listen(engine, identifier, function)
 

@@ -12,15 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import AssertionPool, AsyncAdaptedQueuePool, Pool, QueuePool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import AssertionPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 from sqlalchemy.util import get_cls_kwargs
 
 from asgi_sqla.engine.isolation import with_level
 from asgi_sqla.engine.kinds import ENGINE, check_kinds
-from asgi_sqla.engine.pipelining import pipelined
-from asgi_sqla.engine.urls import Target, hidden, parse, shown
+from asgi_sqla.engine.poolers import checked_pooler
+from asgi_sqla.engine.urls import hidden, parse, shown
 from asgi_sqla.errors import ConfigurationError
 
 P = ParamSpec("P")
@@ -33,12 +32,6 @@ _ENGINE = frozenset(
     + ("pool_recycle", "pool_reset_on_return", "pool_use_lifo", "poolclass", "query_cache_size")
 )
 """What ``create_engine()`` itself accepts, whatever the dialect."""
-AUTOCOMMIT: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
-"""The options of an engine that has nothing to commit or to roll back."""
-if "skip_autocommit_rollback" in inspect.signature(DefaultDialect).parameters:
-    AUTOCOMMIT["skip_autocommit_rollback"] = True
-BUSY_TIMEOUT = 5.0
-"""Seconds that a statement on SQLite waits for another connection's lock before ``database is locked``."""
 _QUEUE = frozenset(("max_overflow", "pool_size", "pool_timeout", "pool_use_lifo"))
 INSTEAD = {
     "db_url": 'Database("postgresql://..."), the URL first',
@@ -66,6 +59,7 @@ class Configuration(NamedTuple):
     transaction_mode: TransactionMode | None
     replicas: tuple[URL, ...]
     pipelining: bool
+    transaction_pooler: bool
 
 
 def known_arguments(instead: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -121,42 +115,8 @@ def checked(arguments: Mapping[str, Any]) -> Configuration:
         raise ConfigurationError(f"pipelining={hidden(pipelining)} is neither True nor False")
     return Configuration(
         parsed, engine, async_engine, options["engine_options"], options["async_engine_options"], session_options,
-        mode, replicas, pipelining,
+        mode, replicas, pipelining, checked_pooler(arguments, parsed, replicas),
     )  # fmt: skip
-
-
-def arguments_for(
-    target: Target,
-    options: Mapping[str, Any],
-    fixed: Mapping[str, Any],
-    async_options: Mapping[str, Any] | None = None,
-    *,
-    pipelining: bool = False,
-) -> dict[str, Any]:
-    """Return the arguments for ``create_engine()``, or with ``async_options`` for ``create_async_engine()``."""
-    options = {**options, **(async_options or {})}
-    if "async_creator" in options:
-        options.pop("creator", None)
-    elif async_options is not None and "creator" in options:
-        raise ConfigurationError(
-            "engine_options: creator=... makes connections of a sync driver; for the async engine write "
-            'async_engine_options={"async_creator": ...}'
-        )
-    # A queue pool class is for either kind; each kind of engine has its own by default.
-    if options.get("poolclass") in (QueuePool, AsyncAdaptedQueuePool):
-        del options["poolclass"]
-    of_engine: dict[str, Any] = {}
-    of_driver: dict[str, Any] = {}
-    if pipelining and target.url.get_backend_name() == "postgresql":
-        of_engine, of_driver = pipelined(target.url.get_driver_name(), asynchronous=async_options is not None)
-    arguments = {**of_driver, **target.connect_args, **options.pop("connect_args", {})}
-    if target.url.get_driver_name() == "asyncpg" and "async_creator" not in options:
-        from asgi_sqla.engine.asyncpg import connection_class  # this imports the driver
-
-        arguments.setdefault("connection_class", connection_class())
-    if target.url.get_backend_name() == "sqlite" and "timeout" not in target.url.query:
-        arguments.setdefault("timeout", BUSY_TIMEOUT)
-    return {**of_engine, **options, **fixed, "connect_args": arguments}
 
 
 def checked_engine_options(argument: str, options: Mapping[str, Any], url: URL) -> dict[str, Any]:

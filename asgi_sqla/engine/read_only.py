@@ -10,11 +10,13 @@ Must not know: sessions, or why a unit only reads.
 from __future__ import annotations
 
 import functools
+import os
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakSet
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Dialect, Engine
+from sqlalchemy.engine import URL, Connection, Dialect, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolResetState, SingletonThreadPool, StaticPool
 
 CONNECTION = {
@@ -25,6 +27,11 @@ CONNECTION = {
     "sqlite": "PRAGMA query_only=ON",
 }
 """The statement that makes a connection read-only permanently, by dialect."""
+PARAMETER = "default_transaction_read_only"
+"""What does it on PostgreSQL when the connection starts."""
+_ELSEWHERE = frozenset(("conninfo", "dsn", "service", "target_session_attrs"))
+_ELSEWHERE_IN_ENVIRONMENT = frozenset(("PGSERVICE", "PGTARGETSESSIONATTRS"))
+"""What makes a connection depend on more than its arguments."""
 TRANSACTION = {
     "postgresql": "SET TRANSACTION READ ONLY",
     "cockroachdb": "SET TRANSACTION READ ONLY",
@@ -47,7 +54,24 @@ _restoring: WeakSet[Pool] = WeakSet()
 """The pools of others that undo it when a connection returns."""
 
 
-def keep_read_only(engine: Engine) -> None:
+def start_read_only(url: URL, args: dict[str, Any]) -> None:
+    """Add PARAMETER to the driver's arguments, if the driver sends startup parameters.
+
+    It saves the round trip of a statement, and a pooler refuses it instead of handing it to another client.
+    """
+    # A service may have options, and the choice among several hosts may depend on what the parameter says.
+    elsewhere = _ELSEWHERE & {*args, *url.query} or _ELSEWHERE_IN_ENVIRONMENT & os.environ.keys()
+    if url.get_backend_name() != "postgresql" or elsewhere:
+        return
+    if url.get_driver_name() == "asyncpg":
+        args["server_settings"] = {**(args.get("server_settings") or {}), PARAMETER: "on"}
+    elif url.get_driver_name() in ("psycopg", "psycopg_async", "psycopg2"):
+        # libpq takes the options of one place only.
+        given = args.get("options") or url.query.get("options") or os.environ.get("PGOPTIONS", "")
+        args["options"] = f"{given} -c {PARAMETER}=on".strip()
+
+
+def keep_read_only(engine: Engine, connect_args: Mapping[str, Any], *, pooler: bool) -> None:
     """Make every connection of ``engine`` read-only; it is ours, and only for reading."""
     dialect: Any = engine.dialect
     statement = CONNECTION.get(dialect.name)
@@ -59,7 +83,9 @@ def keep_read_only(engine: Engine) -> None:
         connection.commit()
 
     _kept.add(dialect)
-    if statement is not None:
+    if pooler:
+        _begin_read_only(engine)
+    elif statement is not None and not _has_started(connect_args):
         event.listen(engine, "connect", on_connect)
     event.listen(engine, "reset", functools.partial(_undo, dialect))
     if dialect.name in _MYSQL:
@@ -79,6 +105,36 @@ def _commit(dialect: Dialect, adapted: Any) -> None:
     """Send no COMMIT in autocommit, as the drivers of MySQL and MariaDB would."""
     if not dialect.detect_autocommit_setting(adapted):
         adapted.commit()
+
+
+def _has_started(connect_args: Mapping[str, Any]) -> bool:
+    """Return whether a startup parameter has made the connections read-only."""
+    return any(PARAMETER in (connect_args.get(name) or ()) for name in ("server_settings", "options"))
+
+
+def _begin_read_only(engine: Engine) -> None:
+    """Have each BEGIN say READ ONLY: it takes no round trip, and ends with the transaction."""
+    dialect: Any = engine.dialect
+    set_readonly, set_isolation_level = dialect.set_readonly, dialect.set_isolation_level
+
+    def set_level(adapted: Any, level: str) -> None:
+        # In autocommit psycopg2 would send a SET for it, which a pooler hands to another client.
+        adapted.rollback()
+        adapted.readonly = None
+        set_isolation_level(adapted, level)
+        if level != "AUTOCOMMIT":
+            adapted.readonly = True
+
+    def on_connect(adapted: Any, _record: object) -> None:
+        if dialect.driver != "psycopg2" or not dialect.detect_autocommit_setting(adapted):
+            set_readonly(adapted, True)
+
+    dialect.begins_read_only = True
+    event.listen(engine, "connect", on_connect)
+    if dialect.driver == "psycopg2":
+        dialect.set_isolation_level = set_level
+    # SQLAlchemy resets a user's execution option by setting it to False.
+    dialect.set_readonly = lambda _adapted, _value: None
 
 
 def is_kept(connection: Connection) -> bool:
@@ -109,12 +165,16 @@ def needs_transaction(statement: str, context: Any) -> bool:
     """Return whether a statement on a connection in autocommit has no effect, or fails, without a transaction."""
     if statement[:9] == "SAVEPOINT":
         return True
-    name = context.dialect.name
-    if name in CURSORS:
-        return bool(context.execution_options.get("stream_results"))
-    return (
-        name in _MYSQL and getattr(context.compiled and context.compiled.statement, "_for_update_arg", None) is not None
-    )
+    dialect = context.dialect
+    if dialect.name not in CURSORS:
+        return dialect.name in _MYSQL and _locks(context)
+    if getattr(dialect, "begins_read_only", False) and (statement.lstrip()[:6].upper() != "SELECT" or _locks(context)):
+        return True  # nothing else would refuse it
+    return bool(context.execution_options.get("stream_results"))
+
+
+def _locks(context: Any) -> bool:
+    return getattr(context.compiled and context.compiled.statement, "_for_update_arg", None) is not None
 
 
 def begin_in_autocommit(connection: Connection) -> Any:

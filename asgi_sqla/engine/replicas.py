@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import event
@@ -30,9 +30,8 @@ UNTIL = "asgi_sqla_until"
 class Replicas:
     """The servers behind one engine."""
 
-    def __init__(self, targets: Sequence[Target], connect_args: Mapping[str, Any]) -> None:
+    def __init__(self, targets: Sequence[Target]) -> None:
         self._targets = list(targets)
-        self._connect_args = connect_args
         self._resting: dict[int, float] = {}
         self._next = 0
 
@@ -52,7 +51,7 @@ class Replicas:
             target = self._targets[number]
             args, parameters = dialect.create_connect_args(target.url)
             try:
-                connection = dialect.connect(*args, **{**parameters, **target.connect_args, **self._connect_args})
+                connection = dialect.connect(*args, **{**parameters, **target.connect_args})
             except Exception as exc:
                 failure = exc
                 self._resting[number] = time.monotonic() + REST

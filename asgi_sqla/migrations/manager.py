@@ -56,9 +56,10 @@ class Migrations:
 
     Every command but ``latest`` holds the migration lock, and reads the state inside it. It is an advisory lock on
     PostgreSQL, ``GET_LOCK`` on MariaDB and MySQL, and an exclusive transaction on SQLite; other databases have none,
-    and a warning says so. Connect to PostgreSQL directly, not through a pooler in transaction mode.
+    and a warning says so.
 
-    - ``database``: the ``Database`` to migrate.
+    - ``database``: the ``Database`` to migrate. It must not have ``transaction_pooler``, because the advisory lock
+      belongs to a session of the server: write another ``Database``, with the URL of the server itself.
     - ``location``: the directory of the scripts, as ``asgi-sqla init`` writes it.
     - ``metadata``: the ``MetaData`` of the models, or their base class. Without it ``create`` runs every revision, and
       ``drop`` undoes them; default: none.
@@ -87,6 +88,7 @@ class Migrations:
             raise ConfigurationError(
                 f"database={hidden(database)} is not a Database; write Migrations(Database(url), location)"
             )
+        _check_pooler(database)
         metadata = getattr(metadata, "metadata", metadata)
         if not isinstance(metadata, MetaData | None):
             raise ConfigurationError(f"metadata={hidden(metadata)} is not a MetaData; pass Base.metadata")
@@ -250,6 +252,7 @@ class Migrations:
 
     def _sync_engine(self) -> Engine | None:
         """Return the sync engine, or None if the database has only an async one."""
+        _check_pooler(self.database)  # it may have been configured later
         try:
             return self.database.engine
         except ConfigurationError:
@@ -299,6 +302,15 @@ def _schema() -> ModuleType:
     with needing("migrations", "a migration command"):
         from asgi_sqla.migrations import schema
     return schema
+
+
+def _check_pooler(database: Database) -> None:
+    if database._configuration is not None and database._configuration.transaction_pooler:
+        raise ConfigurationError(
+            f"database={database!r} has transaction_pooler=True, but the migration lock needs a session of the server; "
+            "write Migrations(Database(the URL of the server itself), location), or for settings "
+            "DATABASE_URL=that URL and DATABASE_TRANSACTION_POOLER=false"
+        )
 
 
 def checked_location(location: Any) -> Path:

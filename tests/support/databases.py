@@ -53,6 +53,8 @@ NO_OWNER = 404
 
 ASKED_FOR = os.environ.get("ASGI_SQLA_TEST_BACKENDS")
 """The names of the backends to test, with commas between; the usual ones if there are none."""
+POOLED = bool(os.environ.get("ASGI_SQLA_TEST_POOLER"))
+"""Whether a PgBouncer stands before PostgreSQL, and every ``Database`` knows of it."""
 POSTGRESQL_DRIVERS = ("asyncpg", "psycopg", "psycopg2")
 MARIADB_DRIVERS = ("asyncmy", "aiomysql", "pymysql", "mysqldb")
 
@@ -174,8 +176,12 @@ def postgresql_backend(name: str, driver: str) -> Backend:
     """Return the PostgreSQL database, its tables empty, under ``driver``."""
     witness = postgresql_witness()
     empty(witness)
-    url = witness.url.set(drivername=f"postgresql+{driver}")
-    return Backend(name, url.render_as_string(hide_password=False), witness)
+    url = witness.url
+    if POOLED:
+        from support.poolers import start  # it uses this room
+
+        url = start(postgresql_url(), servers=20).url
+    return Backend(name, url.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False), witness)
 
 
 @functools.cache

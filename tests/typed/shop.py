@@ -103,6 +103,7 @@ db = Database(
 )
 db.listen("connect", on_connect)
 replicated = Database(URL.create("sqlite", database=":memory:"), read_only_url=["sqlite://", URL.create("sqlite")])
+pooled = Database(URL.create("postgresql"), transaction_pooler=True)
 handed_in = Database(engine=create_engine("sqlite://"), async_engine=create_async_engine("sqlite+aiosqlite://"))
 
 
