@@ -41,8 +41,8 @@ if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4 * 2**30:  # their data
 
 
 def build_wheel(session: nox.Session) -> str:
-    """Build the wheel once per run, and return its path."""
-    folder = Path(session.cache_dir) / "wheel"
+    """Build the wheel once per run, and return its path; two runs at a time do not share it."""
+    folder = Path(session.cache_dir) / f"wheel-{os.getpid()}"
     if not getattr(build_wheel, "done", False):
         shutil.rmtree(folder, ignore_errors=True)
         session.install("build")

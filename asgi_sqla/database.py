@@ -14,16 +14,17 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext import asyncio as sa_async
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from asgi_sqla.engine.arguments import Role
 from asgi_sqla.engine.engines import Engines
 from asgi_sqla.engine.events import checked_listener
 from asgi_sqla.engine.options import Configuration, TransactionMode, check_names, checked
+from asgi_sqla.engine.pools import PoolStatus, Role
 from asgi_sqla.engine.probe import probe
 from asgi_sqla.engine.readers import FollowingEngines, Readers
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.classes import A_co, S_co, guarded, guarded_async, session_classes
 from asgi_sqla.session.factories import AsyncSessionFactory, SessionFactory
 from asgi_sqla.session.guard import GuardedSession, running_loop
+from asgi_sqla.session.holders import Holder, holders
 from asgi_sqla.session.read_only import ReadOnlySession
 from asgi_sqla.unit.context import current, lookup
 from asgi_sqla.unit.fences import watch_commits
@@ -43,6 +44,7 @@ class DatabaseOptions(TypedDict, total=False):
     transaction_mode: TransactionMode | None
     pipelining: bool
     transaction_pooler: bool
+    max_waiting: int | None
 
 
 class Database(Generic[S_co, A_co]):
@@ -69,6 +71,8 @@ class Database(Generic[S_co, A_co]):
       mode. Then no prepared statement outlives its transaction, whatever the options of the driver say; asyncpg takes
       one more round trip for each statement, psycopg none. In a read-only unit any statement but a SELECT runs in a
       read-only transaction, as no session of the server is set to refuse writes; default: False.
+    - ``max_waiting``: how many tasks and threads may wait for a connection of one pool. The next one gets a
+      PoolExhaustedError at once; default: no limit, so each waits for the pool's ``pool_timeout``.
 
     To type checkers its sessions are SQLAlchemy's. With other classes write them in brackets, as for SQLModel:
     ``db: Database[Session, AsyncSession] = Database(url, session_options=...)``.
@@ -246,6 +250,21 @@ class Database(Generic[S_co, A_co]):
         """
         await probe(self._ready())
 
+    def pools(self) -> list[PoolStatus]:
+        """Return the numbers of every queue pool: of each role, of each kind of session and of each event loop.
+
+        Raises ConfigurationError if this object is not configured.
+        """
+        return [status for engines in (self._ready(), *self._reading.values()) for status in engines.pools()]
+
+    def holders(self) -> list[Holder]:
+        """Return the units that hold a connection, the longest first, one entry for each connection.
+
+        Raises ConfigurationError if this object is not configured.
+        """
+        every = (self._ready(), *self._reading.values())
+        return holders(*(engine.pool for engines in every for engine in engines.existing()))
+
     # The other rooms and asgi_sqla.testing use what follows.
 
     def _session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> S_co:
@@ -301,13 +320,9 @@ class Database(Generic[S_co, A_co]):
     ) -> Engines:
         writes = role == "write"
         return Engines(
-            url,
-            options=configuration.engine_options, async_options=configuration.async_engine_options,
-            engine=configuration.engine if writes else None,
-            async_engine=configuration.async_engine if writes else None,
+            url, configuration.recipe, engine=configuration.engine if writes else None, role=role, replicas=replicas,
+            async_engine=configuration.async_engine if writes else None, listeners=self._listeners,
             transaction_mode=configuration.transaction_mode if writes else None,
-            pipelining=configuration.pipelining, transaction_pooler=configuration.transaction_pooler,
-            role=role, replicas=replicas, listeners=self._listeners,
         )  # fmt: skip
 
     @property
@@ -344,7 +359,7 @@ class Database(Generic[S_co, A_co]):
 
     def _isolation_level(self) -> str:
         """Return the isolation level in the engine options; an empty string if there is none."""
-        options = {} if self._configuration is None else self._configuration.engine_options
+        options = {} if self._configuration is None else self._configuration.recipe.options
         return str(options.get("isolation_level", "")).upper()
 
     def _ready(self) -> Engines:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sqlalchemy import exc
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -58,6 +60,10 @@ class SessionInUseError(AsgiSqlaError, RuntimeError):
 
 class WrongEventLoopError(AsgiSqlaError, RuntimeError):
     """An ``AsyncSession`` was requested or used on an event loop that is not its unit's."""
+
+
+class PoolExhaustedError(AsgiSqlaError, exc.TimeoutError):
+    """All connections of a pool were in use, and ``max_waiting`` tasks and threads waited for one already."""
 
 
 class ReadOnlyError(AsgiSqlaError, RuntimeError):

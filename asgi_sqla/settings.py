@@ -59,6 +59,7 @@ class DatabaseSettings(BaseSettings):
     - ``transaction_mode``: how SQLite transactions begin: "deferred" or "immediate".
     - ``pipelining``: False sends BEGIN to PostgreSQL before the first statement, not with it.
     - ``transaction_pooler``: True if the URLs lead to a pooler in transaction mode, such as PgBouncer.
+    - ``max_waiting``: how many may wait for a connection of one pool; the next one gets an error at once.
     - ``migrations_path``: the directory of the migrations.
     """
 
@@ -80,6 +81,7 @@ class DatabaseSettings(BaseSettings):
     transaction_mode: Literal["deferred", "immediate"] | None = None
     pipelining: bool | None = None
     transaction_pooler: bool | None = None
+    max_waiting: int | None = None
     migrations_path: Path | None = None
 
 

@@ -243,6 +243,7 @@ DATABASE_WRONG: dict[str, tuple[Any, ...]] = {
     "transaction_mode": ("exclusive", "IMMEDIATE", True, 5, ["deferred"]),
     "pipelining": NO_SWITCH,
     "transaction_pooler": NO_SWITCH,
+    "max_waiting": NO_COUNT[:-1],
 }
 WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
     "SQLAlchemyMiddleware": {

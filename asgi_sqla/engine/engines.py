@@ -22,10 +22,11 @@ from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from asgi_sqla.engine import sqlite
-from asgi_sqla.engine.arguments import Role, arguments_for
+from asgi_sqla.engine.arguments import Recipe, arguments_for
 from asgi_sqla.engine.loops import LoopEngine
 from asgi_sqla.engine.options import TransactionMode
 from asgi_sqla.engine.poolers import name_the_switch
+from asgi_sqla.engine.pools import PoolStatus, Role, status_of
 from asgi_sqla.engine.read_only import keep_read_only
 from asgi_sqla.engine.replicas import Replicas
 from asgi_sqla.engine.urls import Target, shown, translate
@@ -45,14 +46,11 @@ class Engines:
     def __init__(
         self,
         url: URL | None,
+        recipe: Recipe,
         *,
-        options: Mapping[str, Any],
-        async_options: Mapping[str, Any] | None = None,
         engine: Engine | None = None,
         async_engine: AsyncEngine | None = None,
         transaction_mode: TransactionMode | None = None,
-        pipelining: bool = False,
-        transaction_pooler: bool = False,
         role: Role = "write",
         replicas: Sequence[URL] = (),
         listeners: list[Listener] | None = None,
@@ -63,11 +61,8 @@ class Engines:
         self._given_async = async_engine
         self._role: Role = role
         self._replicas = replicas
-        self._options = options
-        self._async_options = async_options or {}
+        self._recipe = recipe
         self._mode: TransactionMode = transaction_mode or "deferred"
-        self._pipelining = pipelining
-        self._pooler = transaction_pooler
         self._listeners = [] if listeners is None else listeners
         self._watchers: list[Listener] = []
         self._made: list[Engine] = []
@@ -132,11 +127,7 @@ class Engines:
 
     def at(self, url: URL) -> Engines:
         """Return engines with the same settings for another database."""
-        return Engines(
-            url,
-            options=self._options, async_options=self._async_options, transaction_mode=self._mode,
-            pipelining=self._pipelining, transaction_pooler=self._pooler, listeners=self._listeners,
-        )  # fmt: skip
+        return Engines(url, self._recipe, transaction_mode=self._mode, listeners=self._listeners)
 
     def listen(self, identifier: str, function: Callable[..., object]) -> None:
         """Listen on every existing engine; engines made later get the listener when they are made."""
@@ -153,6 +144,11 @@ class Engines:
         async_engines = [self._given_async, *[of_loop.engine for of_loop in list(self.of_loops.values())]]
         engines = [self._given, *self._made, *[one.sync_engine for one in async_engines if one is not None]]
         return [one for one in engines if one is not None]
+
+    def pools(self) -> list[PoolStatus]:
+        """Return the numbers of the pool of every existing engine."""
+        found = [status_of(engine, self._role) for engine in self.existing()]
+        return [status for status in found if status is not None]
 
     def dispose(self) -> None:
         """Close the idle connections of the sync engine, if we made it; the next use makes a new one."""
@@ -218,18 +214,15 @@ class Engines:
         return engine
 
     def _arguments(self, target: Target, *, asynchronous: bool) -> dict[str, Any]:
-        own = self._async_options if asynchronous else None
-        return arguments_for(
-            target, self._options, own, role=self._role, pipelining=self._pipelining, pooler=self._pooler
-        )
+        return arguments_for(target, self._recipe, self._role, asynchronous=asynchronous)
 
     def _prepare(self, engine: Engine, arguments: Mapping[str, Any], *, asynchronous: bool) -> None:
         if engine.dialect.name == "sqlite":
             sqlite.prepare(engine, None if self._role == "read" else self._mode)
-        if engine.dialect.name == "postgresql" and not self._pooler:
+        if engine.dialect.name == "postgresql" and not self._recipe.pooler:
             name_the_switch(engine)
         if self._role != "write":
-            keep_read_only(engine, arguments["connect_args"], pooler=self._pooler)
+            keep_read_only(engine, arguments["connect_args"], pooler=self._recipe.pooler)
         if len(self._replicas) > 1:
             targets = [translate(url, asynchronous=asynchronous, installed=_installed) for url in self._replicas]
             full = [Target(one.url, self._arguments(one, asynchronous=asynchronous)["connect_args"]) for one in targets]

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 from sqlalchemy.util import get_cls_kwargs
 
+from asgi_sqla.engine.arguments import Recipe
 from asgi_sqla.engine.isolation import with_level
 from asgi_sqla.engine.kinds import ENGINE, check_kinds
 from asgi_sqla.engine.poolers import checked_pooler
@@ -53,13 +54,10 @@ class Configuration(NamedTuple):
     url: URL | None
     engine: Engine | None
     async_engine: AsyncEngine | None
-    engine_options: dict[str, Any]
-    async_engine_options: dict[str, Any]
+    recipe: Recipe
     session_options: dict[str, Any]
     transaction_mode: TransactionMode | None
     replicas: tuple[URL, ...]
-    pipelining: bool
-    transaction_pooler: bool
 
 
 def known_arguments(instead: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -113,10 +111,27 @@ def checked(arguments: Mapping[str, Any]) -> Configuration:
     pipelining = arguments.get("pipelining", True)
     if not isinstance(pipelining, bool):
         raise ConfigurationError(f"pipelining={hidden(pipelining)} is neither True nor False")
-    return Configuration(
-        parsed, engine, async_engine, options["engine_options"], options["async_engine_options"], session_options,
-        mode, replicas, pipelining, checked_pooler(arguments, parsed, replicas),
-    )  # fmt: skip
+    pooler = checked_pooler(arguments, parsed, replicas)
+    waiting = _max_waiting(arguments.get("max_waiting"), parsed, options)
+    recipe = Recipe(options["engine_options"], options["async_engine_options"], pipelining, pooler, waiting)
+    return Configuration(parsed, engine, async_engine, recipe, session_options, mode, replicas)
+
+
+def _max_waiting(given: Any, url: URL | None, options: Mapping[str, Mapping[str, Any]]) -> int | None:
+    """Return ``max_waiting``; raise ConfigurationError if nobody can wait for a connection of ours."""
+    if given is None:
+        return None
+    count = checked_count("max_waiting", given)
+    if url is None:
+        raise ConfigurationError(f"max_waiting={count} is for engines made from a URL; leave it out")
+    for one in options.values():
+        pool = type(one["pool"]) if "pool" in one else one.get("poolclass", QueuePool)
+        if "pool" in one or not issubclass(pool, QueuePool):
+            raise ConfigurationError(
+                f"max_waiting={count} is for queue pools, and poolclass={pool.__name__} is none that we make; leave "
+                "one of the two out"
+            )
+    return count
 
 
 def checked_engine_options(argument: str, options: Mapping[str, Any], url: URL) -> dict[str, Any]:

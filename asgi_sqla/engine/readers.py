@@ -14,8 +14,9 @@ from typing import Any, TypeAlias, cast
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from asgi_sqla.engine.engines import Engines, Role
+from asgi_sqla.engine.engines import Engines
 from asgi_sqla.engine.options import Configuration
+from asgi_sqla.engine.pools import Role
 from asgi_sqla.engine.positions import NEVER, Following, current_position
 
 Make: TypeAlias = Callable[[Configuration, URL, Role, Sequence[URL]], Engines]

@@ -305,7 +305,7 @@ def _schema() -> ModuleType:
 
 
 def _check_pooler(database: Database) -> None:
-    if database._configuration is not None and database._configuration.transaction_pooler:
+    if database._configuration is not None and database._configuration.recipe.pooler:
         raise ConfigurationError(
             f"database={database!r} has transaction_pooler=True, but the migration lock needs a session of the server; "
             "write Migrations(Database(the URL of the server itself), location), or for settings "

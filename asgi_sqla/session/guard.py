@@ -13,6 +13,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Collection
 from threading import Lock, get_ident
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 from greenlet import getcurrent  # type: ignore[import-untyped]
@@ -63,6 +64,8 @@ class GuardedSession(Session):
     """Whether it may have anything to commit."""
     guard_autocommit = False
     """Whether it has no transactions: it only reads, and each statement commits by itself."""
+    guard_left = 0.0
+    """When the last call on it returned, by the monotonic clock."""
     _guard_user: User | None = None
     _guard_inside: object = None
     """The greenlet of the running call: the calls that it makes in turn need no check."""
@@ -248,6 +251,7 @@ class GuardedSession(Session):
 
     def _guard_leave(self) -> None:
         self._guard_user = self._guard_inside = None
+        self.guard_left = monotonic()
         self.guard_lock.release()
         if self._guard_end is not None:
             self._guard_end_if_idle()

@@ -54,6 +54,11 @@ def _of(connection: Connection) -> Watched | None:
     return None if found is None else found()
 
 
+def connections_in_use() -> list[Watched]:
+    """Return every connection in the transaction of a session, of any database."""
+    return [watched for one in list(_watched.values()) if (watched := one()) is not None]
+
+
 def is_committed_by_session(connection: Connection) -> bool:
     """Return whether the COMMIT on ``connection`` is a session's, not that of ``connection.commit()``."""
     watched = _of(connection)

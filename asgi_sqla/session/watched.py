@@ -6,6 +6,7 @@ Must not know: units, or what is decided on an outcome.
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import select
@@ -34,15 +35,9 @@ _WRITES = frozenset(("INSERT", "UPDATE", "DELETE"))
 class Watched:
     """One connection in a session's transaction."""
 
-    __slots__ = ("__weakref__", "_called", "_driver", "_ended_by", "_peek", "_raw", "_risked", "_root", "_seen") + (
-        "_savepoint",
-        "_suspect",
-        "_words",
-        "autocommit",
-        "connection",
-        "outcome",
-        "sent",
-        "session",
+    __slots__ = (
+        *("__weakref__", "_called", "_driver", "_ended_by", "_peek", "_raw", "_risked", "_root", "_savepoint"),
+        *("_seen", "_suspect", "_words", "autocommit", "connection", "outcome", "sent", "session", "since"),
     )
 
     def __init__(self, session: Session, connection: Connection, outcome: Outcome, *, autocommit: bool) -> None:
@@ -71,6 +66,7 @@ class Watched:
         self._root = connection.get_transaction()
         """The transaction that SQLAlchemy began; another one means that the connection ended this one."""
         self.sent: bool = False
+        self.since: float = monotonic()
 
     def begin_if_needed(self, statement: str, context: Any) -> None:
         """Begin a transaction if ``statement``, the next one, needs it."""

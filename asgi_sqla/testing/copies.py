@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.sql import text
 
+from asgi_sqla.engine.arguments import Recipe
 from asgi_sqla.engine.engines import Engines
 from asgi_sqla.errors import ConfigurationError, MissingDriverError
 
@@ -175,7 +176,7 @@ def _run(url: URL, work: Callable[[Connection], None]) -> None:
     beside = url
     if url.get_backend_name() == "postgresql":
         beside = url.set(database="template1" if url.database == "postgres" else "postgres")
-    engines = Engines(beside, options={"poolclass": NullPool, "isolation_level": "AUTOCOMMIT"})
+    engines = Engines(beside, Recipe({"poolclass": NullPool, "isolation_level": "AUTOCOMMIT"}))
     try:
         engine = engines.sync()
     except MissingDriverError:

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
+from asgi_sqla.engine.arguments import Recipe
 from asgi_sqla.engine.engines import Engines
 from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
 from asgi_sqla.testing.savepoints import COPY, World, learn, let_go, run, savepoint_engine
@@ -143,7 +144,7 @@ class Inside(Engines):
     """The engines of a database inside its outer transaction."""
 
     def __init__(self, real: Engines, *, awaits: bool) -> None:
-        super().__init__(None, options={})
+        super().__init__(None, Recipe({}))
         self._real = real
         self._awaits = awaits
         self._entered_on = asyncio._get_running_loop()

@@ -29,6 +29,7 @@ from asgi_sqla import (
     ErrorKind,
     MissingDriverError,
     NoUnitOfWorkError,
+    PoolExhaustedError,
     ReadOnlyError,
     SessionInUseError,
     SQLAlchemyMiddleware,
@@ -103,7 +104,7 @@ db = Database(
 )
 db.listen("connect", on_connect)
 replicated = Database(URL.create("sqlite", database=":memory:"), read_only_url=["sqlite://", URL.create("sqlite")])
-pooled = Database(URL.create("postgresql"), transaction_pooler=True)
+pooled = Database(URL.create("postgresql"), transaction_pooler=True, max_waiting=20)
 handed_in = Database(engine=create_engine("sqlite://"), async_engine=create_async_engine("sqlite+aiosqlite://"))
 
 
@@ -214,8 +215,9 @@ def reads(scope: Scope) -> bool:
 
 def worth_another_try(error: Exception) -> bool:
     """Ask what kind of error it is."""
+    waiting = sum(pool.waiting for pool in db.pools()) + len([holder.unit for holder in db.holders()])
     kind: ErrorKind | None = classify(error)
-    return kind is not None and kind is not ErrorKind.STANDBY and kind.transient
+    return waiting < 20 and kind is not None and kind is not ErrorKind.STANDBY and kind.transient
 
 
 async def too_busy(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
@@ -403,7 +405,7 @@ def explain(error: AsgiSqlaError) -> str:
             return "set-up"
         case NoUnitOfWorkError() | UnitOfWorkEndedError() | UnitOfWorkDoomedError() | DiscardedWorkError():
             return "unit"
-        case SessionInUseError() | WrongEventLoopError() | ReadOnlyError():
+        case SessionInUseError() | WrongEventLoopError() | ReadOnlyError() | PoolExhaustedError():
             return "session"
         case MigrationLockError() | MigrationError():
             return "migration"

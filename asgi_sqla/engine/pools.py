@@ -1,0 +1,116 @@
+"""Pools that bound how many may wait for a connection, and that say who holds theirs when none comes.
+
+Holds: the pools of our engines, and their numbers.
+Must not know: sessions or units; who holds a connection is asked of the room that knows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from threading import Lock
+from time import monotonic
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
+from sqlalchemy.util.queue import Empty
+
+from asgi_sqla.errors import PoolExhaustedError
+
+Role: TypeAlias = Literal["write", "read", "snapshot"]
+"""The purpose of an engine: anything; reading in autocommit; reading in a transaction with an isolation level."""
+MOST_HOLDERS = 10
+LOG_EVERY = 1.0
+"""Seconds between two log lines of one pool: with a full pool every request would write one."""
+
+logger: logging.Logger = logging.getLogger("asgi_sqla")
+
+
+def _nobody(_pool: Pool) -> Sequence[object]:
+    return ()
+
+
+holders_of: list[Callable[[Pool], Sequence[object]]] = [_nobody]
+"""The last one returns who holds connections of a pool, the oldest first; the room that knows appends it."""
+
+
+class PoolStatus(NamedTuple):
+    """The numbers of one pool at this moment."""
+
+    role: Role
+    """The units that it is for: those that may write, that read in autocommit, or that read in a transaction."""
+    kind: Literal["sync", "async"]
+    size: int
+    """How many connections it keeps open."""
+    out: int
+    """How many connections are checked out."""
+    overflow: int
+    """How many of them are beyond ``size``."""
+    waiting: int
+    """How many tasks and threads wait for one; 0 for an engine that was passed in."""
+
+
+class _Bounded(QueuePool):
+    """Mixed into a queue pool of SQLAlchemy's, by ``bounded``."""
+
+    max_waiting: int | None = None
+    waiting = 0
+    """How many tasks and threads wait for a connection."""
+    _lock: Lock
+    _logged = 0.0
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        if self._max_overflow == -1 or self._overflow < self._max_overflow:
+            return super()._do_get()
+        try:
+            return self._pool.get(False)
+        except Empty:
+            pass  # outside the handler, so that no error has this one as its context
+        with self._lock:
+            refused = self.max_waiting is not None and self.waiting >= self.max_waiting
+            self.waiting += not refused
+        if refused:
+            raise self._explained(
+                PoolExhaustedError(
+                    f"all {self.size() + self.overflow()} connections are in use and {self.max_waiting} tasks or "
+                    "threads wait for one already, which is max_waiting="
+                )
+            )
+        try:
+            return super()._do_get()
+        except PoolTimeoutError as exc:
+            raise self._explained(exc)  # noqa: B904  # it is the same error
+        finally:
+            with self._lock:
+                self.waiting -= 1
+
+    def _explained(self, error: PoolTimeoutError) -> PoolTimeoutError:
+        """Add who holds the connections to an error, and log it."""
+        found = holders_of[-1](self)
+        if found:
+            said = f"its connections are held by {', '.join(map(str, found[:MOST_HOLDERS]))}"
+            error.add_note(f"{said}{', and others' if len(found) > MOST_HOLDERS else ''}")
+            if monotonic() - self._logged > LOG_EVERY:
+                self._logged = monotonic()
+                logger.warning("a pool is exhausted; %s", said)
+        return error
+
+
+@cache
+def bounded(pool: type[QueuePool], max_waiting: int | None) -> type[QueuePool]:
+    """Return ``pool`` with a bound; the bound is in the class, because SQLAlchemy makes a pool anew from its class."""
+    # Its logger keeps the name that users configure, as SQLAlchemy derives that from the class.
+    members: dict[str, Any] = {"__module__": pool.__module__, "max_waiting": max_waiting, "_lock": Lock()}
+    return type(pool.__name__, (_Bounded, pool), members)
+
+
+def status_of(engine: Engine, role: Role) -> PoolStatus | None:
+    """Return the numbers of the pool of ``engine``; None for a pool that is no queue, and so has none."""
+    pool, kind = engine.pool, "async" if engine.dialect.is_async else "sync"
+    if not isinstance(pool, QueuePool):
+        return None
+    overflow, waiting = max(0, pool.overflow()), getattr(pool, "waiting", 0)
+    return PoolStatus(role, kind, pool.size(), pool.checkedout(), overflow, waiting)  # type: ignore[arg-type]  # one of both
