@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -164,19 +165,42 @@ async def test_a_hook_that_comes_too_late_is_refused(database: Database, backend
     assert (call.raised, call.status, backend.names()) == (None, 200, ["a"])
 
 
-async def test_a_hook_that_comes_too_late_for_reading_is_refused(database: Database, backend: Backend) -> None:
-    """A read-only unit in autocommit never begins, so it refuses hooks after its first session."""
-    async with session_scope(database, read_only=True):
-        with pytest.raises(ConfigurationError, match="comes too late"):
-            current_unit().on_begin(print)
+@pytest.mark.parametrize("level", [None, "SERIALIZABLE"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_hook_of_a_read_only_scope(database: Database, backend: Backend, kind: str, level: str | None) -> None:
+    """Its session is there before the hook, and must not have been used; then each read is in a transaction."""
+    begun: list[str] = []
 
+    def hook(connection: Connection) -> None:
+        begun.append(connection.execute(text("SELECT 'begun'")).scalar_one())
+        if backend.is_postgresql:
+            as_tenant("7")(connection)
 
-@on_postgresql
-async def test_a_read_only_scope_with_a_level_takes_a_hook(database: Database, backend: Backend) -> None:
-    """A read-only scope with an isolation level is a transaction, so it accepts a hook."""
-    async with session_scope(database, read_only=True, isolation_level="REPEATABLE READ") as session:
-        current_unit().on_begin(as_tenant("7"))
-        assert await session.scalar(text(TENANT)) == "7"
+    tenant = text(TENANT if backend.is_postgresql else "SELECT '7'")
+
+    def work(session: Session) -> None:
+        current_unit().on_begin(hook)
+        for transactions in (1, 2):
+            assert [session.scalar(tenant), session.scalar(tenant)] == ["7", "7"]
+            assert begun == ["begun"] * transactions
+            with pytest.raises(ConfigurationError, match="comes too late"):
+                current_unit().on_begin(print)
+            session.commit()
+
+    if kind == "sync":
+
+        def in_thread() -> None:
+            with session_scope(database, read_only=True, isolation_level=level) as session:
+                work(session)
+
+        await asyncio.to_thread(in_thread)
+    else:
+        async with session_scope(database, read_only=True, isolation_level=level) as async_session:
+            await async_session.run_sync(work)
+    if backend.is_postgresql:
+        async with session_scope(database, read_only=True) as after:
+            assert await after.scalar(text(TENANT)) in (None, "")
+        assert backend.backends("idle in transaction%") == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -429,6 +429,72 @@ async def test_a_begin_that_fails(place: Place, monkeypatch: pytest.MonkeyPatch)
     assert (answer_before, place.backend.names()) == (1, [])
 
 
+ROWS = "SELECT n FROM generate_series(1, {}) n ORDER BY n"
+FETCHES: list[tuple[int, list[tuple[str, Any]]]] = [
+    (5, [("fetchone", ()), ("fetchone", ()), ("fetchmany", (2,)), ("fetchall", ())]),
+    (5, [("fetchall", ()), ("fetchall", ()), ("fetchone", ())]),
+    (5, [("fetchmany", (5,)), ("fetchmany", (5,)), ("fetchmany", (5,))]),
+    (5, [("fetchmany", (9,)), ("fetchone", ())]),
+    (5, [("fetchone", ()), ("scroll", (2,)), ("fetchone", ()), ("scroll", (0, "absolute")), ("fetchmany", (2,))]),
+    (5, [("scroll", (1,)), ("fetchone", ()), ("fetchall", ()), ("scroll", (-2,)), ("fetchone", ())]),
+    (1, [("fetchone", ()), ("fetchone", ())]),
+    (0, [("fetchone", ()), ("fetchall", ())]),
+]
+"""How many rows there are, and calls of a cursor."""
+
+
+@pytest.mark.parametrize(("count", "calls"), FETCHES)
+async def test_a_cursor_of_psycopg_on_the_server(place: Place, count: int, calls: list[tuple[str, Any]]) -> None:
+    """Its calls return the same rows; its first row may have come with DECLARE."""
+    if place.backend.name != "psycopg":
+        pytest.skip("asyncpg has no such cursor")
+    scrolls = any(name == "scroll" for name, _ in calls)
+
+    async def fetch_async(raw: Any) -> list[Any]:
+        async with raw.cursor("rows", scrollable=scrolls) as cursor:
+            await cursor.execute(ROWS.format("%s"), (count,))
+            return [[d.name for d in cursor.description], *[await getattr(cursor, name)(*args) for name, args in calls]]
+
+    def fetch_sync(raw: Any) -> list[Any]:
+        with raw.cursor("rows", scrollable=scrolls) as cursor:
+            cursor.execute(ROWS.format("%s"), (count,))
+            return [[d.name for d in cursor.description], *[getattr(cursor, name)(*args) for name, args in calls]]
+
+    def case(session: Session) -> tuple[list[Any], list[Any]]:
+        fetch = fetch_async if place.kind == "async" else fetch_sync
+        first = place.on_raw(session, fetch)  # in the transaction that it begins
+        return first, place.on_raw(session, fetch)  # in one that has begun
+
+    first, second = await place.run(case)
+
+    assert first == second
+    assert first[0] == ["n"]
+
+
+@pytest.mark.parametrize(
+    ("sql", "state"),
+    [("SELECT nothing FROM nowhere", "42P01"), ("SELECT 1 / (n - 1) FROM generate_series(1, 3) n", "22012")],
+    ids=["DECLARE", "its first row"],
+)
+async def test_a_stream_that_fails(place: Place, sql: str, state: str) -> None:
+    """The error is the call's own, and the connection is good after the rollback."""
+
+    def case(session: Session) -> None:
+        with pytest.raises(Exception) as caught:  # noqa: PT011  # SQLAlchemy does not wrap what asyncpg raises here
+            session.scalars(text(sql).execution_options(yield_per=2)).all()
+        assert getattr(getattr(caught.value, "orig", caught.value), "sqlstate", None) == state
+        assert fails(session, ANSWER, {"value": 1}) == "25P02"
+        session.rollback()
+        stream = text("SELECT n FROM generate_series(1, :many) n").execution_options(yield_per=2)
+        assert session.scalars(stream, {"many": 5}).all() == [1, 2, 3, 4, 5]
+        session.add(Item(name="kept"))
+        session.commit()
+
+    await place.run(case)
+
+    assert place.backend.names() == ["kept"]
+
+
 async def test_a_transaction_that_the_driver_has_begun(place: Place) -> None:
     """Asyncpg begins none inside one that it has not begun itself; psycopg goes on in it."""
 

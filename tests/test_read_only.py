@@ -350,6 +350,23 @@ async def test_a_reader_on_a_shared_connection_lets_a_writer_write() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @on_postgresql
+async def test_a_stream_is_a_few_round_trips(backend: Backend, kind: str) -> None:
+    """BEGIN and DECLARE, which psycopg sends with what describes the rows; rows; CLOSE, of psycopg; COMMIT."""
+    stream = text("SELECT generate_series(1, 3)").execution_options(yield_per=10)
+    read: list[Any] = []
+    with wire(backend.url) as (counting, url):
+        database = Database(url)
+        for _ in range(2):  # the first connects
+            before = counting.round_trips
+            await reading(database, kind, lambda session: read.append(session.scalars(stream).all()))
+        taken = counting.round_trips - before
+        await database.async_dispose()
+
+    assert (taken, read) == (7 if (backend.name, kind) == ("psycopg2", "sync") else 4, [[1, 2, 3]] * 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@on_postgresql
 async def test_a_select_is_one_round_trip(backend: Backend, kind: str) -> None:
     """On the wire a writer sends BEGIN, SELECT and COMMIT, and a reader the SELECT alone."""
     counts = {}

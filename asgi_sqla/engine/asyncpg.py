@@ -186,3 +186,7 @@ def is_able() -> bool:
 def arguments(_asynchronous: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments for ``create_async_engine()``, and those for the driver."""
     return {"module": _Dbapi(asyncpg)}, {}
+
+
+def prepare(_engine: object) -> None:
+    """Do nothing: the arguments are enough."""

@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from asgi_sqla.engine import sqlite
+from asgi_sqla.engine import pipelining, sqlite
 from asgi_sqla.engine.arguments import Recipe, arguments_for
 from asgi_sqla.engine.loops import LoopEngine
 from asgi_sqla.engine.options import TransactionMode
@@ -219,6 +219,8 @@ class Engines:
     def _prepare(self, engine: Engine, arguments: Mapping[str, Any], *, asynchronous: bool) -> None:
         if engine.dialect.name == "sqlite":
             sqlite.prepare(engine, None if self._role == "read" else self._mode)
+        if engine.dialect.name == "postgresql" and self._recipe.pipelining:
+            pipelining.prepare(engine)
         if engine.dialect.name == "postgresql" and not self._recipe.pooler:
             name_the_switch(engine)
         if self._role != "write":

@@ -12,6 +12,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from sqlalchemy.engine import Engine
+
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 _ROOMS = {"asyncpg": "asyncpg", "psycopg": "psycopg", "psycopg_async": "psycopg"}
@@ -25,6 +27,13 @@ def pipelined(driver: str, *, asynchronous: bool) -> tuple[dict[str, Any], dict[
         return {}, {}
     found: tuple[dict[str, Any], dict[str, Any]] = room.arguments(asynchronous)
     return found
+
+
+def prepare(engine: Engine) -> None:
+    """Do what the arguments of an engine cannot."""
+    room = _room(_ROOMS[engine.dialect.driver]) if engine.dialect.driver in _ROOMS else None
+    if room is not None:
+        room.prepare(engine)
 
 
 @cache

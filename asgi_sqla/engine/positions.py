@@ -15,6 +15,7 @@ import anyio
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from asgi_sqla.engine.drivers import cut
 from asgi_sqla.engine.engines import Engines
@@ -31,6 +32,9 @@ KEY = "asgi_sqla_replayed"
 """The key of the last known position of a pooled connection's server."""
 _AUTOCOMMIT: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
 
+_tasks: set[asyncio.Task[int]] = set()
+"""Questions that nobody waits for any more; an event loop keeps only weak references to its tasks."""
+
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
@@ -44,17 +48,40 @@ async def current_position(engines: Engines) -> int:
     """Return the position of the primary of ``engines``, in one round trip, by the kind of engine that is in use."""
     loop = asyncio._get_running_loop()
     if loop is not None and (loop in engines.of_loops or (not engines.in_use and engines.has_async())):
-        async with engines.asynchronous().execution_options(**_AUTOCOMMIT).connect() as connection:
-            return parse((await connection.exec_driver_sql(CURRENT)).scalar_one())
+        return await _without_cancelling(engines.asynchronous())
     asking: list[Any] = []
     try:
         return await anyio.to_thread.run_sync(
             _current, engines.sync(), asking, limiter=anyio.CapacityLimiter(1), abandon_on_cancel=True
         )
     except BaseException:  # a thread that waits for a silent server would never give its connection back
-        for driver_connection in asking:
-            cut(driver_connection, engines.sync().dialect)
+        _cut_all(asking, engines.sync().dialect)
         raise
+
+
+async def _without_cancelling(engine: AsyncEngine) -> int:
+    """Ask; cut the connection of a question that is cancelled.
+
+    A driver would first ask the server to cancel it, and wait for that too: psycopg with libpq 16 holds the GIL then.
+    """
+    asking: list[Any] = []
+    task = asyncio.ensure_future(_current_async(engine, asking))
+    _tasks.add(task)
+    task.add_done_callback(_forget)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not _cut_all(asking, engine.dialect):
+            task.cancel()  # it waits for a connection
+        raise
+
+
+async def _current_async(engine: AsyncEngine, asking: list[Any]) -> int:
+    async with engine.execution_options(**_AUTOCOMMIT).connect() as connection:
+        asking.append((await connection.get_raw_connection()).driver_connection)
+        said = (await connection.exec_driver_sql(CURRENT)).scalar_one()
+        asking.clear()
+        return parse(said)
 
 
 def _current(engine: Engine, asking: list[Any]) -> int:
@@ -63,6 +90,19 @@ def _current(engine: Engine, asking: list[Any]) -> int:
         said = connection.exec_driver_sql(CURRENT).scalar_one()
         asking.clear()
         return parse(said)
+
+
+def _cut_all(asking: list[Any], dialect: Any) -> bool:
+    """Cut the connections on which a question waits for its answer; return whether there was one."""
+    for driver_connection in asking:
+        cut(driver_connection, dialect)
+    return bool(asking)
+
+
+def _forget(task: asyncio.Task[int]) -> None:
+    _tasks.discard(task)
+    if not task.cancelled():
+        task.exception()  # whoever asked has gone
 
 
 class Following(OptionEngine):

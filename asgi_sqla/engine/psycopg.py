@@ -15,10 +15,12 @@ from functools import partial
 from typing import Any
 
 import psycopg
-from psycopg import AsyncCursor, Connection, Cursor, Pipeline, errors, pq
+from psycopg import AsyncCursor, AsyncServerCursor, Connection, Cursor, Pipeline, ServerCursor, errors, pq, sql
 from psycopg._preparing import Prepare
 from psycopg.adapt import Transformer
 from psycopg.generators import fetch_many, send
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 VERSION: str = psycopg.__version__
 VERSIONS: tuple[tuple[int, int], tuple[int, int]] = (3, 2), (3, 4)
@@ -26,6 +28,7 @@ VERSIONS: tuple[tuple[int, int], tuple[int, int]] = (3, 2), (3, 4)
 PRIVATE: tuple[tuple[type[Any], tuple[str, ...]], ...] = (
     (Cursor, ("_check_results", "_convert_query", "_execute_gen", "_get_prepared", "_reset", "_set_results")),
     (Connection, ("_check_connection_ok", "_get_tx_start_command", "_start_query")),
+    (ServerCursor, ("_declare_gen", "_fetch_gen", "_make_declare_statement", "_scroll_gen", "_select_current_result")),
 )
 """What this room uses, and its owners do not promise."""
 
@@ -88,6 +91,87 @@ class PipelinedAsyncCursor(_Pipelined, AsyncCursor[Any]):  # type: ignore[misc] 
     __slots__ = ()
 
 
+class _PipelinedServer:
+    """A cursor on the server: BEGIN, DECLARE and FETCH of the first row travel together.
+
+    SQLAlchemy asks for that row at once, in the same call. No FETCH follows the one that brought too few rows.
+    """
+
+    __slots__ = ()
+
+    def _declare_gen(
+        self: Any, query: Any, params: Any = None, binary: bool | None = None
+    ) -> Generator[Any, Any, None]:
+        conn, pgconn = self._conn, self._pgconn
+        begins = pgconn.transaction_status == IDLE and not (conn._autocommit or conn._pipeline or conn._tpc)
+        if not begins or self._described or self.closed:
+            yield from super()._declare_gen(query, params, binary)  # type: ignore[misc]  # of ServerCursor
+            return
+        self._reset()
+        self._tx = Transformer(self)
+        try:
+            statement = self._convert_query(self._make_declare_statement(query), params)
+        except Exception:
+            yield from conn._start_query()  # the transaction begins all the same, as without us
+            raise
+        self._format = self.format if binary is None else pq.Format(binary)
+        declare = partial(pgconn.send_query_params, statement.query, statement.params, param_types=statement.types)
+        fetch = sql.SQL("FETCH FORWARD 1 FROM {}").format(sql.Identifier(self._name)).as_bytes(self)
+        results = yield from _send_after_begin(
+            conn,
+            pgconn,
+            [
+                partial(declare, param_formats=statement.formats),
+                partial(pgconn.send_query_params, fetch, None, result_format=self._format),
+            ],
+        )
+        self._check_results(results)
+        self._results = results
+        self._select_current_result(0, format=self._format)
+        self._described = True
+        self._ahead = self._tx.load_rows(0, self.pgresult.ntuples, self._make_row)
+        self._ended = not self._ahead
+
+    def _fetch_gen(self: Any, num: int | None) -> Generator[Any, Any, list[Any]]:
+        if self.closed:
+            yield from super()._fetch_gen(num)  # type: ignore[misc]  # it raises
+        rows: list[Any] = self._ahead
+        self._ahead = []
+        if (num is not None and len(rows) >= num) or self._ended:
+            return rows
+        more: list[Any] = yield from super()._fetch_gen(num and num - len(rows))  # type: ignore[misc]  # as above
+        self._ended = num is None or len(rows) + len(more) < num
+        return rows + more
+
+    def _scroll_gen(self: Any, value: int, mode: str) -> Generator[Any, Any, None]:
+        if mode == "relative":
+            value -= len(self._ahead)
+        self._ahead, self._ended = [], False
+        yield from super()._scroll_gen(value, mode)  # type: ignore[misc]  # as above
+
+
+class PipelinedServerCursor(_PipelinedServer, ServerCursor[Any]):
+    """A cursor on the server, of a sync connection."""
+
+    __slots__ = ("_ahead", "_ended")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._ahead: list[Any] = []
+        self._ended: bool = False
+
+
+class PipelinedAsyncServerCursor(_PipelinedServer, AsyncServerCursor[Any]):
+    """A cursor on the server, of an async connection."""
+
+    __slots__ = ("_ahead", "_ended")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._ahead: list[Any] = []
+        self._ended: bool = False
+
+
 def _sends(cursor: Any, statement: Any, prepared: Prepare, name: bytes, binary: bool | None) -> list[Callable[[], Any]]:
     """Return the calls that send ``statement``, and before it what prepares it, if it is to be prepared."""
     pgconn = cursor._pgconn
@@ -141,3 +225,13 @@ def is_able() -> bool:
 def arguments(asynchronous: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments for ``create_engine()``, and those for the driver."""
     return {}, {"cursor_factory": PipelinedAsyncCursor if asynchronous else PipelinedCursor}
+
+
+def prepare(engine: Engine) -> None:
+    """Give every connection of ``engine`` our cursors on the server: psycopg takes no argument for that."""
+    factory = PipelinedAsyncServerCursor if engine.dialect.is_async else PipelinedServerCursor
+
+    def on_connect(adapted: Any, _record: object) -> None:
+        engine.dialect.get_driver_connection(adapted).server_cursor_factory = factory
+
+    event.listen(engine, "connect", on_connect)

@@ -180,11 +180,14 @@ def _locks(context: Any) -> bool:
 def begin_in_autocommit(connection: Connection) -> Any:
     """Begin a transaction with the next statement, on one of our connections; its return to the pool undoes that.
 
-    Return the driver's connection; on SQLite None, because its SAVEPOINT begins and ends the transaction by itself.
+    Return the driver's connection; on SQLite None, because it says nothing about a transaction in autocommit.
     """
     dialect, adapted = connection.dialect, _adapted(connection)
     connection.info[_BEGUN] = True
     if dialect.name == "sqlite":
+        cursor = adapted.cursor()
+        cursor.execute("BEGIN")
+        cursor.close()
         return None
     if dialect.name in _MYSQL:  # where SQLAlchemy's way sends two more statements, for the isolation level
         adapted.autocommit(False)
@@ -201,7 +204,7 @@ def note_changed(connection: Connection) -> None:
 
 def _return_to_autocommit(dialect: Dialect, adapted: Any) -> None:
     if dialect.name == "sqlite":
-        adapted.rollback()  # after ROLLBACK TO the transaction of the SAVEPOINT is still open
+        adapted.rollback()  # SQLAlchemy sends no ROLLBACK in autocommit
     elif dialect.name in _MYSQL:
         adapted.autocommit(True)
     else:

@@ -93,6 +93,8 @@ def _after_begin(session: Any, transaction: SessionTransaction, connection: Conn
         read_only.begin(connection)
     unit = guarded.guard_hooks
     if unit is not None and unit._hears_begin and not transaction.nested:
+        if watched.autocommit and unit._begin_hooks:
+            watched.begin()
         unit._begun(connection)
 
 
@@ -153,8 +155,8 @@ def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any, send
     session: Any = watched.session
     outermost = session._guard_inside is not getcurrent() and session._guard_enter()
     try:
-        if watched.autocommit:
-            watched.begin_if_needed(statement, context)
+        if watched.autocommit and read_only.needs_transaction(statement, context):
+            watched.begin()
         watched.before(statement)
         # Set in an argument, in the statement, in a Query or in the session's options: this holds them all.
         if context.execution_options.get("stream_results"):

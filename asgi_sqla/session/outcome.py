@@ -25,7 +25,7 @@ from asgi_sqla.errors import DiscardedWorkError
 from asgi_sqla.session.transient import is_transient
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
 
 class State(Enum):
@@ -74,6 +74,11 @@ class Hooks(Protocol):
     @property
     def _callbacks(self) -> Fates | None:
         """Its callbacks, if there are any."""
+        ...
+
+    @property
+    def _begin_hooks(self) -> Sequence[object]:
+        """What it calls when a transaction begins."""
         ...
 
     def _begun(self, connection: Connection) -> None:

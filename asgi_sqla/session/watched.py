@@ -68,11 +68,10 @@ class Watched:
         self.sent: bool = False
         self.since: float = monotonic()
 
-    def begin_if_needed(self, statement: str, context: Any) -> None:
-        """Begin a transaction if ``statement``, the next one, needs it."""
-        if read_only.needs_transaction(statement, context):
-            self.autocommit = self.sent = False
-            self._raw = read_only.begin_in_autocommit(self.connection)
+    def begin(self) -> None:
+        """Begin a transaction, which autocommit has not begun, with the next statement."""
+        self.autocommit = self.sent = False
+        self._raw = read_only.begin_in_autocommit(self.connection)
 
     def word(self) -> Word:
         """Return what the driver says now."""

@@ -238,8 +238,7 @@ def check_hook(hook: object) -> None:
 def hook_too_late(hook: object, unit: object) -> ConfigurationError:
     """Return the error for a hook that is registered after a transaction of ``unit`` has begun."""
     return ConfigurationError(
-        f"hook={hidden(hook)} comes too late for a transaction of {unit}; register it before the first query, and give "
-        "a read-only scope an isolation_level="
+        f"hook={hidden(hook)} comes too late for a transaction of {unit}; register it before the first query"
     )
 
 

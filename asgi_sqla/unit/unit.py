@@ -134,7 +134,7 @@ class UnitOfWork(Written):
         has begun, because that transaction would run without the hook.
         """
         check_hook(hook)
-        if self._sessions.in_transaction or (self._sessions is not NONE and self._reads_in_autocommit()):
+        if self._sessions.in_transaction:
             raise hook_too_late(hook, self)
         self._begin_hooks = (*self._begin_hooks, hook)
         self._hears_begin = True
