@@ -102,7 +102,7 @@ def _cut_all(asking: list[Any], dialect: Any) -> bool:
 def _forget(task: asyncio.Task[int]) -> None:
     _tasks.discard(task)
     if not task.cancelled():
-        task.exception()  # whoever asked has gone
+        task.exception()  # nobody waits for it
 
 
 class Following(OptionEngine):
