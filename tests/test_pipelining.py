@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import bindparam, event, insert, make_url, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
@@ -469,6 +470,27 @@ async def test_a_cursor_of_psycopg_on_the_server(place: Place, count: int, calls
 
     assert first == second
     assert first[0] == ["n"]
+
+
+async def test_a_cursor_of_psycopg_without_its_parameter(place: Place) -> None:
+    """The error is psycopg's own, and the transaction begins all the same."""
+    if place.backend.name != "psycopg":
+        pytest.skip("asyncpg has no such cursor")
+
+    async def fetch_async(raw: Any) -> None:
+        async with raw.cursor("rows") as cursor:
+            await cursor.execute("SELECT %s", ())
+
+    def fetch_sync(raw: Any) -> None:
+        with raw.cursor("rows") as cursor:
+            cursor.execute("SELECT %s", ())
+
+    def case(session: Session) -> str:
+        with pytest.raises(psycopg.ProgrammingError, match="placeholder"):
+            place.on_raw(session, fetch_async if place.kind == "async" else fetch_sync)
+        return str(place.raw(session).info.transaction_status.name)
+
+    assert await place.run(case) == "INTRANS"
 
 
 @pytest.mark.parametrize(

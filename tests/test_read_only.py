@@ -18,6 +18,7 @@ from sqlmodel import Session as SQLModelSession
 from sqlmodel.ext.asyncio.session import AsyncSession as SQLModelAsyncSession
 from support.asgi import Call, http_scope, respond
 from support.databases import Backend, Item
+from support.drivers import on_drivers
 from support.failing import execute
 from support.failing import insert as write
 from support.marks import KINDS, on_postgresql
@@ -284,6 +285,20 @@ async def test_what_needs_a_transaction_begins_one(backend: Backend, kind: str, 
     assert read == [*([] if locks else [["a"]]), *[True] * (2 if backend.name == "sqlite" else 1)]
     assert backend.names() == ["a"]
     await database.async_dispose()
+
+
+@on_drivers("pymysql", "asyncmy")
+async def test_on_mariadb_a_savepoint_is_one(database: Database, backend: Backend, kind: str) -> None:
+    """In autocommit MariaDB forgets it at once, so a transaction begins; a SELECT needs none, and no COMMIT."""
+    seed(backend)
+    read: list[Any] = []
+
+    await reading(database, kind, lambda session: read.append(in_savepoint(session)))
+    await reading(database, kind, lambda session: read.append(after_select(session)))
+    await reading(database, kind, lambda session: read.append(NEED_TRANSACTION["a lock"](session)))
+
+    assert read == [["a"]] * 3
+    assert backend.backends("idle in transaction%") == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

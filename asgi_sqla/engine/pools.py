@@ -29,12 +29,8 @@ LOG_EVERY = 1.0
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
-def _nobody(_pool: Pool) -> Sequence[object]:
-    return ()
-
-
-holders_of: list[Callable[[Pool], Sequence[object]]] = [_nobody]
-"""The last one returns who holds connections of a pool, the oldest first; the room that knows appends it."""
+holders_of: list[Callable[[Pool], Sequence[object]]] = []
+"""Each returns who holds connections of a pool, the longest first; the room that knows appends one."""
 
 
 class PoolStatus(NamedTuple):
@@ -89,7 +85,7 @@ class _Bounded(QueuePool):
 
     def _explained(self, error: PoolTimeoutError) -> PoolTimeoutError:
         """Add who holds the connections to an error, and log it."""
-        found = holders_of[-1](self)
+        found = [one for ask in holders_of for one in ask(self)]
         if found:
             said = f"its connections are held by {', '.join(map(str, found[:MOST_HOLDERS]))}"
             error.add_note(f"{said}{', and others' if len(found) > MOST_HOLDERS else ''}")
