@@ -82,8 +82,11 @@ async def write_async(query: Query, abort: Exception | None = None) -> None:
     if query.wait:
         await gate_async(query)
     if query.fail == "full":
-        async with small.async_engine.connect():
-            await small.async_session.execute(select(1))
+        try:
+            async with small.async_engine.connect():
+                await small.async_session.execute(select(1))
+        finally:
+            await small.async_dispose()  # the middleware does not know it
     raise_for(query, abort)
 
 
@@ -93,8 +96,11 @@ def write_sync(query: Query, abort: Exception | None = None) -> None:
     if query.wait:
         gate_sync(query)
     if query.fail == "full":
-        with small.engine.connect():
-            small.session.execute(select(1))
+        try:
+            with small.engine.connect():
+                small.session.execute(select(1))
+        finally:
+            small.dispose()  # the middleware does not know it
     raise_for(query, abort)
 
 
