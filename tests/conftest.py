@@ -29,7 +29,7 @@ def pytest_configure() -> None:
         def checked_for_pooler(arguments: Any) -> Any:
             made = checked(arguments)
             pooled = made.url is not None and made.url.get_backend_name() == "postgresql"
-            return made._replace(transaction_pooler=pooled)
+            return made._replace(recipe=made.recipe._replace(pooler=pooled))
 
         room.checked = checked_for_pooler
 

@@ -53,10 +53,10 @@ class _Bounded(QueuePool):
     """Mixed into a queue pool of SQLAlchemy's, by ``bounded``."""
 
     max_waiting: int | None = None
-    waiting = 0
+    waiting: int = 0
     """How many tasks and threads wait for a connection."""
     _lock: Lock
-    _logged = 0.0
+    _logged: float = 0.0
 
     def _do_get(self) -> ConnectionPoolEntry:
         if self._max_overflow == -1 or self._overflow < self._max_overflow:

@@ -64,7 +64,7 @@ class GuardedSession(Session):
     """Whether it may have anything to commit."""
     guard_autocommit = False
     """Whether it has no transactions: it only reads, and each statement commits by itself."""
-    guard_left = 0.0
+    guard_left: float = 0.0
     """When the last call on it returned, by the monotonic clock."""
     _guard_user: User | None = None
     _guard_inside: object = None
