@@ -57,36 +57,38 @@ def start(url: str, servers: int) -> Pooler:
         missing("no PgBouncer: install the package pgbouncer")
     parsed = make_url(url)
     host = str(parsed.query.get("host", parsed.host))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        listen = free.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="asgi_sqla_pooler_"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     file = folder / "pgbouncer.ini"
-    file.write_text(
-        CONFIGURATION.format(host=host, port=parsed.port or 5432, user=parsed.username, listen=listen, servers=servers)
-    )
     command = [program, str(file)]
     if os.getuid() == 0:  # it refuses to run as root; the socket of the server may be open to its owner alone
         owner = Path(host).stat().st_uid if host.startswith("/") else pwd.getpwnam("nobody").pw_uid
         os.chown(folder, owner, -1)
-        os.chown(file, owner, -1)
         command[1:1] = ["-u", pwd.getpwuid(owner).pw_name]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    atexit.register(process.terminate)
-    pooler = Pooler(parsed.set(host="127.0.0.1", port=listen, query={}), process)
-    until_it_answers(pooler, folder / "log")
-    return pooler
+    for _ in range(5):  # others may take the port first
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            listen = free.getsockname()[1]
+        port, user = parsed.port or 5432, parsed.username
+        file.write_text(CONFIGURATION.format(host=host, port=port, user=user, listen=listen, servers=servers))
+        file.chmod(0o644)
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        if listens(process, listen):
+            atexit.register(stop, process, folder, os.getpid())
+            return Pooler(parsed.set(host="127.0.0.1", port=listen, query={}), process)
+    raise AssertionError((folder / "log").read_text())
 
 
-def until_it_answers(pooler: Pooler, log: Path) -> None:
-    """Wait until PgBouncer listens."""
+def listens(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until PgBouncer listens, or has ended; return whether it listens."""
+    assert wait_until(lambda: process.poll() is not None or answers("127.0.0.1", port)), "PgBouncer does not listen"
+    return process.poll() is None
 
-    def settled() -> bool:
-        return pooler.process.poll() is not None or answers("127.0.0.1", int(pooler.url.port or 0))
 
-    assert wait_until(settled), "PgBouncer does not listen"
-    assert pooler.process.poll() is None, log.read_text()
+def stop(process: subprocess.Popen[bytes], folder: Path, owner: int) -> None:
+    """End PgBouncer with the process that started it, but not with one that was forked from it."""
+    if os.getpid() == owner:
+        process.terminate()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Losing(Wire):
