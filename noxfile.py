@@ -48,8 +48,11 @@ def build_wheel(session: nox.Session) -> str:
         session.install("build")
         session.run_install("python", "-m", "build", "--wheel", "--outdir", str(folder), silent=True)
         build_wheel.done = True  # type: ignore[attr-defined]  # once per run of nox
-    (wheel,) = folder.glob("*.whl")
-    return str(wheel)
+    # With nox's own --no-install nothing is built, and the last one counts.
+    built = sorted(folder.glob("*.whl")) or sorted(
+        folder.parent.glob("wheel-*/*.whl"), key=lambda one: one.stat().st_mtime
+    )
+    return str(built[-1])
 
 
 def group(name: str) -> list[str]:
