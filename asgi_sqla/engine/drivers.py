@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.engine import Connection
 
+MYSQL: frozenset[str] = frozenset(("mysql", "mariadb"))
+"""SQLAlchemy's names of the dialects of both."""
+
 
 class Word(Enum):
     """The driver's knowledge of what the server last said."""
@@ -149,7 +152,7 @@ def commits_each(connection: Connection) -> bool:
     if driver_of(dialect).begins_with_statement:
         return dialect.detect_autocommit_setting(fairy.dbapi_connection)  # type: ignore[arg-type]  # it is not closed
     raw: Any = fairy.driver_connection
-    return bool(raw.get_autocommit()) if dialect.name in ("mysql", "mariadb") else raw.isolation_level is None
+    return bool(raw.get_autocommit()) if dialect.name in MYSQL else raw.isolation_level is None
 
 
 def forget_rows(connection: Connection) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Engine, ExceptionContext
 
+from asgi_sqla.engine.classification import sqlstate_of
 from asgi_sqla.engine.urls import hidden, shown
 from asgi_sqla.errors import ConfigurationError
 
@@ -96,6 +97,5 @@ def name_the_switch(engine: Engine) -> None:
 
 def _note(original: BaseException, raised: BaseException) -> None:
     """Add the note to ``raised`` if ``original`` is an error of a pooler."""
-    sqlstate = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
-    if sqlstate in _SQLSTATES or any(refusal in str(original) for refusal in _REFUSALS):
+    if sqlstate_of(original) in _SQLSTATES or any(refusal in str(original) for refusal in _REFUSALS):
         raised.add_note(NOTE)

@@ -99,6 +99,11 @@ class _PipelinedServer:
 
     __slots__ = ()
 
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        ahead: list[Any] = []
+        self._ahead, self._ended = ahead, False
+
     def _declare_gen(
         self: Any, query: Any, params: Any = None, binary: bool | None = None
     ) -> Generator[Any, Any, None]:
@@ -155,21 +160,11 @@ class PipelinedServerCursor(_PipelinedServer, ServerCursor[Any]):
 
     __slots__ = ("_ahead", "_ended")
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._ahead: list[Any] = []
-        self._ended: bool = False
-
 
 class PipelinedAsyncServerCursor(_PipelinedServer, AsyncServerCursor[Any]):
     """A cursor on the server, of an async connection."""
 
     __slots__ = ("_ahead", "_ended")
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._ahead: list[Any] = []
-        self._ended: bool = False
 
 
 def _sends(cursor: Any, statement: Any, prepared: Prepare, name: bytes, binary: bool | None) -> list[Callable[[], Any]]:

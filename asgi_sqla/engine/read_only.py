@@ -19,6 +19,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Dialect, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolResetState, SingletonThreadPool, StaticPool
 
+from asgi_sqla.engine.drivers import MYSQL
+
 CONNECTION = {
     "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
     "cockroachdb": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
@@ -43,7 +45,6 @@ TRANSACTION = {
 CURSORS = frozenset(("postgresql", "cockroachdb"))
 """The dialects whose server-side cursors exist only in a transaction."""
 
-_MYSQL = frozenset(("mysql", "mariadb"))
 _BEGUN, _CHANGED = "asgi_sqla_begun", "asgi_sqla_changed"
 """The keys in ``Connection.info`` of a connection that has left autocommit, and of one that a unit has changed."""
 _QUERY_ONLY = "asgi_sqla_query_only"
@@ -88,7 +89,7 @@ def keep_read_only(engine: Engine, connect_args: Mapping[str, Any], *, pooler: b
     elif statement is not None and not _has_started(connect_args):
         event.listen(engine, "connect", on_connect)
     event.listen(engine, "reset", functools.partial(_undo, dialect))
-    if dialect.name in _MYSQL:
+    if dialect.name in MYSQL:
         dialect.do_commit = functools.partial(_commit, dialect)
 
 
@@ -167,7 +168,7 @@ def needs_transaction(statement: str, context: Any) -> bool:
         return True
     dialect = context.dialect
     if dialect.name not in CURSORS:
-        return dialect.name in _MYSQL and _locks(context)
+        return dialect.name in MYSQL and _locks(context)
     if getattr(dialect, "begins_read_only", False) and (statement.lstrip()[:6].upper() != "SELECT" or _locks(context)):
         return True  # nothing else would refuse it
     return bool(context.execution_options.get("stream_results"))
@@ -189,7 +190,7 @@ def begin_in_autocommit(connection: Connection) -> Any:
         cursor.execute("BEGIN")
         cursor.close()
         return None
-    if dialect.name in _MYSQL:  # where SQLAlchemy's way sends two more statements, for the isolation level
+    if dialect.name in MYSQL:  # where SQLAlchemy's way sends two more statements, for the isolation level
         adapted.autocommit(False)
     elif dialect.default_isolation_level is not None:
         dialect.set_isolation_level(adapted, dialect.default_isolation_level)
@@ -205,7 +206,7 @@ def note_changed(connection: Connection) -> None:
 def _return_to_autocommit(dialect: Dialect, adapted: Any) -> None:
     if dialect.name == "sqlite":
         adapted.rollback()  # SQLAlchemy sends no ROLLBACK in autocommit
-    elif dialect.name in _MYSQL:
+    elif dialect.name in MYSQL:
         adapted.autocommit(True)
     else:
         dialect.set_isolation_level(adapted, "AUTOCOMMIT")

@@ -11,6 +11,8 @@ import re
 from enum import Enum
 from typing import NamedTuple
 
+from asgi_sqla.engine.drivers import MYSQL
+
 
 class Effect(Enum):
     """What a statement does to its transaction."""
@@ -38,8 +40,6 @@ class Statement(NamedTuple):
     """Whether its effect may outlast the transaction on the connection, as that of SET does."""
 
 
-MYSQL: frozenset[str] = frozenset(("mysql", "mariadb"))
-"""The dialects that commit before some statements."""
 ROLLBACKS: frozenset[str] = frozenset(("ROLLBACK", "ABORT"))
 """The first words of statements that roll back."""
 

@@ -15,9 +15,9 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 
 from asgi_sqla.engine import read_only
-from asgi_sqla.engine.drivers import DRIVERS, FAILED, IDLE, OPEN, OTHER, UNKNOWN, Word, commits_each, cut
+from asgi_sqla.engine.drivers import DRIVERS, FAILED, IDLE, MYSQL, OPEN, OTHER, UNKNOWN, Word, commits_each, cut
 from asgi_sqla.session.outcome import UNDONE, Committed, Outcome
-from asgi_sqla.session.statements import MYSQL, ROLLBACKS, Effect, judged
+from asgi_sqla.session.statements import ROLLBACKS, Effect, judged
 
 _UNDONE = (
     "the database has rolled back this session's whole transaction after an error; write session.rollback() before "

@@ -25,6 +25,7 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.sql import text
 
 from asgi_sqla.engine.arguments import Recipe
+from asgi_sqla.engine.classification import sqlstate_of
 from asgi_sqla.engine.engines import Engines
 from asgi_sqla.errors import ConfigurationError, MissingDriverError
 
@@ -98,7 +99,7 @@ def _patiently(url: URL, work: Callable[[Connection], None]) -> None:
         try:
             return _run(url, work)
         except DBAPIError as exc:
-            if getattr(exc.orig, "sqlstate", None) != "55006" and getattr(exc.orig, "pgcode", None) != "55006":
+            if exc.orig is None or sqlstate_of(exc.orig) != "55006":
                 raise
             if time.monotonic() > until:
                 exc.add_note('mode="copy" clones the database, which must have no other connections; close them first')

@@ -14,9 +14,10 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
+from asgi_sqla.engine.drivers import MYSQL
 from asgi_sqla.engine.read_only import TRANSACTION
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.session.statements import MYSQL, Effect, judged
+from asgi_sqla.session.statements import Effect, judged
 from asgi_sqla.testing.turns import Turn, Turns
 
 COPY = 'rolled_back(..., mode="copy"), or with pytest @pytest.mark.asgi_sqla(mode="copy")'
