@@ -7,29 +7,28 @@ Must not know: when a transaction ends, or anything of ASGI.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, NoReturn, Self, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypedDict, Unpack, cast
 
 from sqlalchemy import orm
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext import asyncio as sa_async
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from asgi_sqla.engine.engines import Engines
-from asgi_sqla.engine.events import checked_listener
-from asgi_sqla.engine.options import Configuration, TransactionMode, check_names, checked
-from asgi_sqla.engine.pools import PoolStatus, Role
-from asgi_sqla.engine.probe import probe
-from asgi_sqla.engine.readers import FollowingEngines, Readers
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.classes import A_co, S_co, guarded, guarded_async, session_classes
-from asgi_sqla.session.factories import AsyncSessionFactory, SessionFactory
 from asgi_sqla.session.guard import GuardedSession, running_loop
-from asgi_sqla.session.holders import Holder, holders
-from asgi_sqla.session.read_only import ReadOnlySession
-from asgi_sqla.unit.context import current, lookup
-from asgi_sqla.unit.fences import watch_commits
+from asgi_sqla.session.observed import events_for, guard_for
+from asgi_sqla.unit.context import current, injected, lookup
 from asgi_sqla.unit.sessions import UnitSession
-from asgi_sqla.unit.unit import OPEN, UnitOfWork
+from asgi_sqla.unit.stage import OPEN
+from asgi_sqla.unit.unit import UnitOfWork
+
+if TYPE_CHECKING:
+    from asgi_sqla.engine.engines import Engines
+    from asgi_sqla.engine.options import Configuration, TransactionMode
+    from asgi_sqla.engine.pools import PoolStatus, Role
+    from asgi_sqla.engine.readers import FollowingEngines, Readers
+    from asgi_sqla.session.holders import Holder
 
 
 class DatabaseOptions(TypedDict, total=False):
@@ -45,6 +44,7 @@ class DatabaseOptions(TypedDict, total=False):
     pipelining: bool
     transaction_pooler: bool
     max_waiting: int | None
+    observe: Sequence[Callable[[Any], object]] | None
 
 
 class Database(Generic[S_co, A_co]):
@@ -66,13 +66,15 @@ class Database(Generic[S_co, A_co]):
     - ``read_only_url``: the URL of a replica for read-only units, or a sequence of URLs, used in turn; default: none.
     - ``transaction_mode``: how SQLite transactions begin: "deferred" or "immediate"; default: "deferred".
     - ``pipelining``: whether BEGIN travels with the first statement, on engines made from a PostgreSQL URL for psycopg
-      and asyncpg; default: True.
+      and asyncpg. With aiosqlite, whether a statement takes one turn of its thread; default: True.
     - ``transaction_pooler``: whether the PostgreSQL URLs lead to PgBouncer, RDS Proxy or another pooler in transaction
       mode. Then no prepared statement outlives its transaction, whatever the options of the driver say; asyncpg takes
       one more round trip for each statement, psycopg none. In a read-only unit any statement but a SELECT runs in a
       read-only transaction, as no session of the server is set to refuse writes; default: False.
     - ``max_waiting``: how many tasks and threads may wait for a connection of one pool. The next one gets a
       PoolExhaustedError at once; default: no limit, so each waits for the pool's ``pool_timeout``.
+    - ``observe``: a sequence of plain functions, each called with the ``Report`` of every unit that used this database,
+      after its end, such as those of ``asgi_sqla.observe``; default: none.
 
     To type checkers its sessions are SQLAlchemy's. With other classes write them in brackets, as for SQLModel:
     ``db: Database[Session, AsyncSession] = Database(url, session_options=...)``.
@@ -81,6 +83,8 @@ class Database(Generic[S_co, A_co]):
     """
 
     _substituted = _watching = False
+    _added: tuple[Callable[[Any], object], ...] = ()
+    """Its observers besides those of its configuration."""
 
     def __init__(self, url: str | URL | None = None, **options: Unpack[DatabaseOptions]) -> None:
         self._prepare()
@@ -101,8 +105,10 @@ class Database(Generic[S_co, A_co]):
         Raises ConfigurationError for a wrong argument, and for different arguments while an engine is in use: call
         ``dispose()`` first.
         """
-        check_names(options, DatabaseOptions.__annotations__)
-        configuration = checked({"url": url, **options})
+        from asgi_sqla.engine.options import checked
+        from asgi_sqla.engine.readers import Readers
+
+        configuration = checked({"url": url, **options}, DatabaseOptions.__annotations__)
         classes = session_classes(configuration.session_options)
         if configuration == self._configuration:
             return
@@ -111,15 +117,13 @@ class Database(Generic[S_co, A_co]):
                 f"{self} is configured and in use; write another Database(...) for another database, "
                 "or dispose() this one first"
             )
-        engines = self._make_engines(configuration, configuration.url, "write")
-        self._classes = classes
-        self._async_class = guarded_async(classes.asynchronous)
+        self._engines = self._make_engines(configuration, configuration.url, "write")
+        self._classes, self._async_class = classes, guarded_async(classes.asynchronous)
         self._guarded: dict[tuple[Role, str | None], type[GuardedSession]] = {}
-        self._reading = Readers(engines, configuration)
-        self._engines = engines
+        self._reading = Readers(self._engines, configuration)
         self._configuration = configuration
         if self._watching:
-            watch_commits(self._engines.watch)
+            self._watch_commits(again=True)
 
     def __repr__(self) -> str:
         return f"<Database {'not configured' if self._configuration is None else repr(self._engines)}>"
@@ -163,7 +167,7 @@ class Database(Generic[S_co, A_co]):
 
         Raises NoUnitOfWorkError outside any unit, and UnitOfWorkEndedError after the unit has ended.
         """
-        unit: Any = lookup()
+        unit = (found := lookup()) and (found._made or found)
         return self._session_of(unit if unit is not None and unit._stage is OPEN else current(), {})
 
     @property
@@ -175,7 +179,7 @@ class Database(Generic[S_co, A_co]):
         Raises NoUnitOfWorkError outside any unit, UnitOfWorkEndedError after the unit has ended, and
         WrongEventLoopError in a worker thread, in a sync scope, or on another event loop.
         """
-        unit: Any = lookup()
+        unit = (found := lookup()) and (found._made or found)
         return self._async_session_of(unit if unit is not None and unit._stage is OPEN else current(), {})
 
     @property
@@ -184,6 +188,8 @@ class Database(Generic[S_co, A_co]):
 
         Raises ConfigurationError if this object is not configured.
         """
+        from asgi_sqla.session.factories import SessionFactory
+
         self._ready()
         return cast("orm.sessionmaker[S_co]", SessionFactory(self._classes, lambda: self.engine))
 
@@ -193,6 +199,8 @@ class Database(Generic[S_co, A_co]):
 
         Raises ConfigurationError if this object is not configured.
         """
+        from asgi_sqla.session.factories import AsyncSessionFactory
+
         self._ready()
         return cast("sa_async.async_sessionmaker[A_co]", AsyncSessionFactory(self._classes, lambda: self.async_engine))
 
@@ -201,14 +209,14 @@ class Database(Generic[S_co, A_co]):
 
         Raises what ``session`` raises.
         """
-        return self.session
+        return self._session_of(injected(), {})
 
     async def get_async_session(self) -> A_co:
         """Return ``async_session``, for dependency injection: ``Depends(db.get_async_session)``. It takes no arguments.
 
         Raises what ``async_session`` raises.
         """
-        return self.async_session
+        return self._async_session_of(injected(), {})
 
     # Some frameworks inject by the type that a function returns.
     get_session.__annotations__["return"], get_async_session.__annotations__["return"] = orm.Session, AsyncSession
@@ -221,6 +229,8 @@ class Database(Generic[S_co, A_co]):
 
         Raises ConfigurationError for an unknown event, and for a function that is async or takes other arguments.
         """
+        from asgi_sqla.engine.events import checked_listener
+
         self._listeners.append(checked_listener(identifier, function))
         for engines in (self._engines, *self._reading.values()) if self.configured else ():
             engines.listen(identifier, function)
@@ -248,6 +258,8 @@ class Database(Generic[S_co, A_co]):
 
         Raises what the driver raises if that fails, and ConfigurationError if this object is not configured.
         """
+        from asgi_sqla.engine.probe import probe
+
         await probe(self._ready())
 
     def pools(self) -> list[PoolStatus]:
@@ -262,6 +274,8 @@ class Database(Generic[S_co, A_co]):
 
         Raises ConfigurationError if this object is not configured.
         """
+        from asgi_sqla.session.holders import holders
+
         every = (self._ready(), *self._reading.values())
         return holders(*(engine.pool for engines in every for engine in engines.existing()))
 
@@ -296,8 +310,7 @@ class Database(Generic[S_co, A_co]):
         return held.async_session  # type: ignore[return-value]  # it was added with one
 
     def _guard(self, role: Role, unit: UnitOfWork) -> type[GuardedSession]:
-        guard = GuardedSession if role == "write" else ReadOnlySession
-        made = guarded(self._classes.sync, guard, role == "read", unit.isolation_level)
+        made = guarded(self._classes.sync, guard_for(role, self), role == "read", unit.isolation_level)
         return self._guarded.setdefault((role, unit.isolation_level), made)
 
     def _engines_for(self, unit: UnitOfWork) -> tuple[Engines | FollowingEngines, Role]:
@@ -318,11 +331,13 @@ class Database(Generic[S_co, A_co]):
     def _make_engines(
         self, configuration: Configuration, url: URL | None, role: Role, replicas: Sequence[URL] = ()
     ) -> Engines:
+        from asgi_sqla.engine.engines import Engines
+
         writes = role == "write"
         return Engines(
             url, configuration.recipe, engine=configuration.engine if writes else None, role=role, replicas=replicas,
-            async_engine=configuration.async_engine if writes else None, listeners=self._listeners,
-            transaction_mode=configuration.transaction_mode if writes else None,
+            async_engine=configuration.async_engine if writes else None, watchers=events_for(self, configuration),
+            transaction_mode=configuration.transaction_mode if writes else None, listeners=self._listeners,
         )  # fmt: skip
 
     @property
@@ -333,12 +348,13 @@ class Database(Generic[S_co, A_co]):
     async def _position(self) -> int | None:
         return await self._reading.position()
 
-    def _watch_commits(self) -> None:
+    def _watch_commits(self, *, again: bool = False) -> None:
         """Let units notice commits on connections outside their sessions, which forbid a retry."""
-        if not self._watching:
-            self._watching = True
-            if self.configured:
-                watch_commits(self._engines.watch)
+        if self.configured and (again or not self._watching):
+            from asgi_sqla.unit.fences import watch_commits
+
+            watch_commits(self._engines.watch)
+        self._watching = True
 
     def _substitute(self, make: Callable[[Engines], Engines]) -> Callable[[], None]:
         """Use ``make(engines)`` instead of the engines, for ``asgi_sqla.testing``; return what undoes it."""
@@ -352,15 +368,11 @@ class Database(Generic[S_co, A_co]):
 
     def _dialect(self) -> Any:
         """Return the dialect or its class; None before this object is configured."""
-        if self._configuration is None:
-            return None
-        given = self._configuration.engine or self._configuration.async_engine
-        return given.dialect if given is not None else cast("URL", self._configuration.url).get_dialect()
+        return None if self._configuration is None else self._configuration.dialect
 
     def _isolation_level(self) -> str:
         """Return the isolation level in the engine options; an empty string if there is none."""
-        options = {} if self._configuration is None else self._configuration.recipe.options
-        return str(options.get("isolation_level", "")).upper()
+        return "" if self._configuration is None else self._configuration.isolation_level
 
     def _ready(self) -> Engines:
         if self._configuration is None:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from sqlalchemy import exc
 
 if TYPE_CHECKING:
+    from asyncio import Task
     from collections.abc import Iterator
+    from typing import Any
 
 OWN_SCOPE = "async with session_scope() as session: ..."
 """What to write in code that needs its own unit of work."""
@@ -66,6 +68,10 @@ class PoolExhaustedError(AsgiSqlaError, exc.TimeoutError):
     """All connections of a pool were in use, and ``max_waiting`` tasks and threads waited for one already."""
 
 
+class DeadlineExceededError(AsgiSqlaError, TimeoutError):
+    """The ``deadline`` of a unit of work was over, so a statement or COMMIT was not sent, or no connection came."""
+
+
 class ReadOnlyError(AsgiSqlaError, RuntimeError):
     """A read-only unit of work was asked to write."""
 
@@ -94,10 +100,18 @@ def ended(unit: object) -> UnitOfWorkEndedError:
     )
 
 
-def still_in_use(unit: object) -> str:
-    """Return the message about a session that is in use when ``unit`` ends."""
-    return (
-        f"{unit}: a task or thread was still using one of its sessions when it ended, so its work is rolled back when "
-        "that call returns. Await what you start (asyncio.TaskGroup does), or let it open its own unit of work: "
-        f"{OWN_SCOPE}. A BaseHTTPMiddleware inside this middleware streams bodies from such a task"
+STILL_IN_USE = (
+    "a task or thread was still using one of its sessions when it ended, so its work is rolled back when "
+    "that call returns. Await what you start (asyncio.TaskGroup does), or let it open its own unit of work: "
+    f"{OWN_SCOPE}. A BaseHTTPMiddleware inside this middleware streams bodies from such a task"
+)
+"""About a session that is in use when its unit ends."""
+
+
+def in_use(unit: object, user: Task[Any] | int | None) -> SessionInUseError:
+    """Return the error for a second user of a session of ``unit`` during a call of ``user``, a task or a thread."""
+    name = f"thread {user}" if user is None or isinstance(user, int) else f"task {user.get_name()!r}"
+    return SessionInUseError(
+        f"a session of {unit} is in use by {name}. A session serves one task or thread at a time, so let each open its "
+        f"own (asyncio.gather, the resolvers of one GraphQL query and DataLoaders run as several tasks): {OWN_SCOPE}"
     )

@@ -14,16 +14,22 @@ from typing import Any, Literal, TypeAlias, cast
 from sqlalchemy.engine import URL
 
 from asgi_sqla.asgi.answers import Answers, ErrorResponses
+from asgi_sqla.asgi.arrival import Serving
 from asgi_sqla.asgi.exchange import KEY, Rules
-from asgi_sqla.asgi.lifespan import Lifespan, OnStartup
-from asgi_sqla.asgi.request import Request
-from asgi_sqla.asgi.retry import replay
-from asgi_sqla.asgi.stick import StickBy, stick_of
-from asgi_sqla.asgi.verdict import CommitOn, ReadOnly, below_400, read_only_of, verdict_of
-from asgi_sqla.asgi.websocket import WebSocket
+from asgi_sqla.asgi.kinds import DeadlineOf, OnStartup, StickBy
+from asgi_sqla.asgi.verdict import (
+    CommitOn,
+    CommitParts,
+    ReadOnly,
+    below_400,
+    event_streams,
+    parts_of,
+    read_only_of,
+    verdict_of,
+)
 from asgi_sqla.database import Database, db
 from asgi_sqla.engine.callables import is_async, takes
-from asgi_sqla.engine.options import checked_count, known_arguments
+from asgi_sqla.engine.given import checked_count, known_arguments
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.unit.context import note_middleware
@@ -42,7 +48,7 @@ _INSTEAD = {
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
-class SQLAlchemyMiddleware:
+class SQLAlchemyMiddleware(Serving):
     """Give every request of an ASGI 3 application one unit of work, which ends before its response starts.
 
     The response status decides: below 400 the unit commits, otherwise it rolls back. A COMMIT that fails is answered
@@ -54,6 +60,9 @@ class SQLAlchemyMiddleware:
     - ``url``: a database URL that configures the global ``db``; default: none.
     - ``commit_on``: which responses commit: a container of statuses, or a plain function of the ASGI scope and the
       ``http.response.start`` message that returns a bool; default: statuses below 400.
+    - ``commit_parts``: which responses are answers in parts: a plain function of the ASGI scope and the
+      ``http.response.start`` message that returns a bool, or ``()`` for none. Before each part of their body what is
+      open is committed; default: event streams (``text/event-stream``).
     - ``error_responses``: a mapping of exception classes and ``ErrorKind`` to a status from 400 to 599 or to an ASGI
       application. It answers a failed COMMIT, and an exception that reaches this middleware. It also replaces a 5xx of
       the application, if a failure of the database was not handled; default: none, so a failed COMMIT is answered 500
@@ -69,6 +78,12 @@ class SQLAlchemyMiddleware:
     - ``retries``: how many times a request is retried after a transient error, before anything was sent; default: 0.
     - ``replay_limit``: how many bytes of a request's body are kept for a retry; a larger body is not retried; default:
       1048576 (1 MiB).
+    - ``deadline``: for how many seconds the statements of a request may run, from its arrival until its response
+      starts; or a plain function of the ASGI scope that returns seconds or None. The database stops a statement at the
+      deadline, later ones raise DeadlineExceededError, and what was written is not committed. A handler is not
+      cancelled. All ``retries`` share the deadline. Each websocket message has its own; default: none.
+    - ``cancel_on_disconnect``: True cancels an application whose client has gone before the response started, and its
+      statements in the server, and rolls back. A COMMIT that has begun is not cancelled; default: False.
     - ``check_on_startup``: True connects to every database first, and a failure fails the startup; default: False.
     - ``on_startup``: an async function without arguments that is awaited next, such as ``migrations.async_migrate``;
       default: none.
@@ -85,34 +100,41 @@ class SQLAlchemyMiddleware:
         *,
         url: str | URL | None = None,
         commit_on: CommitOn = below_400,
+        commit_parts: CommitParts = event_streams,
         error_responses: ErrorResponses | None = None,
         read_only: ReadOnly = (),
         stick: float | Literal["wal"] | None = None,
         stick_by: StickBy = "cookie",
         retries: int = 0,
         replay_limit: int = 2**20,
+        deadline: DeadlineOf | None = None,
+        cancel_on_disconnect: bool = False,
         check_on_startup: bool = False,
         on_startup: OnStartup | None = None,
     ) -> None:
         _check_application(app)
-        if not isinstance(check_on_startup, bool):
-            raise ConfigurationError(f"check_on_startup={hidden(check_on_startup)} is neither True nor False")
-        self._check_on_startup = check_on_startup
+        self._check_on_startup = _checked_switch("check_on_startup", check_on_startup)
         self._on_startup = _checked_startup(on_startup)
+        given: dict[str, Any] = {"commit_on": commit_on, "commit_parts": commit_parts, "read_only": read_only}
+        given |= {"stick": stick, "stick_by": stick_by, "retries": retries, "replay_limit": replay_limit}
+        given |= {"deadline": deadline, "cancel_on_disconnect": cancel_on_disconnect}
         self._rules = Rules(
-            app,
+            _until_disconnect(app) if _checked_switch("cancel_on_disconnect", cancel_on_disconnect) else app,
             verdict_of(commit_on),
             Answers(error_responses),
             None if read_only == () else read_only_of(read_only),
-            stick_of(stick, stick_by, reads=read_only != ()),
+            _stick_of(stick, stick_by, reads=read_only != ()),
+            parts_of(commit_parts),
             checked_count("retries", retries),
             checked_count("replay_limit", replay_limit),
-            (commit_on, dict(error_responses or {}), read_only, stick, stick_by, retries, replay_limit),
+            _deadline_from(deadline),
+            given | {"error_responses": dict(error_responses or {})},
         )
         self._databases = _databases(database, url)  # last, as it configures the global db
         _check_positions(stick, self._databases)
-        self._app = app
-        self._said = False
+        self._serve = _server(retries, deadline)
+        self._app, self._runs = app, self._rules.app
+        self._said = self._lives = False
         for one in self._databases if retries else ():
             one._watch_commits()
         note_middleware()
@@ -120,22 +142,16 @@ class SQLAlchemyMiddleware:
     def __repr__(self) -> str:
         return f"SQLAlchemyMiddleware({hidden(self._app)}, {self._databases!r})"
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve one ASGI connection: a request, a websocket or a lifespan; anything else passes through untouched.
-
-        - ``scope``: the ASGI scope.
-        - ``receive``: the ASGI ``receive`` callable.
-        - ``send``: the ASGI ``send`` callable.
-        """
+    async def _serve_other(self, scope: Any, receive: Any, send: Any) -> None:
         kind = scope["type"]
-        if kind == "http" and KEY not in scope:
-            if self._rules.retries:
-                await replay(self._rules, scope, receive, send)
-            else:
-                await Request(self._rules, scope, receive, send).run()
-        elif kind == "websocket" and KEY not in scope:
+        if kind == "websocket" and KEY not in scope:
+            from asgi_sqla.asgi.websocket import WebSocket
+
             await WebSocket(self._rules, scope, receive, send).run()
         elif kind == "lifespan":
+            from asgi_sqla.asgi.lifespan import Lifespan
+
+            self._lives = True
             lifespan = Lifespan(self._databases, scope, receive, send)
             await lifespan.run(self._app, self._check_on_startup, self._on_startup)
         else:
@@ -144,11 +160,21 @@ class SQLAlchemyMiddleware:
             await self._app(scope, receive, send)
 
     def _say_if_ignored(self, unit: Any) -> None:
-        """Log once that the settings of an outer layer apply, if they differ from these."""
-        self._said = True
+        """Log once what is ignored, if an outer layer has other settings: a request has one unit, and one verdict."""
         outer = getattr(unit, "_rules", None)
-        if isinstance(outer, Rules) and outer.given != self._rules.given:
-            logger.warning("%r is inside another SQLAlchemyMiddleware, whose settings apply: its own are ignored", self)
+        if outer is None:  # it has ended
+            return
+        self._said = True
+        ignored = [f"{name}=" for name, value in self._rules.given.items() if value != outer.given[name]]
+        if not self._lives:  # most frameworks pass no lifespan on to what is mounted in them
+            ignored += ["check_on_startup="] * self._check_on_startup + ["on_startup="] * (self._on_startup is not None)
+        if ignored:
+            logger.warning(
+                "%r is inside another SQLAlchemyMiddleware, whose settings apply, so its own are ignored: %s. Give "
+                "them to the outer one, as functions of the ASGI scope, or mount the applications beside each other",
+                self,
+                ", ".join(ignored),
+            )
 
 
 def _check_application(app: Any) -> None:
@@ -158,6 +184,50 @@ def _check_application(app: Any) -> None:
             f"app={hidden(app)} is not an ASGI 3 application, a callable of (scope, receive, send); "
             "write SQLAlchemyMiddleware(app, database), the application first"
         )
+
+
+def _checked_switch(name: str, given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise ConfigurationError(f"{name}={hidden(given)} is neither True nor False")
+    return given
+
+
+# Only who asks for what follows pays for the import.
+
+
+def _stick_of(stick: object, stick_by: object, *, reads: bool) -> Any:
+    if stick is None and stick_by == "cookie":
+        return None
+    from asgi_sqla.asgi.stick import stick_of
+
+    return stick_of(stick, stick_by, reads=reads)
+
+
+def _deadline_from(deadline: object) -> Any:
+    if deadline is None:
+        return None
+    from asgi_sqla.asgi.deadline import deadline_from
+
+    return deadline_from(deadline)
+
+
+def _server(retries: int, deadline: object) -> Any:
+    """Return what serves a request that has retries or a deadline."""
+    if deadline is not None:
+        from asgi_sqla.asgi.deadline import serve
+
+        return serve
+    if retries:
+        from asgi_sqla.asgi.retry import replay
+
+        return replay
+    return None
+
+
+def _until_disconnect(app: Application) -> Application:
+    from asgi_sqla.asgi.disconnect import UntilDisconnect
+
+    return UntilDisconnect(app)
 
 
 def _check_positions(stick: object, databases: Sequence[Database]) -> None:

@@ -10,12 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import budgets, chart, counts, growth, http, inprocess, machine, peers_inprocess, promises, tables
-from benchmarks.contenders import ROOT, install, running
+from benchmarks import budgets, chart, curves, growth, http, inprocess, machine, peers_inprocess, promises, tables
+from benchmarks.contenders import CONTENDERS, FEW, OWN, ROOT, install, running
 from benchmarks.databases import Place, postgresql, sqlite
+from benchmarks.importing import importing
+from benchmarks.network import Network, bare, network
 from benchmarks.scale import FULL, SHORT, Scale
 
 HERE = Path(__file__).parent
+TURNS = [(path, state) for path in ("/read", "/write") for state in (http.PLAIN, http.FROZEN)]
+"""What is asked for over HTTP, and of whom: of each contender as it is, and frozen."""
 
 
 def main() -> int:
@@ -40,22 +44,25 @@ def main() -> int:
 
 def measure(scale: Scale, venvs: Path) -> dict[str, Any]:
     """Measure everything; whatever is not as it should be raises AssertionError."""
-    found: dict[str, Any] = {"machine": machine.describe(), "scale": scale._asdict(), "import": growth.importing(scale)}
+    found: dict[str, Any] = {"machine": machine.describe(), "scale": scale._asdict()}
+    found["import"] = importing(scale)
     with sqlite() as place:
         found["unused"] = asyncio.run(inprocess.unused(place, scale))
-        found["sqlite"] = asyncio.run(inprocess.used(place, scale))
-    with postgresql() as place:
-        found["round_trips"] = asyncio.run(counts.round_trips(place))
-        found["postgresql"] = asyncio.run(inprocess.used(place, scale))
-        _peers(found, place, scale, venvs)
-        found["readers"] = http.slow_readers(place, venvs, scale)
-        found["databases"] = asyncio.run(growth.databases(place, scale))
-        found["concurrency"] = asyncio.run(growth.concurrency(place, scale))
-        found["memory"] = asyncio.run(growth.memory(place, scale))
+        found["sqlite"] = asyncio.run(inprocess.used(place, scale.work))
+    found["memory_sqlite"] = asyncio.run(inprocess.in_memory(scale.work))
+    with postgresql() as place, network(place) as far:
+        found["network"] = bare(place, far.place, 300)
+        found["round_trips"] = asyncio.run(inprocess.round_trips(far))
+        found["postgresql"] = asyncio.run(inprocess.used(place, scale.work))
+        found["far"] = asyncio.run(inprocess.used(far.place, scale.far))
+        _peers(found, place, far, scale, venvs)
+        found["readers"] = http.slow_readers(place, venvs, scale, CONTENDERS if scale.everybody else OWN)
+        _growth(found, place, far, scale)
     return found
 
 
-def _peers(found: dict[str, Any], place: Place, scale: Scale, venvs: Path) -> None:
+def _peers(found: dict[str, Any], place: Place, far: Network, scale: Scale, venvs: Path) -> None:
+    again = CONTENDERS if scale.everybody else FEW
     with running(place, venvs) as processes:
         found["versions"] = {one.contender.module: one.do("versions") for one in processes}
         seen = {one.contender.module: promises.observe(one, place) for one in processes}
@@ -63,14 +70,32 @@ def _peers(found: dict[str, Any], place: Place, scale: Scale, venvs: Path) -> No
         for module, said in found["promises"].items():
             if module.startswith("ours") and said:
                 raise AssertionError(f"{module}: {said}")
-        found["peers"] = peers_inprocess.measure(processes, place, scale)
-        found["http"] = http.load(processes, place, scale)
+        found["peers"] = peers_inprocess.measure(processes, place, scale.peers)
+        found["http"] = _by_loop("asyncio", http.load(processes, place, scale, [("/unused", http.PLAIN), *TURNS]))
+    with running(place, venvs, again, "uvloop") as processes:
+        found["http"] |= _by_loop("uvloop", http.load(processes, place, scale, TURNS))
+    with running(far.place, venvs, again) as processes:
+        found["peers_round_trips"] = peers_inprocess.round_trips(processes, far)
+        found["far_peers"] = peers_inprocess.measure(processes, place, scale.far_peers, ("/read", "/write"))
+
+
+def _by_loop(loop: str, loads: dict[tuple[str, str, str], http.Load]) -> dict[tuple[str, ...], http.Load]:
+    return {(loop, *key): load for key, load in loads.items()}
+
+
+def _growth(found: dict[str, Any], place: Place, far: Network, scale: Scale) -> None:
+    found["databases"] = asyncio.run(growth.databases(place, far.place, scale))
+    found["concurrency"] = asyncio.run(growth.concurrency(place, scale))
+    found["messages"] = asyncio.run(growth.messages(place, scale))
+    found["loops"] = growth.loops(place, scale)
+    found["memory"] = asyncio.run(growth.memory(place, scale))
 
 
 def write(folder: Path, found: dict[str, Any], judged: list[budgets.Budget]) -> None:
-    """Write the results in all three forms."""
+    """Write the results in every form."""
     (folder / "results.rst").write_text(tables.document(found, judged))
     (folder / "results.svg").write_text(chart.draw(found))
+    (folder / "growth.svg").write_text(curves.draw(found))
     plain = _plain({**found, "budgets": judged})
     (folder / "results.json").write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 

@@ -22,7 +22,8 @@ from sqlalchemy.exc import DBAPIError
 from benchmarks.bank import CLIENTS, Audit, Client, Settings, open_accounts, served, statuses
 from benchmarks.contenders import ROOT
 from benchmarks.databases import postgresql
-from benchmarks.serializable import POOL, command_line, mariadb, simple_table, with_driver
+from benchmarks.report import command_line, finish, simple_table
+from benchmarks.serializable import POOL, mariadb, with_driver
 
 sys.path.append(str(ROOT / "tests"))
 from support.wire import wire
@@ -215,11 +216,7 @@ async def main(arguments: argparse.Namespace) -> int:
                 restarts.append(await restart(server, kind, "as they are", 0))
                 restarts.append(await restart(server, kind, "pool_pre_ping", 0, pool_pre_ping=True))
                 print(*restarts[-3:], sep="\n", file=sys.stderr, flush=True)
-    table = rst(writings, restarts)
-    print(table)
-    if arguments.output is not None:
-        arguments.output.write_text(table)
-    return int(not all(one.kept for one in (*writings, *restarts)))
+    return finish(rst(writings, restarts), (*writings, *restarts), arguments)
 
 
 if __name__ == "__main__":

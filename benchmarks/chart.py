@@ -1,4 +1,4 @@
-"""The results as one picture: SVG, drawn with rectangles and text.
+"""The time beside the others as one picture: SVG, drawn with rectangles and text.
 
 Must not know: how anything was measured.
 """
@@ -13,7 +13,13 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.tables import baseline
 
 WIDTH, LEFT, ROW, BAR, TOP = 860, 330, 22, 14, 64
-PANELS = (("/read", "one SELECT"), ("/write", "one INSERT"))
+PANELS = (
+    ("peers", "/read", "one SELECT"),
+    ("peers", "/write", "one INSERT"),
+    ("far_peers", "/read", "one SELECT, 0.25 ms from the database"),
+    ("far_peers", "/write", "one INSERT, 0.25 ms from the database"),
+)
+"""Where the times are found, for which path, and what the panel is called."""
 
 
 class Bar(NamedTuple):
@@ -35,8 +41,8 @@ HEAD = (
 
 
 def draw(found: dict[str, Any]) -> str:
-    """Return the picture: the time of a SELECT and of an INSERT, over ours on the same framework."""
-    panels = [(title, _bars(found, path)) for path, title in PANELS]
+    """Return the picture: the time of a SELECT and of an INSERT, over ours on the same framework, near and far."""
+    panels = [(title, _bars(found, place, path)) for place, path, title in PANELS]
     height = TOP + sum(len(bars) * ROW + 48 for _, bars in panels) + 16
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="Arial" font-size="12">',
@@ -50,12 +56,14 @@ def draw(found: dict[str, Any]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _bars(found: dict[str, Any], path: str) -> list[Bar]:
+def _bars(found: dict[str, Any], place: str, path: str) -> list[Bar]:
     bars = []
     for one in CONTENDERS:
-        value = found["peers"][one.module, path].over(found["peers"][baseline(one), path]).minimum
+        if (one.module, path) not in found[place]:
+            continue
+        value = found[place][one.module, path].over(found[place][baseline(one), path]).minimum
         broken = any("COMMIT" in said for said in found["promises"][one.module])
-        held = found["readers"][one.module].seconds is None
+        held = one.module in found["readers"] and found["readers"][one.module].seconds is None
         color = "#2f6f9f" if one.title == "asgi_sqla" else "url(#hatch)" if broken or held else "#9aa5ad"
         kind = f"{one.framework}{', def' if one.sync else ''}"
         bars.append(Bar(f"{one.title} ({kind})", value, color, f"{value:.2f}"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import venv
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 from benchmarks.databases import Place
 
 ROOT = Path(__file__).parent.parent
-COMMON = ("uvicorn", "httptools", "sqlalchemy[asyncio]", "asyncpg", "psycopg[binary]", "fastapi")
+COMMON = ("uvicorn", "httptools", "uvloop", "sqlalchemy[asyncio]", "asyncpg", "psycopg[binary]", "fastapi")
 
 VENVS = {
     "context-async": ("context-async-sqlalchemy", *COMMON),
@@ -41,10 +42,16 @@ class Contender(NamedTuple):
     venv: str | None = None
     """None is the environment of this process."""
 
+    @property
+    def kind(self) -> str:
+        """Its framework, and how its handlers are written."""
+        return f"{self.framework}, {'def' if self.sync else 'async def'}"
+
 
 CONTENDERS = (
     Contender("asgi_sqla", "FastAPI", False, "ours"),
     Contender("Depends with yield", "FastAPI", False, "depends"),
+    Contender('Depends with yield, scope="function"', "FastAPI", False, "function_scope"),
     Contender("context-async-sqlalchemy", "FastAPI", False, "context_async", "context-async"),
     Contender("context-async-sqlalchemy, its ASGI class", "FastAPI", False, "context_async_asgi", "context-async"),
     Contender("fastapi-async-sqlalchemy", "FastAPI", False, "fastapi_async", "fastapi-async"),
@@ -60,6 +67,14 @@ CONTENDERS = (
 )
 
 
+OWN = tuple(one for one in CONTENDERS if one.module.startswith(("ours", "depends")))
+"""Ours, and what one does without any library."""
+FEW = tuple(one for one in OWN if one.framework == "FastAPI")
+"""The least that can be compared."""
+PATIENCE = 300
+"""Seconds in which a contender must answer."""
+
+
 def install(folder: Path) -> None:
     """Make the virtual environment of each peer below ``folder``; one that is complete is kept."""
     for name, requirements in VENVS.items():
@@ -67,22 +82,23 @@ def install(folder: Path) -> None:
         wanted = "\n".join(requirements)
         if done.exists() and done.read_text() == wanted:
             continue
-        venv.create(folder / name, with_pip=True, clear=True)
+        venv.create(folder / name, clear=True)
         python = folder / name / "bin" / "python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
+        uv = (sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(python))
+        subprocess.run([*uv, *requirements], check=True)
         done.write_text(wanted)
 
 
 class Process:
     """The running process of a contender."""
 
-    def __init__(self, contender: Contender, place: Place, venvs: Path, pool: dict[str, Any]) -> None:
+    def __init__(self, contender: Contender, place: Place, venvs: Path, pool: dict[str, Any], loop: str) -> None:
         self.contender = contender
         self._place = place
         python = sys.executable if contender.venv is None else str(venvs / contender.venv / "bin" / "python")
         url = place.sync_url if contender.sync else place.url
         self._process = subprocess.Popen(
-            [python, "-m", "benchmarks.stage", contender.module, url, json.dumps(pool)],
+            [python, "-m", "benchmarks.stage", contender.module, url, json.dumps(pool), loop],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -96,7 +112,10 @@ class Process:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"do": command, **arguments}) + "\n")
         self._process.stdin.flush()
+        patience = threading.Timer(PATIENCE, self._process.kill)
+        patience.start()
         answer = self._process.stdout.readline()
+        patience.cancel()
         if not answer:
             raise RuntimeError(f"{self.contender} ended; python -m benchmarks.stage {self.contender.module} says why")
         return json.loads(answer)
@@ -109,13 +128,13 @@ class Process:
 
 @contextmanager
 def running(
-    place: Place, venvs: Path, contenders: Sequence[Contender] = CONTENDERS, **pool: Any
+    place: Place, venvs: Path, contenders: Sequence[Contender] = CONTENDERS, loop: str = "asyncio", **pool: Any
 ) -> Iterator[list[Process]]:
-    """Run the process of each contender."""
+    """Run the process of each contender, on an event loop of the module ``loop``."""
     with ExitStack() as stack:
         processes = []
         for contender in contenders:
-            process = Process(contender, place, venvs, pool)
+            process = Process(contender, place, venvs, pool, loop)
             stack.callback(process.stop)
             processes.append(process)
         yield processes

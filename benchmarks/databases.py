@@ -11,8 +11,9 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from sqlalchemy import Engine, ForeignKey, create_engine, func, make_url, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -44,6 +45,14 @@ READ = 1_000_000_000
 """The primary key of the row that is read."""
 
 
+class Driver(NamedTuple):
+    """One way to the database: a driver, the kind of session, and the URL that says so."""
+
+    name: str
+    sync: bool
+    url: str
+
+
 @dataclass(frozen=True)
 class Place:
     """One database: the URLs for either kind of session, and an engine of nobody under measurement."""
@@ -57,6 +66,19 @@ class Place:
         """Return how many rows are committed."""
         with Session(self.witness) as session:
             return session.execute(select(func.count()).select_from(Item)).scalar_one()
+
+    @property
+    def drivers(self) -> tuple[Driver, ...]:
+        """The drivers to measure; psycopg is both, by the same URL."""
+        if self.name == "sqlite":
+            return (Driver("aiosqlite", False, self.url), Driver("sqlite3", True, self.sync_url))
+        psycopg = (Driver(f"psycopg {kind}", kind == "sync", self.sync_url) for kind in ("async", "sync"))
+        return (Driver("asyncpg", False, self.url), *psycopg)
+
+    def through(self, port: int) -> Place:
+        """Return the same, reached by another port; the witness stays where it is."""
+        urls = [make_url(url).set(port=port).render_as_string(False) for url in (self.url, self.sync_url)]
+        return replace(self, url=urls[0], sync_url=urls[1])
 
 
 def _place(name: str, url: str, driver: str, sync_driver: str) -> Place:

@@ -27,7 +27,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from asgi_sqla import Database, session_scope
 from benchmarks.contenders import ROOT
 from benchmarks.databases import postgresql
-from benchmarks.serializable import command_line, mariadb, simple_table, with_driver
+from benchmarks.report import command_line, finish, simple_table
+from benchmarks.serializable import mariadb, with_driver
 
 HOST = "127.0.0.1"
 SECOND = 5_000_000
@@ -238,11 +239,7 @@ async def main(arguments: argparse.Namespace) -> int:
         for title, engine, url, kind in cases:
             exports.append(await export(title, engine, url, kind, rows))
             print(exports[-1], file=sys.stderr, flush=True)
-    table = rst(exports)
-    print(table)
-    if arguments.output is not None:
-        arguments.output.write_text(table)
-    return int(not all(one.kept for one in exports))
+    return finish(rst(exports), exports, arguments)
 
 
 async def serve(url: str, kind: str) -> None:

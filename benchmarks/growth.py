@@ -1,4 +1,4 @@
-"""What grows and what must not: databases, concurrency, memory, and the time an import takes.
+"""What grows and what must not: databases, units at once, messages, event loops, and memory.
 
 Must not know: the peers.
 """
@@ -7,30 +7,41 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import resource
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 import tracemalloc
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from asgi_sqla import Database, SQLAlchemyMiddleware, session_scope
 from benchmarks import raw, work
 from benchmarks.calls import Client, receive
-from benchmarks.contenders import ROOT
 from benchmarks.databases import Place
 from benchmarks.rounds import Times, interleave
 from benchmarks.scale import Scale
 
 COUNTS = (1, 2, 4, 8)
-AT_ONCE = (1, 2, 4, 8, 16, 32)
-MODULES = ("fastapi", "starlette", "aiosqlite", "asyncpg", "psycopg", "psycopg2", "alembic", "pydantic", "sqlmodel")
+PIECES = 10
+"""How many parts of a long run are looked at, each by itself."""
+POOL = {"pool_size": 16, "max_overflow": 0, "pool_timeout": 300}
+OTHERS = text("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()")
+
+
+class Run(NamedTuple):
+    """A long run in pieces."""
+
+    microseconds: list[float]
+    """What one message, or one event loop, took in each piece."""
+    objects: list[int]
+    """How many objects the collector knew after each piece."""
+    connections: int
+    """How many connections the server had at the end."""
 
 
 class Memory(NamedTuple):
@@ -43,32 +54,26 @@ class Memory(NamedTuple):
     """Bytes of the process more than before, at its peak."""
 
 
-class Import(NamedTuple):
-    """What importing takes beyond what it needs, in microseconds, and what it should not have imported."""
-
-    asgi_sqla: float
-    needed: float
-    extra: list[str]
-
-
-async def databases(place: Place, scale: Scale) -> dict[tuple[str, int], Times]:
-    """Measure requests on a middleware of so many databases: none used, one used, and all used."""
+async def databases(near: Place, far: Place, scale: Scale) -> dict[tuple[str, int], Times]:
+    """Measure requests on a middleware of so many databases: none used, one used, and all used, near and far."""
     async with AsyncExitStack() as stack:
         apps = {}
         for count in COUNTS:
-            group = [Database(place.url) for _ in range(count)]
-            for one in group:
+            group, distant = ([Database(place.url) for _ in range(count)] for place in (near, far))
+            for one in (*group, *distant):
                 stack.push_async_callback(one.async_dispose)
             apps["unused", count] = SQLAlchemyMiddleware(raw.bare, group)
-            apps["one SELECT", count] = SQLAlchemyMiddleware(_selecting(group[:1]), group)
-            apps["a SELECT on each", count] = SQLAlchemyMiddleware(_selecting(group), group)
-        return await interleave(apps, scale.work)
+            apps["one SELECT", count] = SQLAlchemyMiddleware(_on_each(group[:1], work.read_async), group)
+            apps["a SELECT on each", count] = SQLAlchemyMiddleware(_on_each(group, work.read_async), group)
+            for name, job in (("SELECT", work.read_async), ("INSERT", work.write_async)):
+                apps[f"a far {name} on each", count] = SQLAlchemyMiddleware(_on_each(distant, job), distant)
+        return await interleave(apps, scale.databases)
 
 
-def _selecting(group: list[Database]) -> Any:
+def _on_each(group: list[Database], job: Callable[[Any], Awaitable[None]]) -> Any:
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         for database in group:
-            await work.read_async(database.async_session)
+            await job(database.async_session)
         await send(raw.START)
         await send(raw.BODY)
 
@@ -76,9 +81,9 @@ def _selecting(group: list[Database]) -> Any:
 
 
 async def concurrency(place: Place, scale: Scale) -> dict[tuple[str, int], float]:
-    """Return units per second, each an INSERT, against how many run at once; the median of interleaved rounds."""
+    """Return the microseconds of a unit, an INSERT, against how many are begun at once; medians of rounds in turn."""
     rounds, requests = scale.work
-    database = Database(place.url, engine_options={"pool_size": max(AT_ONCE)})
+    database = Database(place.url, engine_options=POOL)
     make = async_sessionmaker(database.async_engine, expire_on_commit=False)
 
     async def hand_written() -> None:
@@ -90,25 +95,109 @@ async def concurrency(place: Place, scale: Scale) -> dict[tuple[str, int], float
         async with session_scope(database) as session:
             await work.write_async(session)
 
-    rates: dict[tuple[str, int], list[float]] = {}
-    for _ in range(max(2, rounds // 4)):
-        for at_once in AT_ONCE:
+    taken: dict[tuple[str, int], list[float]] = {}
+    for number in range(max(2, rounds // 12) + 1):
+        for at_once in scale.at_once:
             for name, unit in (("hand-written", hand_written), ("asgi_sqla", ours)):
                 before, total = place.rows(), at_once * max(1, 4 * requests // at_once)
-                rates.setdefault((name, at_once), []).append(await _rate(unit, at_once, total // at_once))
+                microseconds = await _together(unit, at_once, total // at_once)
                 assert place.rows() == before + total
+                if number > 0:  # the first one connects
+                    taken.setdefault((name, at_once), []).append(microseconds)
     await database.async_dispose()
-    return {key: statistics.median(rounds) for key, rounds in rates.items()}
+    return {key: statistics.median(rounds) for key, rounds in taken.items()}
 
 
-async def _rate(unit: Any, at_once: int, each: int) -> float:
+async def _together(unit: Callable[[], Awaitable[None]], at_once: int, each: int) -> float:
     async def run() -> None:
         for _ in range(each):
             await unit()
 
     start = time.perf_counter()
     await asyncio.gather(*(run() for _ in range(at_once)))
-    return at_once * each / (time.perf_counter() - start)
+    return (time.perf_counter() - start) / (at_once * each) * 1e6
+
+
+async def messages(place: Place, scale: Scale) -> Run:
+    """Send that many messages on one socket, each answered after a SELECT."""
+    database = Database(place.url)
+    each = scale.messages // PIECES
+    marks: list[Mark] = []
+    told = 0
+
+    async def feed() -> Any:
+        nonlocal told
+        told += 1
+        if told == 1:
+            return {"type": "websocket.connect"}
+        if (told - 2) % each == 0:
+            marks.append(_mark())
+        if told < each * PIECES + 2:
+            return {"type": "websocket.receive", "text": "question"}
+        return {"type": "websocket.disconnect", "code": 1000}
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] == "websocket.receive":
+            await work.read_async(database.async_session)
+            await send({"type": "websocket.send", "text": "answer"})
+
+    scope = {**Client(None).scope("/socket"), "type": "websocket", "subprotocols": []}
+    await _requests((raw.ours_async(database, work.read_async),), 20)  # connects
+    await SQLAlchemyMiddleware(app, database)(scope, feed, _drop)
+    assert len(marks) == PIECES + 1
+    await database.async_dispose()
+    return _run(marks, each, place)
+
+
+def loops(place: Place, scale: Scale) -> Run:
+    """Run that many event loops, one after the other, each with a unit of one Database that they share."""
+    database = Database(place.url)
+    each = max(1, scale.loops // PIECES)
+
+    async def unit() -> None:
+        async with session_scope(database) as session:
+            await work.read_async(session)
+
+    asyncio.run(unit())
+    marks = [_mark()]
+    for _ in range(PIECES):
+        for _ in range(each):
+            asyncio.run(unit())
+        marks.append(_mark())
+    return _run(marks, each, place)
+
+
+class Mark(NamedTuple):
+    """The end of one piece and the start of the next; the look at the objects between them is of neither."""
+
+    ended: float
+    objects: int
+    started: float
+
+
+def _mark() -> Mark:
+    ended = time.perf_counter()
+    gc.collect()
+    return Mark(ended, len(gc.get_objects()), time.perf_counter())
+
+
+def _run(marks: list[Mark], each: int, place: Place) -> Run:
+    taken = [(after.ended - before.started) / each * 1e6 for before, after in pairwise(marks)]
+    deadline = time.monotonic() + 10
+    while (left := _others(place)) and time.monotonic() < deadline:  # a server takes its time to see a connection go
+        time.sleep(0.05)
+    return Run(taken, [mark.objects for mark in marks], left)
+
+
+def _others(place: Place) -> int:
+    with place.witness.connect() as connection:
+        return int(connection.scalar(OTHERS) or 0)
+
+
+async def _drop(_message: Any) -> None:
+    """Send nowhere."""
 
 
 async def memory(place: Place, scale: Scale) -> list[Memory]:
@@ -145,23 +234,3 @@ async def _requests(apps: tuple[Any, ...], requests: int) -> None:
 def _held() -> tuple[int, int]:
     gc.collect()
     return tracemalloc.get_traced_memory()[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def importing(scale: Scale) -> Import:
-    """Return how long ``import asgi_sqla`` takes after its requirements; the fastest of many interpreters."""
-    # No collection, for whose import one of everything SQLAlchemy made falls into is chance.
-    program = (
-        "import gc, time, sys; gc.disable(); a = time.perf_counter(); "
-        "import sqlalchemy, sqlalchemy.orm, sqlalchemy.ext.asyncio, anyio; "
-        "b = time.perf_counter(); import asgi_sqla; c = time.perf_counter(); "
-        f"print(b - a, c - b, *[name for name in {MODULES} if name in sys.modules])"
-    )
-    runs = []
-    with tempfile.TemporaryDirectory() as cache:  # compiled once, by the first, as an installation is
-        environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache, "PYTHONDONTWRITEBYTECODE": ""}
-        for _ in range(scale.imports + 1):
-            printed = subprocess.run(
-                [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT, env=environment
-            ).stdout.split()
-            runs.append((float(printed[0]) * 1e6, float(printed[1]) * 1e6, printed[2:]))
-    return Import(min(run[1] for run in runs), min(run[0] for run in runs), runs[0][2])

@@ -11,15 +11,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.contenders import CONTENDERS, ROOT, Process, running
+from benchmarks.contenders import ROOT, Contender, Process, running
 from benchmarks.databases import Place
 from benchmarks.peers_inprocess import PATHS
 from benchmarks.scale import Scale
+
+PLAIN, FROZEN = "as it is", "frozen"
+"""Whether a contender has called ``gc.freeze()`` when it had started."""
 
 
 class Load(NamedTuple):
@@ -33,6 +37,8 @@ class Load(NamedTuple):
     """Microseconds."""
     p99: float
     """Microseconds."""
+    collections: float
+    """How often the collector ran, of whatever generation, in 1,000 requests."""
 
 
 class Wait(NamedTuple):
@@ -68,47 +74,63 @@ def generator() -> Iterator[Any]:
         process.wait()
 
 
-def load(processes: list[Process], place: Place, scale: Scale) -> dict[tuple[str, str], Load]:
-    """Return what each contender does under load; every round is checked for its answers and rows."""
+def load(
+    processes: list[Process], place: Place, scale: Scale, turns: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str, str], Load]:
+    """Return what each contender does under load; every round is checked for its answers and rows.
+
+    Each turn is a path, and whether the contender is frozen.
+    """
     rounds, requests = scale.http
     ports = {process: process.do("serve") for process in processes}
-    rates: dict[tuple[str, str], list[float]] = {}
-    latencies: dict[tuple[str, str], list[float]] = {}
+    seen: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     with generator() as do:
         for number in range(rounds + 1):
-            for path in PATHS:
+            for path, state in turns:
                 for process, port in ports.items():
                     before = place.rows()
-                    answer = do("load", port=port, path=path, requests=requests, connections=scale.connections)
+                    asked = {"port": port, "path": path, "requests": requests, "connections": scale.connections}
+                    answer = _loaded(process, state, partial(do, "load", **asked))
                     _check(process, place, path, answer["statuses"], before, requests)
                     if number > 0:  # the first one warms up
-                        key = process.contender.module, path
-                        rates.setdefault(key, []).append(answer["rate"])
-                        latencies.setdefault(key, []).extend(answer["latencies"])
-    return {key: _load(rates[key], latencies[key]) for key in rates}
+                        seen.setdefault((process.contender.module, path, state), []).append(answer)
+    return {key: _load(answers, requests) for key, answers in seen.items()}
 
 
-def _load(rates: list[float], latencies: list[float]) -> Load:
-    percentiles = statistics.quantiles(latencies, n=100)
-    return Load(statistics.median(rates), max(rates), percentiles[49], percentiles[98])
+def _loaded(process: Process, state: str, run: Callable[[], Any]) -> Any:
+    """Add to the answer how often the collector ran meanwhile."""
+    if state == FROZEN:
+        process.do("freeze")
+    before = sum(process.do("collections"))
+    answer = run()
+    answer["collections"] = sum(process.do("collections")) - before
+    process.do("unfreeze")
+    return answer
+
+
+def _load(answers: list[dict[str, Any]], requests: int) -> Load:
+    rates = [one["rate"] for one in answers]
+    percentiles = statistics.quantiles([each for one in answers for each in one["latencies"]], n=100)
+    collections = sum(one["collections"] for one in answers) / len(answers) / requests * 1000
+    return Load(statistics.median(rates), max(rates), percentiles[49], percentiles[98], collections)
 
 
 def _check(process: Process, place: Place, path: str, statuses: Any, before: int, requests: int) -> None:
     if statuses != {str(PATHS[path]): requests}:
         raise AssertionError(f"{process.contender} {path} over HTTP: {statuses}")
     expected = before + (requests if path == "/write" else 0)
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + 10
     while place.rows() != expected:  # some answer before they commit
         if time.monotonic() > deadline:
             raise AssertionError(f"{process.contender} {path} over HTTP: {place.rows()} rows, not {expected}")
         time.sleep(0.01)
 
 
-def slow_readers(place: Place, venvs: Path, scale: Scale) -> dict[str, Wait]:
+def slow_readers(place: Place, venvs: Path, scale: Scale, contenders: Sequence[Contender]) -> dict[str, Wait]:
     """Return how long a new request waits behind slow readers, with a pool of 5 connections."""
     waits = {}
     with generator() as do:
-        for contender in CONTENDERS:
+        for contender in contenders:
             with running(place, venvs, [contender], pool_size=5, max_overflow=0, pool_timeout=30) as (process,):
                 answer = do("wait_behind", port=process.do("serve"), readers=scale.readers, patience=scale.patience)
             waits[contender.module] = _wait(answer)

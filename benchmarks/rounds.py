@@ -44,6 +44,19 @@ async def interleave(
     check: Callable[[Any, int], None] | None = None,
 ) -> dict[Any, Times]:
     """Call each of ``apps`` in turn, in rounds; after each turn ``check(key, requests)`` looks at what was done."""
+    gc.collect()
+    gc.freeze()  # or to collect before each turn would take longer than most turns
+    try:
+        return await _rounds(apps, size, check)
+    finally:
+        gc.unfreeze()
+
+
+async def _rounds(
+    apps: Mapping[Any, Callable[..., Awaitable[None]]],
+    size: tuple[int, int],
+    check: Callable[[Any, int], None] | None,
+) -> dict[Any, Times]:
     rounds, requests = size
     taken: dict[Any, list[float]] = {key: [] for key in apps}
     for number in range(rounds + 1):

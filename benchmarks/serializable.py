@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, create_engine, func, make_url, select, text
@@ -36,6 +35,7 @@ from benchmarks.bank import (
     statuses,
 )
 from benchmarks.databases import postgresql, sqlite
+from benchmarks.report import command_line, finish, simple_table
 
 RETRIES = 50
 """Twice what 20 clients who all want the same ten rows were seen to need; the table says what they did."""
@@ -167,23 +167,6 @@ def rst(outcomes: list[Outcome]) -> str:
     return simple_table([(*head, "sum kept", "each once", "seconds"), *rows])
 
 
-def simple_table(rows: list[tuple[Any, ...]]) -> str:
-    """Return a simple table in reStructuredText, the first row its head."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rule = "  ".join("=" * width for width in widths)
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return "\n".join([rule, lines[0], rule, *lines[1:], rule, ""])
-
-
-def command_line(description: str | None) -> argparse.Namespace:
-    """Read the arguments of a run."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="a tenth of the requests")
-    parser.add_argument("--output", type=Path, help="the file to write the table to")
-    return parser.parse_args()
-
-
 async def main(arguments: argparse.Namespace) -> int:
     """Run everything; return 1 if a promise was broken."""
     requests = 200 if arguments.short else 2_000
@@ -194,11 +177,7 @@ async def main(arguments: argparse.Namespace) -> int:
                 for retries in (RETRIES, 0):
                     outcomes.append(await run(case, kind, retries, requests))
                     print(outcomes[-1], file=sys.stderr, flush=True)
-    table = rst(outcomes)
-    print(table)
-    if arguments.output is not None:
-        arguments.output.write_text(table)
-    return int(not all(one.kept for one in outcomes))
+    return finish(rst(outcomes), outcomes, arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The process of one contender: holds its application, and does what it is told line by line.
 
-``python -m benchmarks.stage MODULE URL POOL`` reads a JSON command from each line of its standard
+``python -m benchmarks.stage MODULE URL POOL LOOP`` reads a JSON command from each line of its standard
 input and writes a JSON answer to its standard output.
 Must not know: which contender it is, or what the others do.
 """
@@ -8,6 +8,7 @@ Must not know: which contender it is, or what the others do.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -35,6 +36,8 @@ class Stage:
         self._answers = answers
         self._module = module
         self._client = Client(module.make(url, pool))
+        self._collections = [0, 0, 0]
+        gc.callbacks.append(self._collected)
 
     async def run(self) -> None:
         """Obey until the input ends."""
@@ -79,6 +82,21 @@ class Stage:
         event.remove(Engine, "commit", note)
         return any(on_loop)
 
+    async def collections(self) -> list[int]:
+        """Return how often the collector has run, by the generation it looked at."""
+        return self._collections
+
+    def _collected(self, phase: str, told: dict[str, int]) -> None:
+        self._collections[told["generation"]] += phase == "stop"
+
+    async def freeze(self) -> None:
+        """Hide from the collector what the application has made when it started."""
+        gc.freeze()
+
+    async def unfreeze(self) -> None:
+        """Show it again."""
+        gc.unfreeze()
+
     async def serve(self) -> int:
         """Serve on a loopback port with uvicorn, one worker; return the port."""
         import uvicorn  # only now: not every measurement needs it
@@ -89,7 +107,7 @@ class Stage:
         listening.bind(("127.0.0.1", 0))
         listening.listen(2048)
         config = uvicorn.Config(
-            self._client.app, loop="asyncio", log_level="critical", access_log=False, timeout_graceful_shutdown=1
+            self._client.app, loop="none", log_level="critical", access_log=False, timeout_graceful_shutdown=1
         )
         server = uvicorn.Server(config)
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # ours stay
@@ -103,11 +121,12 @@ class Stage:
 def main() -> None:
     """Run the contender that the command line names."""
     logging.disable(logging.CRITICAL)  # a peer that logs each failure is not to be judged by the terminal
-    name, url, pool = sys.argv[1:]
+    name, url, pool, loop = sys.argv[1:]
     answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not come between the answers
     module = import_module(f"benchmarks.peers.{name}")
     try:
-        asyncio.run(Stage(module, url, json.loads(pool), answers).run())
+        with asyncio.Runner(loop_factory=import_module(loop).new_event_loop) as runner:
+            runner.run(Stage(module, url, json.loads(pool), answers).run())
     finally:
         os._exit(0)  # slow readers may still be connected
 

@@ -33,6 +33,11 @@ def write(session: Session) -> None:
     session.flush()
 
 
+def add(session: Session) -> None:
+    """Leave the INSERT to the COMMIT."""
+    session.add(item())
+
+
 def refused(session: Session) -> None:
     """INSERT what the database refuses at COMMIT."""
     session.add(item(NO_OWNER))
@@ -48,6 +53,11 @@ async def write_async(session: AsyncSession) -> None:
     """INSERT."""
     session.add(item())
     await session.flush()
+
+
+async def add_async(session: AsyncSession) -> None:
+    """Leave the INSERT to the COMMIT."""
+    session.add(item())
 
 
 async def refused_async(session: AsyncSession) -> None:

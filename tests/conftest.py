@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.databases import POOLED, Backend, backend_names, connections_out, make_backend, sqlite_backend
+from support.databases import (
+    POOLED,
+    Backend,
+    backend_names,
+    connections_out,
+    make_backend,
+    sqlite_backend,
+    without_pool,
+)
+from support.shares import take_share
 
 from asgi_sqla import Database, db
 
@@ -42,17 +52,27 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what would run a second time on the same driver: it is done once."""
-    again = [item for item in items if _is_repeated(getattr(item, "callspec", None))]
+    """Leave out what would run a second time on the same driver, and what another run of several takes."""
+    again = {item for item in items if _is_repeated(getattr(item, "callspec", None))}
     if again:
-        config.hook.pytest_deselected(items=again)
-        items[:] = [item for item in items if item not in set(again)]
+        config.hook.pytest_deselected(items=list(again))
+        items[:] = [item for item in items if item not in again]
+    take_share(config, items)
 
 
 def _is_repeated(callspec: Any) -> bool:
     parameters = {} if callspec is None else callspec.params
     name, kind = parameters.get("backend"), parameters.get("kind")
     return name in backend_names() and kind in ("sync", "async") and REPEATED.get(str(name)) == kind
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_is_left_alone() -> Iterator[None]:
+    """Set the level of the root logger back, which Celery's worker raises for the rest of the process."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
 
 
 @pytest.fixture
@@ -75,8 +95,9 @@ def global_db_is_left_alone() -> Iterator[None]:
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     """Return each database under test in turn, empty."""
     backend = make_backend(request.param, tmp_path)
-    yield backend
-    backend.witness.dispose()
+    yield without_pool(backend) if getattr(request.module, "COPIES", False) else backend
+    if request.param == "sqlite":  # a server's is the same for the next test
+        backend.witness.dispose()
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ async def test_an_answer_that_must_not_be_given_becomes_a_500(
     call = await Call(SQLAlchemyMiddleware(broken, Database(sqlite.url), error_responses={BrokenError: answer}))()
 
     assert (call.raised, call.starts) == (None, [500])
-    assert any(answer.__name__ in record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
+    assert any(answer.__name__ in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
 
 
 async def test_an_answer_that_cannot_be_sent_is_logged(sqlite: Backend, caplog: pytest.LogCaptureFixture) -> None:
@@ -60,7 +60,7 @@ async def test_an_answer_that_cannot_be_sent_is_logged(sqlite: Backend, caplog: 
     call = await Gone(SQLAlchemyMiddleware(broken, Database(sqlite.url), error_responses={BrokenError: 409}))()
 
     assert (call.raised, sent) == (None, ["http.response.start"])
-    assert any("Answer(409" in record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
+    assert any("Answer(409" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
 
 
 async def test_a_response_that_is_sent_from_a_task_group_is_replaced_too(sqlite: Backend) -> None:

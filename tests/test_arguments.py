@@ -224,3 +224,9 @@ def test_what_an_extra_brings_is_named(missing: str | None, message: str) -> Non
         raise ModuleNotFoundError("No module named 'asgi_sqla.nothing'", name=missing)
 
     assert str(caught.value) == message
+
+
+def test_a_database_needs_a_url_or_an_engine() -> None:
+    """Only the global one may be configured later."""
+    with pytest.raises(ConfigurationError, match=r"a Database needs a URL, .*, or engine= or async_engine="):
+        Database()

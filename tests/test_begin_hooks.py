@@ -258,3 +258,21 @@ async def test_each_attempt_registers_its_own_hook(database: Database, backend: 
     join_rivals()
 
     assert (call.raised, attempts) == (None, [1, 2])
+
+
+async def test_every_database_of_the_unit_calls_the_hooks(database: Database, sqlite: Backend) -> None:
+    """Whichever is used first; a tenant is one for all."""
+    second = Database(sqlite.url)
+    begun: list[Connection] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        current_unit().on_begin(begun.append)
+        for one in (database, second):
+            await one.async_session.execute(text("SELECT 1"))
+        await respond(send)
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+    engines = [one.async_engine.sync_engine for one in (database, second)]
+    await second.async_dispose()
+
+    assert (call.raised, [connection.engine for connection in begun]) == (None, engines)

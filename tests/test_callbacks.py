@@ -258,7 +258,7 @@ async def test_a_failing_callback_is_logged_and_the_others_run(
     assert called == ["next", "last"]
     assert backend.names() == (["a"] if moment == "commit" else [])
     assert errors(caplog) == [
-        f"on_{moment} callback {function.__qualname__} of GET / failed" for function in (breaks, fails_to_commit)
+        f"on_{moment} callback {function.__qualname__} of GET /: failed" for function in (breaks, fails_to_commit)
     ]
 
 

@@ -26,6 +26,7 @@ from asgi_sqla import (
     Database,
     ErrorKind,
     SQLAlchemyMiddleware,
+    UnitOfWork,
     classify,
     current_unit,
     session_scope,
@@ -524,5 +525,5 @@ async def test_the_most_specific_key_of_a_mapping_counts(error: Exception, mappi
         starts.append(message.get("status"))
 
     answers = Answers(mapping)
-    await answers.give(error, {"type": "http"}, None, send)
+    await answers.give(error, {"type": "http"}, None, send, UnitOfWork())
     assert (answers.knows(error), starts[0]) == (known, 503 if known else 500)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -407,3 +408,10 @@ def test_on_a_terminal(project: Project, arguments: tuple[str, ...], answer: str
     found, shown = on_a_terminal(project.folder, *target, *arguments, answer=answer)
 
     assert (found, said in shown, "Traceback" in shown) == (code, True, False)
+
+
+def test_the_readme_names_every_command() -> None:
+    """And no other."""
+    told = re.search(r"Its commands are (.+?)\.", (Path(__file__).parent.parent / "README.rst").read_text(), re.DOTALL)
+    assert told is not None
+    assert sorted(re.findall(r"``(\w+)``", told[1])) == sorted(main.commands)

@@ -1,6 +1,8 @@
 """Coming from older systems: the example of each documentation, rewritten as the README says."""
 
 import asyncio
+import inspect
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -11,14 +13,16 @@ import httpx
 import pytest
 from click.testing import CliRunner
 from fastapi import Depends, FastAPI
+from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings
 from sqlalchemy import Unicode, UnicodeText, column, select, table, text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Mapped, mapped_column
 from support.servers import Server
 
-from asgi_sqla import Database, SQLAlchemyMiddleware, session_scope
+import asgi_sqla
+from asgi_sqla import Database, SQLAlchemyMiddleware, cli, migrations, models, session_scope, settings
 from asgi_sqla import db as global_db
 from asgi_sqla.cli import syncdb
 from asgi_sqla.migrations import MigrateResult, Migrations, Status, exists_in_db, is_sqlite, scaffold
@@ -279,3 +283,94 @@ def test_sqlalchemy_helpers_with_fastapi(tmp_path: Path, location: Path) -> None
         assert client.get("/user/foo").json() == {"id": 1, "name": "foo"}
         assert client.get("/user/bar").status_code == 404
         assert client.get("/ready").json() == "up to date"
+
+
+# FastAPI's Depends with yield
+
+
+class Made(BaseModel):
+    """An application, and what it has to be asked for."""
+
+    model_config = {"arbitrary_types_allowed": True}
+    app: Any
+    database: Database
+
+
+def made(url: str, *, ours: bool) -> Made:
+    """Return the same handlers, with a dependency of the user that commits or with ours."""
+    database = Database(url)
+    api = FastAPI()
+    factory: async_sessionmaker[AsyncSession] = database.async_sessionmaker
+
+    async def theirs() -> AsyncIterator[AsyncSession]:
+        async with factory() as session:
+            yield session
+            await session.commit()
+
+    given = database.get_async_session if ours else theirs
+
+    @api.post("/users", status_code=201)
+    async def add_user(name: str, session: Annotated[AsyncSession, Depends(given)], status: int = 201) -> Response:
+        session.add(Person(name=name))
+        return Response(status_code=status)
+
+    @api.get("/body")
+    async def body(session: Annotated[AsyncSession, Depends(given)]) -> Response:
+        await session.execute(select(Person))
+
+        async def parts() -> AsyncIterator[str]:
+            yield str(sum(pool.out for pool in database.pools()))
+
+        return StreamingResponse(parts())
+
+    return Made(app=SQLAlchemyMiddleware(api, database) if ours else api, database=database)
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["their dependency", "our middleware"])
+def test_a_dependency_with_yield_commits_after_its_answer(url: str, ours: bool) -> None:
+    """What its client is told is not what becomes of its rows, and a connection is out while a body is sent."""
+    it = made(url, ours=ours)
+    with served(it.app) as client:
+        out = client.get("/body").text
+        twice = [client.post("/users", params={"name": "Ann"}).status_code for _ in range(2)]
+        refused = client.post("/users", params={"name": "Bob", "status": 422}).status_code
+
+    with session_scope(it.database) as session:
+        names = list(session.scalars(select(Person.name).order_by(Person.name)))
+    it.database.dispose()
+    assert (twice, refused) == ([201, 500] if ours else [201, 201], 422)
+    assert (names, out) == (["Ann", "foo"] if ours else ["Ann", "Bob", "foo"], "0" if ours else "1")
+
+
+# The table
+
+
+def test_what_the_table_says_to_write_is_there() -> None:
+    """Each name on the right is public, a keyword of something public, or a word of the example."""
+    readme = (Path(__file__).parent.parent / "README.rst").read_text()
+    _, _, table = readme.partition("\nComing from\n")
+    right = [
+        line[43:] for line in table.partition("\nWhen something goes wrong\n")[0].splitlines() if line[41:43] == "  "
+    ]
+    written = {
+        name for line in right for code in re.findall("``(.+?)``", line) for name in re.findall(r"[A-Za-z_]\w*", code)
+    }
+    public = {name for room in (asgi_sqla, cli, migrations, models, settings) for name in dir(room)}
+    members = {name for kind in (Database, Migrations, MigrateResult, Status) for name in dir(kind)}
+    keywords = {name for call in (SQLAlchemyMiddleware, session_scope) for name in inspect.signature(call).parameters}
+    keywords |= asgi_sqla.database.DatabaseOptions.__annotations__.keys()
+    example = {"User", "Model", "first", "second", "uri", "location", "filters", "py", "env"}
+    of_others = {
+        "DeclarativeBase",
+        "Depends",
+        "asgi_sqla",
+        "True",
+        "False",
+        "commit",
+        "range",
+        "with",
+        "await",
+        "add_middleware",
+    }
+    assert len(written) > 30
+    assert written - public - members - keywords - example - of_others == set()

@@ -15,7 +15,7 @@ from typing import Any, get_overloads
 import pytest
 
 import asgi_sqla
-from asgi_sqla import cli, migrations, models, settings, testing
+from asgi_sqla import cli, health, migrations, models, observe, settings, telemetry, testing
 from asgi_sqla.database import DatabaseOptions
 from asgi_sqla.unit.scope import SessionScope
 
@@ -34,7 +34,7 @@ NOT_OURS = re.compile(
 
 def public() -> Iterator[tuple[str, Any]]:
     """Yield every public function, class, method and property by its dotted name."""
-    for module in (asgi_sqla, models, migrations, testing, cli):
+    for module in (asgi_sqla, health, models, migrations, observe, telemetry, testing, cli):
         for name in module.__all__:
             yield from described(f"{module.__name__}.{name}", getattr(module, name))
     for name in ("DatabaseSettings", "database_from", "migrations_from"):

@@ -53,6 +53,14 @@ def connections(backend: Backend) -> int:
     return sum(str(link.readlink()) == path for link in links if link.is_symlink())
 
 
+@pytest.fixture(autouse=True)
+def _nobody_else_is_connected(request: pytest.FixtureRequest) -> None:
+    """Cut what an earlier test of this process has left, as the tests here count connections."""
+    backend: Backend | None = request.getfixturevalue("backend") if "backend" in request.fixturenames else None
+    if backend is not None and backend.name != "sqlite":
+        backend.terminate()
+
+
 def left(backend: Backend, expected: int = 0) -> int:
     """Return how many connections stay; a server may take a moment to notice that one has closed.
 

@@ -47,6 +47,7 @@ ASYNC_ENGINE = create_async_engine("sqlite+aiosqlite://")
 DATABASE = Database("sqlite://")
 NO_DATABASE = ("sqlite://", URL, PARSED, ENGINE, ASYNC_ENGINE, Database, [DATABASE], 5)
 NO_COUNT = (-1, 1.5, True, "3", None)
+NO_SECONDS = (0, -1.0, True, "2.5", [2.5], float("nan"), float("inf"))
 NO_SWITCH = (None, 1, 0, "yes")
 NO_MAPPING = (5, "x", [("echo", True)], {"echo"})
 
@@ -244,6 +245,7 @@ DATABASE_WRONG: dict[str, tuple[Any, ...]] = {
     "pipelining": NO_SWITCH,
     "transaction_pooler": NO_SWITCH,
     "max_waiting": NO_COUNT[:-1],
+    "observe": (5, "x", print, {print}, [None], [5], [later], [Later()], [nothing], [Later], [four]),
 }
 WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
     "SQLAlchemyMiddleware": {
@@ -251,6 +253,8 @@ WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
         "database": (*NO_DATABASE[:-2], 5, (), {DATABASE}, {"url": URL}, (DATABASE, ENGINE)),
         "url": DATABASE_WRONG["url"],
         "commit_on": (None, 200, 5.5, "200", b"200", [99], [600], [True], ["200"], [200.0])
+        + (later, Later(), functools.partial(later), nothing, four, by_name, lambda status: True),
+        "commit_parts": (None, True, "text/event-stream", ["text/event-stream"], [], {200}, ("text/event-stream",))
         + (later, Later(), functools.partial(later), nothing, four, by_name, lambda status: True),
         "error_responses": (409, "409", [IntegrityError], {"IntegrityError": 409}, {int: 409})
         + tuple({IntegrityError: value} for value in (200, 600, True, "409", None, dict, nothing, lambda exc: 409))
@@ -262,6 +266,8 @@ WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
         + ((later, lambda scope, message, mark: None), "X-Mark"),  # the last: stick=None
         "retries": NO_COUNT,
         "replay_limit": (*NO_COUNT, "1MB"),
+        "deadline": (*NO_SECONDS, later, Later(), functools.partial(later), nothing, four),
+        "cancel_on_disconnect": NO_SWITCH,
         "check_on_startup": NO_SWITCH,
         "on_startup": (5, "start", nothing, Middlewares().start, Middlewares, app, CLOSED),
     },
@@ -279,6 +285,7 @@ WRONG: dict[str, dict[str, tuple[Any, ...]]] = {
         "isolation_level": (5, True, ["SERIALIZABLE"], "", "SERIALISABLE", "serialisable", "READ COMMITTED"),
         "retries": NO_COUNT,
         "after": (5, True, b"a", DATABASE, "a"),  # the last: read_only=False
+        "deadline": (*NO_SECONDS, lambda scope: 2.0),
     },
     "UnitOfWork.on_commit": {"callback": (None, 5, "send", later, Later())},
     "UnitOfWork.on_rollback": {"callback": (None, 5, "send", later, Later())},
@@ -464,7 +471,7 @@ def test_a_scope_of_the_global_db_checks_its_level_at_the_first_call(global_db: 
         pass
 
 
-@pytest.mark.parametrize("argument", ["commit_on", "read_only"])
+@pytest.mark.parametrize("argument", ["commit_on", "commit_parts", "read_only"])
 @pytest.mark.parametrize("returning", [lambda *_: later(), Returning()], ids=["function", "object"])
 async def test_a_rule_that_returns_an_awaitable_fails_the_request(
     sqlite: Backend, argument: str, returning: Any

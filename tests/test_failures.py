@@ -405,9 +405,9 @@ def second_database(folder: Path) -> tuple[Database, Engine]:
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
 async def test_the_second_commit_of_two_fails(
-    database: Database, backend: Backend, sqlite: Backend, tmp_path: Path, kind: str
+    database: Database, backend: Backend, sqlite: Backend, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client gets the error, and the exception says which database had committed and which had not."""
+    """The client gets the error; exception and log say that something was committed, and the first says where."""
     second, witness = second_database(tmp_path)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -422,6 +422,7 @@ async def test_the_second_commit_of_two_fails(
     assert isinstance(call.raised, IntegrityError)
     (note,) = call.raised.__notes__
     assert f"these had been committed: {database!r}; these are rolled back: {second!r}" in note
+    assert "some of its work had already been committed by the unit of work at its end" in caplog.text
     with witness.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM item")) == 0
 
@@ -590,7 +591,7 @@ async def test_a_sibling_that_executes_when_the_response_starts(
         await temperature(database)
         tasks.append(asyncio.create_task(executing(database.async_session)))
         await ticks(2)
-        await respond(send, 200)
+        await respond(send, 200, sized=True)
 
     call = await Call(SQLAlchemyMiddleware(app, database))()
     (done,), _ = await asyncio.wait(tasks)
@@ -630,7 +631,7 @@ async def test_a_thread_that_outlives_its_request(database: Database, backend: B
             raise BrokenError
         if end == "cancelled":
             raise asyncio.CancelledError
-        await respond(send, 201)
+        await respond(send, 201, sized=True)
 
     threads: list[asyncio.Future[None]] = []
     call = await Call(SQLAlchemyMiddleware(app, database))()

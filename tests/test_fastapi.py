@@ -19,7 +19,7 @@ from support.databases import NO_OWNER, Backend, Item
 from support.marks import KINDS, on_one, on_postgresql
 from support.servers import Server, errors, statuses
 
-from asgi_sqla import Database, SQLAlchemyMiddleware, current_unit, session_scope
+from asgi_sqla import Database, NoUnitOfWorkError, SQLAlchemyMiddleware, current_unit, session_scope
 
 POSITIONS = ["add_middleware", "outermost"]
 at_every_position = pytest.mark.parametrize("position", POSITIONS)
@@ -528,8 +528,8 @@ def test_a_second_task_on_a_session_gets_an_error_that_says_what_to_write(databa
         out = server.out(database)
 
     assert slept == "slept"
-    assert error.startswith("a session of <UnitOfWork GET /both open> is in use by <Task ")
-    assert error.endswith("so let each open its own: async with session_scope() as session: ...")
+    assert error.startswith("a session of <UnitOfWork GET /both open> is in use by task '")
+    assert error.endswith(": async with session_scope() as session: ...")
     assert (as_told, out) == ([1] * 5, 0)
 
 
@@ -570,3 +570,42 @@ async def test_200_sync_endpoints_share_a_pool_of_5(backend: Backend, capsys: py
     assert len(backend.names()) == 400
     with capsys.disabled():
         print(f"\n200 def endpoints, pool of 5: {seconds:.2f} s, committed inline by hand: {seconds_by_hand:.2f} s")
+
+
+@at_every_position
+@pytest.mark.parametrize("handled", [Exception, 500])
+async def test_a_handler_of_everything_is_in_the_unit_of_a_wrapped_application(
+    sqlite: Backend, position: str, handled: Any
+) -> None:
+    """Starlette calls it outside of all middleware that is added."""
+    database = Database(sqlite.url)
+    api = FastAPI()
+
+    @api.get("/")
+    async def endpoint() -> None:
+        raise ValueError
+
+    @api.exception_handler(handled)
+    async def on_error(_request: Request, _exc: Exception) -> Response:
+        try:
+            return PlainTextResponse(str(current_unit()), 500)
+        except NoUnitOfWorkError:
+            return PlainTextResponse("none", 500)
+
+    transport = httpx.ASGITransport(install(api, database, position), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        answer = await client.get("/")
+    await database.async_dispose()
+
+    assert answer.text == ("<UnitOfWork GET / open>" if position == "outermost" else "none")
+
+
+async def test_an_object_in_the_place_of_the_class_is_an_error(sqlite: Backend) -> None:
+    """Starlette calls what it is given with the application alone."""
+    api = FastAPI()
+    mistake: Any = SQLAlchemyMiddleware(api, Database(sqlite.url))
+    api.add_middleware(mistake)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+        with pytest.raises(TypeError, match="missing 2 required positional arguments"):
+            await client.get("/")

@@ -16,7 +16,7 @@ from typing import Any
 import greenlet  # type: ignore[import-untyped]
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column
 from sqlalchemy.util import await_only
 from support.asgi import Call, http_scope, respond
@@ -345,3 +345,25 @@ def test_a_traceback_keeps_no_greenlet(sqlite: Backend, call: str) -> None:
     assert len(frames) > 4
     assert kept == []
     database.dispose()
+
+
+@on_drivers("pymysql", "asyncmy")
+@pytest.mark.parametrize("status", [201, 422])
+async def test_a_statement_that_would_commit_what_was_written_is_refused(
+    database: Database, backend: Backend, kind: str, status: int
+) -> None:
+    """It is not sent, so the verdict still decides about the work before it."""
+
+    def work(session: Session) -> None:
+        session.add(Item(name="a"))
+        session.flush()
+        with pytest.raises(InvalidRequestError, match="would first commit what this session has written"):
+            session.execute(text("ANALYZE TABLE item"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await perform(database, kind, work)
+        assert backend.names() == []
+        await respond(send, status)
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+    assert (call.raised, call.starts, backend.names()) == (None, [status], ["a"] if status == 201 else [])

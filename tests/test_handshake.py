@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Self
 
@@ -310,3 +311,58 @@ async def test_a_denial_of_a_framework_is_judged_by_its_status(database: Databas
     socket = await Socket(app, backend, [CONNECT], database).run()
     assert (socket.raised, socket.sent) == (None, ["http.response.start", "http.response.body"])
     assert backend.names() == []
+
+
+# What is committed when
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_is_sent_with_open_work_leaves_before_its_commit(
+    database: Database, backend: Backend, kind: str
+) -> None:
+    """Asking for the next message commits it, so only a scope of its own can tell what is committed."""
+    app = SQLAlchemyMiddleware(plain(database, kind), database)
+    socket = await Socket(app, backend, [CONNECT, text("a"), GOODBYE], database).run()
+
+    assert (socket.sent, socket.rows_at_send) == (["accept", "send"], [[], []])
+    assert socket.rows_at_receive == [[], [], ["a"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_wait_with_a_limit_is_another_task_before_python_3_12(
+    database: Database, backend: Backend, kind: str
+) -> None:
+    """There ``asyncio.wait_for`` says nothing about the work of its caller, which then commits at the end."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(ACCEPT)
+        while (await asyncio.wait_for(receive(), 5))["type"] == "websocket.receive":
+            await write(database.async_session if kind == "async" else database.session, "a")
+
+    socket = await Socket(SQLAlchemyMiddleware(app, database), backend, [CONNECT, text("a"), GOODBYE], database).run()
+
+    at_the_third = ["a"] if sys.version_info >= (3, 12) else []
+    assert (socket.raised, socket.rows_at_receive, backend.names()) == (None, [[], [], at_the_third], ["a"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("raises", [True, False])
+async def test_a_conversation_that_another_task_receives_is_one_unit(
+    database: Database, backend: Backend, kind: str, raises: bool
+) -> None:
+    """After the client has disconnected an application that raises keeps nothing, and one that returns keeps all."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.create_task(receive())
+        await send(ACCEPT)
+        while (event := await asyncio.create_task(receive()))["type"] == "websocket.receive":
+            await write(database.async_session if kind == "async" else database.session, event["text"])
+        if raises:
+            raise KeyError
+
+    events = [CONNECT, text("a"), text("b"), GOODBYE]
+    socket = await Socket(SQLAlchemyMiddleware(app, database), backend, events, database).run()
+
+    assert (type(socket.raised), socket.rows_at_receive) == (KeyError if raises else type(None), [[]] * 4)
+    assert backend.names() == ([] if raises else ["a", "b"])

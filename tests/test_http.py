@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from support.asgi import Call, respond
+from support.asgi import Call, http_scope, respond
 from support.databases import NO_OWNER, Backend, Item
 
 from asgi_sqla import Database, SQLAlchemyMiddleware, current_unit
@@ -178,3 +178,19 @@ async def test_work_after_the_start_of_an_incomplete_response_is_rolled_back_and
     assert (call.raised, call.starts, backend.names()) == (None, [200], [])
     (record,) = [record for record in caplog.records if record.name == "asgi_sqla"]
     assert "its response is incomplete" in record.getMessage()
+
+
+async def test_an_answer_of_ours_has_no_header_of_the_application(database: Database, backend: Backend) -> None:
+    """A cookie that sets a login is not sent if the COMMIT of the login fails."""
+    cookie = (b"set-cookie", b"session=1")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        path = scope["path"]
+        await write(database, "async", name=path, owner_id=NO_OWNER if path == "/fails" else None)
+        await send({"type": "http.response.start", "status": 201, "headers": [cookie]})
+        await send({"type": "http.response.body", "body": b"logged in"})
+
+    kept, failed = [await Call(SQLAlchemyMiddleware(app, database), http_scope(path))() for path in ("/", "/fails")]
+
+    assert (kept.status, failed.status) == (201, 500)
+    assert [cookie in call.messages[0]["headers"] for call in (kept, failed)] == [True, False]

@@ -73,6 +73,7 @@ async def test_a_captured_context_keeps_no_database(backend: Backend, kind: str)
 @pytest.mark.filterwarnings("ignore:.*:ResourceWarning")  # nobody closed them: that is what the test is about
 async def test_databases_that_are_dropped_leave_no_connection(backend: Backend, kind: str) -> None:
     """A database per tenant is made, used and dropped, and the server sees its connections close."""
+    of_others = backend.backends()  # that of an earlier test whose driver could not be stopped, for example
     for _ in range(30):
         database = Database(backend.url)
         if kind == "sync":
@@ -85,5 +86,5 @@ async def test_databases_that_are_dropped_leave_no_connection(backend: Backend, 
     session = async_session = None  # type: ignore[assignment]  # the last of them
     gc.collect()
 
-    await until(lambda: bool(gc.collect()) or backend.backends() == 0)
-    assert backend.backends() == 0
+    await until(lambda: bool(gc.collect()) or backend.backends() <= of_others)
+    assert backend.backends() <= of_others

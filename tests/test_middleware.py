@@ -57,11 +57,11 @@ async def test_what_is_not_ours_passes_through(shop: Database, kind: str) -> Non
 
 
 async def test_the_unit_is_in_the_scope_and_leaves_it(shop: Database) -> None:
-    """``scope["asgi_sqla"]`` is the unit while the request runs; afterwards the scope is as before."""
+    """``scope["asgi_sqla"]`` leads to the unit while the request runs; afterwards the scope is as before."""
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(scope["asgi_sqla"] is current_unit())
+        seen.append(scope["asgi_sqla"].unit() is current_unit())
         seen.append(isinstance(current_unit(), UnitOfWork))
         await respond(send)
 

@@ -19,8 +19,8 @@ from sqlalchemy import MetaData, create_engine, insert, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
-from support.empty import KINDS, empty_database
-from support.migrating import Project, importable
+from support.empty import KINDS
+from support.migrating import Project, first_project, importable
 
 from asgi_sqla import ConfigurationError, Database, SQLAlchemyMiddleware, WrongEventLoopError, session_scope
 from asgi_sqla.migrations import (
@@ -41,11 +41,8 @@ PROCESSES = 8
 @pytest.fixture(params=KINDS)
 def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
     """Return a project on each kind of database in turn, with the revision that creates its tables."""
-    with empty_database(request.param, tmp_path) as url, importable(tmp_path):
-        project = Project(tmp_path, url)
-        project.first()
+    with first_project(request.param, tmp_path) as project:
         yield project
-        project.migrations.database.dispose()
 
 
 @pytest.fixture
@@ -758,3 +755,21 @@ def test_what_alembic_refuses_is_its_own_error(on_sqlite: Project) -> None:
     """The error is not wrapped."""
     with pytest.raises(CommandError, match="nowhere"):
         on_sqlite.migrations.upgrade("nowhere")
+
+
+def test_every_command_waits_for_the_lock(on_sqlite: Project) -> None:
+    """All but ``latest``, which reads the scripts alone."""
+    migrations = on_sqlite.migrations
+    other = holder(on_sqlite, connect_timeout=0.01)
+    migrations.lock_timeout = 0.0
+    arguments: dict[str, list[str]] = {"downgrade": ["base"], "revision": ["late"]}
+    names = ("migrate", "create", "upgrade", "downgrade", "drop", "status", "current", "revision")
+
+    def ask(_connection: object) -> None:
+        for name in names:
+            with pytest.raises(MigrationLockError):
+                getattr(migrations, name)(*arguments.get(name, ()))
+        assert migrations.latest() == ("first",)
+
+    other.with_lock(ask)
+    assert {name for name in dir(migrations) if hasattr(migrations, f"async_{name}")} == {*names, "latest", "with_lock"}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 import threading
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool
 from support.asgi import Call, http_scope, respond
@@ -173,7 +175,14 @@ async def test_every_pool_has_numbers(backend: Backend) -> None:
     assert [(one.role, one.kind, one.size, one.out) for one in database.pools()] == [
         (role, kind, 3, 0) for role in ("write", "read") for kind in ("sync", "async")
     ]
+    assert {(one.idle, one.max) for one in database.pools()} == {(1, 13)}
+    assert {make_url(one.database).get_backend_name() for one in database.pools()} == {backend.witness.dialect.name}
     await database.async_dispose()
+    unlimited = Database(backend.url, engine_options={"max_overflow": -1})
+    with session_scope(unlimited) as session:
+        session.execute(text("SELECT 1"))
+        assert [(one.out, one.idle, one.max) for one in unlimited.pools()] == [(1, 0, None)]
+    unlimited.dispose()
     given = Database(engine=create_engine(backend.witness.url, poolclass=NullPool))
     with session_scope(given) as session:
         session.execute(text("SELECT 1"))
@@ -193,3 +202,39 @@ def test_a_bound_needs_a_queue(sqlite: Backend) -> None:
         Database(engine=create_engine(sqlite.url), max_waiting=3)
     with pytest.raises(ConfigurationError, match="max_waiting=3 is for queue pools, and poolclass=NullPool is none"):
         Database(sqlite.url, engine_options={"poolclass": NullPool}, max_waiting=3)
+
+
+def test_the_holders_are_named_in_a_new_process(sqlite: Backend) -> None:
+    """Also if nobody has asked for them before."""
+    code = f"""
+from sqlalchemy import text
+from asgi_sqla import Database, session_scope
+database = Database({sqlite.url!r}, engine_options={{"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.1}})
+with session_scope(database) as first:
+    first.execute(text("SELECT 1"))
+    try:
+        database.engine.connect()
+    except Exception as exc:
+        print(*exc.__notes__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "session_scope() (0." in done.stdout
+
+
+async def test_the_error_of_who_may_not_wait_names_the_holders(sqlite: Backend) -> None:
+    """In a note, for whoever reads it in the log of the server."""
+    database = full(sqlite, max_waiting=1)
+    crowd = Crowd(database, "async")
+    waiting = [crowd.enter("/holds") for _ in range(SIZE + 1)]
+    await until(lambda: (crowd.held, crowd.waiting()) == (SIZE, 1))
+
+    with pytest.raises(PoolExhaustedError) as caught:
+        async with session_scope(database):
+            await execute(database, "async", "SELECT 1")
+    crowd.go.set()
+    await asyncio.gather(*waiting)
+    await database.async_dispose()
+
+    (note,) = caught.value.__notes__
+    assert note.startswith("its connections are held by ")
+    assert note.count("GET /holds (") == SIZE

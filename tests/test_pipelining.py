@@ -28,6 +28,7 @@ from asgi_sqla import Database, session_scope
 from asgi_sqla.engine import asyncpg as asyncpg_room
 from asgi_sqla.engine import pipelining as room
 from asgi_sqla.engine import psycopg as psycopg_room
+from asgi_sqla.engine.asyncpg_messages import unsynced
 
 DRIVERS = [("asyncpg", "async"), ("psycopg", "async"), ("psycopg", "sync")]
 ANSWER = text("SELECT CAST(:value AS integer)")
@@ -319,7 +320,7 @@ async def test_a_cancelled_task(place: Place) -> None:
 async def test_a_killed_backend(place: Place) -> None:
     """The first statement on its connection fails as on a lost one, and the next session has a new one."""
     await place.run(lambda session: answer(session, 1))
-    assert place.backend.terminate() == 1
+    assert place.backend.terminate() >= 1  # one that the test before has closed may still be there
 
     def case(session: Session) -> bool:
         with pytest.raises(DBAPIError) as caught:
@@ -410,7 +411,7 @@ async def test_a_begin_that_fails(place: Place, monkeypatch: pytest.MonkeyPatch)
         pytest.skip("without pipelining no statement is sent with BEGIN")
     answer_before = await place.run(lambda session: answer(session, 1))
     spoilt = b"BEGIN nonsense"
-    monkeypatch.setattr(asyncpg_room, "_begin", lambda *_: asyncpg_room._unsynced("BEGIN nonsense"))
+    monkeypatch.setattr(asyncpg_room, "begin", lambda *_: unsynced("BEGIN nonsense"))
 
     def case(session: Session) -> None:
         if place.backend.name == "psycopg":
@@ -676,7 +677,7 @@ async def test_an_unknown_driver_falls_back(
     room._room.cache_clear()
 
     assert taken == 3
-    assert "BEGIN is sent before the first statement" in caplog.text
+    assert "is used the plain way" in caplog.text
 
 
 async def test_behind_tls(place: Place, tmp_path: Path) -> None:

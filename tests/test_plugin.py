@@ -33,6 +33,8 @@ SHOP = """
             session.flush()
             return session.scalar(select(func.count()).select_from(Item))
 """
+COPIES = True
+"""The databases are copied, which their witness must not prevent."""
 INI = """
     [pytest]
     addopts = -p no:cacheprovider --strict-markers

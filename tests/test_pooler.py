@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool
 from support.databases import Backend, Item, make_backend, postgresql_url
 from support.marks import POSTGRESQL
 from support.poolers import Losing, Pooler, start
+from support.scopes import in_scope
 from support.wire import wire
 
 from asgi_sqla import ConfigurationError, Database, ReadOnlyError, session_scope
@@ -47,16 +48,7 @@ class Place:
 
     async def run(self, work: Callable[[Session], Any], database: Database | None = None, **options: Any) -> Any:
         """Return what ``work`` returns in a scope."""
-        database = database or self.database
-        if self.kind == "async":
-            async with session_scope(database, **options) as session:
-                return await session.run_sync(work)
-
-        def in_thread() -> Any:
-            with session_scope(database, **options) as session:
-                return work(session)
-
-        return await asyncio.to_thread(in_thread)
+        return await in_scope(database or self.database, self.kind, work, **options)
 
     async def retried(self, work: Callable[[Session], None], database: Database | None = None, **options: Any) -> None:
         """Call ``work`` in a scope with two retries."""

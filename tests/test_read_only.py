@@ -8,7 +8,6 @@ import random
 from typing import Any
 
 import pytest
-from anyio import to_thread
 from sqlalchemy import create_engine, delete, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -22,6 +21,7 @@ from support.drivers import on_drivers
 from support.failing import execute
 from support.failing import insert as write
 from support.marks import KINDS, on_postgresql
+from support.scopes import in_scope
 from support.wire import wire
 
 from asgi_sqla import ConfigurationError, Database, ReadOnlyError, SQLAlchemyMiddleware, current_unit, session_scope
@@ -37,16 +37,7 @@ LEVELS = [None, "SERIALIZABLE"]
 
 async def reading(database: Database, kind: str, work: Any, **options: Any) -> None:
     """Run ``work`` on the session of a read-only scope."""
-    if kind == "sync":
-
-        def in_thread() -> None:
-            with session_scope(database, read_only=True, **options) as session:
-                work(session)
-
-        await to_thread.run_sync(in_thread)
-    else:
-        async with session_scope(database, read_only=True, **options) as session:
-            await session.run_sync(work)
+    await in_scope(database, kind, work, read_only=True, **options)
 
 
 def seed(backend: Backend) -> None:
@@ -344,6 +335,27 @@ async def test_what_a_unit_did_to_its_connection_is_undone(backend: Backend, kin
     await database.async_dispose()
 
 
+@on_drivers("pymysql", "asyncmy")
+async def test_our_own_question_changes_nothing(backend: Backend, kind: str) -> None:
+    """After an error MariaDB is asked whether the transaction still exists; the connection is kept."""
+    database = Database(backend.url, engine_options={"pool_size": 1, "max_overflow": 0})
+    connections: list[int] = []
+
+    def fails(session: Session) -> None:
+        session.begin_nested()
+        connections.append(session.scalar(text("SELECT connection_id()")))
+        with pytest.raises(DBAPIError):
+            session.execute(text("SELECT nothing FROM nowhere"))
+        connections.append(session.scalar(text("SELECT connection_id()")))
+
+    for _ in range(2):
+        await reading(database, kind, fails)
+
+    assert len(connections) == 4
+    assert len(set(connections)) == 1
+    await database.async_dispose()
+
+
 async def test_a_reader_on_a_shared_connection_lets_a_writer_write() -> None:
     """An engine that was handed in may have one connection for everybody, as SQLAlchemy's own in memory has."""
     engine = create_async_engine("sqlite+aiosqlite://")
@@ -621,3 +633,27 @@ def test_engines_for_reading_count_as_in_use(sqlite: Backend) -> None:
         database.configure("sqlite://")
     database.dispose()
     database.configure("sqlite://")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@on_postgresql
+async def test_a_transaction_that_a_savepoint_began_lasts_until_commit(
+    database: Database, backend: Backend, kind: str
+) -> None:
+    """Its statements have one time; after it each has its own again."""
+    seen: list[bool] = []
+
+    def same_time(session: Session) -> bool:
+        first, second = (session.scalar(select(func.now())) for _ in range(2))
+        return bool(first == second)
+
+    def work(session: Session) -> None:
+        seen.append(same_time(session))
+        with session.begin_nested():
+            session.execute(text("SELECT 1"))
+        seen.append(same_time(session))
+        session.commit()
+        seen.append(same_time(session))
+
+    await reading(database, kind, work)
+    assert seen == [False, True, False]

@@ -96,3 +96,38 @@ def test_the_wheel_carries_nothing_to_read_in_the_source() -> None:
     """The README of a folder is for readers of the sdist or the repository."""
     assert list(HOUSE.rglob("*.rst")) == []
     assert (HOUSE / "py.typed").is_file()
+
+
+README = " ".join((ROOT / "README.rst").read_text().split())
+PYTHONS = [one.rpartition(" ")[2] for one in PROJECT["project"]["classifiers"] if one[-3:].startswith(".1")]
+
+
+def needed(*requirements: str) -> dict[str, str]:
+    """Return the oldest version that each requirement allows, by the name of the package."""
+    found = (re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", one) for one in requirements)
+    return {one[1]: one[2] for one in found if one}
+
+
+def test_the_readme_names_the_versions_that_are_allowed() -> None:
+    """CI runs the oldest of them, and every Python of the classifiers."""
+    oldest = needed(*PROJECT["project"]["dependencies"])
+    pythons = re.findall(r"CPython (3\.\d+), (3\.\d+) and (3\.\d+) on Linux", README)
+    assert pythons == [tuple(PYTHONS)]
+    assert PROJECT["project"]["requires-python"] == f">={PYTHONS[0]}"
+    assert f"Python {PYTHONS[0]} or newer is needed." in README
+    assert f"SQLAlchemy {oldest['sqlalchemy']} to " in README
+    assert f"anyio from {oldest['anyio']} and asgiref from {oldest['asgiref']}." in README
+
+
+def test_the_readme_says_what_the_extras_bring() -> None:
+    """Those of a database bring drivers of both kinds."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    told = README.partition("The extras install the drivers of both kinds: ")[2].partition(" Any other")[0]
+    assert set(re.findall(r"``(\w+)``", told)) == {"sqlite", "postgresql", "mysql", "oracle", "mssql"}
+    drivers = {"sqlite": ["aiosqlite"], "postgresql": ["asyncpg", "psycopg"], "mysql": ["asyncmy", "PyMySQL"]}
+    for extra, names in drivers.items():
+        assert {name.lower() for name in names} <= needed(*extras[extra]).keys()
+        assert f"``{extra}`` ({' and '.join(names)}" in told
+    rest = README.partition("The extras ``migrations``")[2].partition(".")[0]
+    assert {"migrations", *re.findall(r"``(\w+)``", rest)} == extras.keys() - {*drivers, "oracle", "mssql", "demo"}
+    assert [*needed(*extras["telemetry"])] == ["opentelemetry-api"]

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 from support.asgi import Call, Message, http_scope, respond
 from support.databases import Backend, Item, connections_out
-from support.failing import engine_of
+from support.failing import engine_of, lose_network
 from support.marks import KINDS, on_postgresql
 from support.rivals import perform
 
@@ -85,7 +85,7 @@ async def textual_commit(database: Database, kind: str, backend: Backend) -> Non
     await perform(database, kind, lambda session: session.rollback())
 
 
-def lose_next_commit(engine: Engine, backend: Backend) -> None:
+def lose_next_commit(engine: Engine) -> None:
     """Apply the next COMMIT on ``engine``, and lose its connection before the answer."""
     left = [1]
 
@@ -94,19 +94,16 @@ def lose_next_commit(engine: Engine, backend: Backend) -> None:
             return
         left.clear()
         cursor = connection.connection.cursor()  # past every event
-        cursor.execute("SELECT pg_backend_pid()")
-        pid = (cursor.fetchone() or [None])[0]
         cursor.execute("COMMIT")
         cursor.execute("SELECT 1")  # or psycopg would have nothing to send at the COMMIT that follows
-        with backend.witness.connect() as witness:
-            assert witness.scalar(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid}) is True
+        lose_network(connection)
 
     event.listen(engine, "commit", on_commit)
 
 
 async def commit_in_doubt(database: Database, kind: str, backend: Backend) -> None:
     """Commit without getting an answer, and catch the error."""
-    lose_next_commit(engine_of(database, kind), backend)
+    lose_next_commit(engine_of(database, kind))
     with pytest.raises(DBAPIError):
         await own_commit(database, kind, backend)
     await perform(database, kind, lambda session: session.rollback())
@@ -136,7 +133,7 @@ def in_sync_scope(database: Database) -> None:
 
 async def scope_inside_in_doubt(database: Database, kind: str, backend: Backend) -> None:
     """Commit in a scope inside without getting an answer, and catch the error."""
-    lose_next_commit(engine_of(database, kind), backend)
+    lose_next_commit(engine_of(database, kind))
     with pytest.raises(DBAPIError):
         await scope_inside(database, kind, backend)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextvars import copy_context
@@ -655,7 +656,7 @@ async def test_a_second_task_cannot_reset_a_session_in_use(database: Database) -
         await session.scalar(select(1))
         running = asyncio.create_task(session.execute(slow))
         await asyncio.sleep(0)
-        with pytest.raises(SessionInUseError, match="let each open its own: async with session_scope"):
+        with pytest.raises(SessionInUseError, match=r"let each open its own .*: async with session_scope"):
             await session.reset()
         await running
         assert await session.scalar(select(1)) == 1
@@ -761,3 +762,36 @@ async def test_a_session_that_was_made_on_another_loop_that_still_runs_is_ended_
     other.close()
 
     assert (call.raised, call.status, backend.names()) == (None, 201, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("options", "read_only", "level"),
+    [
+        ({}, False, None),
+        ({"read_only": True}, True, None),
+        ({"isolation_level": "serializable"}, False, "SERIALIZABLE"),
+    ],
+)
+async def test_what_a_unit_says_of_itself(sqlite: Backend, options: Any, read_only: bool, level: str | None) -> None:
+    """Its name is that of the request, the function or the scope, and it knows when it has ended."""
+    database = Database(sqlite.url)
+    async with session_scope(database, **options):
+        unit = current_unit()
+        inside = unit.ended
+
+    assert (unit.name, inside, unit.ended) == ("session_scope()", False, True)
+    assert (unit.attempt, unit.read_only, unit.isolation_level) == (1, read_only, level)
+    await database.async_dispose()
+
+
+@pytest.mark.parametrize("propagation", ["join", "nested"])
+@pytest.mark.parametrize(
+    "name", sorted(inspect.signature(session_scope).parameters.keys() - {"database", "propagation"})
+)
+def test_every_other_argument_needs_a_new_unit(sqlite: Backend, name: str, propagation: Any) -> None:
+    """A unit that exists has its own; an argument that is added is in this test too."""
+    values: dict[str, Any] = {"session_options": {"autoflush": False}, "read_only": True, "deadline": 2.0, "retries": 2}
+    values |= {"isolation_level": "SERIALIZABLE", "after": "mark"}
+    options = {name: values[name], **({"read_only": True} if name == "after" else {})}
+    with pytest.raises(ConfigurationError, match=r'needs a new unit of work; write propagation="new"'):
+        session_scope(Database(sqlite.url), propagation=propagation, **options)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
+import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, event, insert, text
+from sqlalchemy import Connection, Engine, create_engine, event, insert, literal, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, PendingRollbackError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from support.databases import Backend, Base, Item
+from support.failing import engine_of
+from support.scopes import in_scope
 
 from asgi_sqla import ConfigurationError, Database, session_scope
 
@@ -380,3 +384,80 @@ def test_an_old_sqlite_has_no_shared_memory(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ConfigurationError, match=r"SQLite 3\.36"):
         Database("sqlite://")
     Database("sqlite:///app.db")
+
+
+LATE = "a listener that comes late"
+
+
+@pytest.mark.parametrize("heard", ["nobody", "an engine", "all engines", LATE])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("level", [None, "SERIALIZABLE"])
+async def test_each_transaction_begins_before_anybody_hears_of_it(
+    sqlite: Backend, kind: str, heard: str, level: str | None
+) -> None:
+    """A listener of the engine is in the transaction, whenever it began to listen; those of all engines hear first."""
+    database = Database(sqlite.url)
+    begun: list[bool] = []
+
+    def hear(connection: Connection) -> None:
+        begun.append(in_transaction(connection))
+
+    def in_transaction(connection: Connection) -> bool:
+        raw: Any = connection.connection.driver_connection
+        return bool(raw.in_transaction)
+
+    async def transactions() -> list[bool]:
+        inside: list[bool] = []
+
+        def work(session: Session) -> None:
+            inside.append(in_transaction(session.connection()))
+            session.rollback()
+            inside.append(in_transaction(session.connection()))
+
+        await in_scope(database, kind, work, isolation_level=level)
+        return inside
+
+    if heard == LATE:
+        assert await transactions() == [True, True]
+    target = Engine if heard == "all engines" else engine_of(database, kind)
+    if heard != "nobody":
+        event.listen(target, "begin", hear)
+    try:
+        inside = await transactions()
+    finally:
+        if heard != "nobody":
+            event.remove(target, "begin", hear)
+    await database.async_dispose()
+
+    assert inside == [True, True]
+    assert begun == ([] if heard == "nobody" else [heard != "all engines"] * 2)
+
+
+@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_no_event_of_ours_is_heard_for_each_statement(
+    sqlite: Backend, kind: str, heard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one listener of an engine SQLAlchemy asks for all of its events, before and after each statement."""
+    monkeypatch.setattr(Engine, "_has_events", False)  # the tests on MariaDB listen to all engines
+    database = Database(sqlite.url)
+    asked: list[str] = []
+
+    def note(frame: Any, what: str, _argument: Any) -> None:
+        if what == "call" and frame.f_code.co_name == "_invoke_before_exec_event":
+            asked.append(frame.f_code.co_name)
+
+    if heard:
+        database.listen("begin", lambda _connection: None)
+    threading.setprofile(note)  # of threads that are made from now on
+    sys.setprofile(note)
+    try:
+        for _ in range(2):  # the first connects
+            asked.clear()
+            await in_scope(database, kind, lambda session: session.execute(select(literal(1))))
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    await database.async_dispose()
+
+    assert bool(asked) is heard

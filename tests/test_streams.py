@@ -11,10 +11,12 @@ from anyio import to_thread
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session
 from sqlalchemy.util import get_cls_kwargs
+from support.asgi import Call
 from support.databases import Backend, Item
 from support.drivers import POSTGRESQL, on_drivers
+from support.scopes import in_scope
 
-from asgi_sqla import Database, session_scope
+from asgi_sqla import Database, SQLAlchemyMiddleware, session_scope
 
 ROWS = 30
 FORMS: dict[str, Callable[[Session], Iterator[Any]]] = {
@@ -31,20 +33,6 @@ FORMS: dict[str, Callable[[Session], Iterator[Any]]] = {
 """Where a result can be asked for in parts."""
 if "execution_options" not in get_cls_kwargs(Session):  # SQLAlchemy 2.0
     del FORMS["session"]
-
-
-async def in_scope(database: Database, kind: str, work: Any, **options: Any) -> None:
-    """Run ``work`` on the session of a scope."""
-    if kind == "sync":
-
-        def in_thread() -> None:
-            with session_scope(database, **options) as session:
-                work(session)
-
-        await to_thread.run_sync(in_thread)
-    else:
-        async with session_scope(database, **options) as async_session:
-            await async_session.run_sync(work)
 
 
 @pytest.fixture
@@ -173,3 +161,28 @@ def test_two_results_may_be_read_in_turns(sqlite: Backend) -> None:
         with pytest.raises(Exception):  # noqa: B017, PT011  # each driver has its own
             list(each)
     database.dispose()
+
+
+@on_drivers("asyncpg", "psycopg async", "aiosqlite")
+@pytest.mark.parametrize("writes", [True, False])
+async def test_a_stream_of_the_handler_is_closed_by_its_commit(filled: Backend, kind: str, writes: bool) -> None:
+    """A body that opens its own reads all of it, on the one connection of the pool."""
+    database = one_connection(filled)
+    query = select(Item.id).execution_options(yield_per=2)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        session = database.async_session
+        if writes:
+            await session.execute(insert(Item).values(name="other"))
+        early = await session.stream(query)
+        await early.fetchone()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with pytest.raises(Exception):  # noqa: B017, PT011  # each driver has its own
+            await early.all()
+        late = await session.stream(query)
+        count = b"%d" % len(await late.all())
+        await send({"type": "http.response.body", "body": count})
+
+    call = await Call(SQLAlchemyMiddleware(app, database))()
+    await database.async_dispose()
+    assert (call.raised, call.body) == (None, b"%d" % (ROWS + writes))

@@ -29,6 +29,9 @@ from asgi_sqla.testing import (
 KINDS = ["sync", "async"]
 MODES = ["transaction", "copy"]
 
+COPIES = True
+"""The databases are copied, which their witness must not prevent."""
+
 
 def application(database: Database, kind: str = "async", status: int = 201, **fields: Any) -> SQLAlchemyMiddleware:
     """Return an application that adds an item named by the path, and answers how many there are."""

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -122,19 +121,19 @@ def test_no_call_is_lost_when_a_thread_is_about_to_end(own: Threads, monkeypatch
 
 def test_a_thread_that_was_given_a_call_in_its_last_moment_runs_it() -> None:
     """It has waited long enough, but is not idle any more, so the call is on its way to it."""
-    future: Future[None] = Future()
+    call = threads.Call(lambda: None)
     waited: list[bool] = []
 
     class Inbox(SimpleQueue[Any]):
         def get(self, block: bool = True, timeout: float | None = None) -> Any:
             waited.append(True)
             if len(waited) == 2:
-                return (future, lambda: None)
+                return call
             raise Empty
 
     Threads()._work(Inbox())
 
-    assert (len(waited), future.exception(0)) == (3, None)
+    assert (len(waited), call.exception(0)) == (3, None)
 
 
 @pytest.mark.parametrize("failure", [BrokenError(), SystemExit(1), KeyboardInterrupt()], ids=repr)
@@ -146,6 +145,88 @@ def test_a_failure_belongs_to_the_future(own: Threads, failure: BaseException) -
 
     assert own.submit(fail).exception(PATIENCE) is failure
     assert own.submit(lambda: None).exception(PATIENCE) is None
+
+
+def test_a_failure_keeps_nothing_in_a_circle(own: Threads) -> None:
+    """Who has handled the failure of a call frees what the call was made with, without the collector."""
+    import gc
+    import weakref
+
+    class Held:
+        """An object that a call uses."""
+
+    held = Held()
+    gone = weakref.ref(held)
+
+    def fail(held: Held = held) -> None:
+        raise BrokenError
+
+    gc.disable()
+    try:
+        call = own.submit(fail)
+        assert isinstance(call.exception(PATIENCE), BrokenError)
+        del call, fail, held
+        assert wait_until(lambda: gone() is None, PATIENCE)
+    finally:
+        gc.enable()
+
+
+def test_who_waits_is_told_once_whenever_they_ask(own: Threads) -> None:
+    """A call may end at the very moment at which somebody begins to wait for it."""
+    for _ in range(500):
+        told: list[object] = []
+        call = own.submit(int)
+        call.add_done_callback(told.append)
+        call.result(PATIENCE)
+
+        assert wait_until(lambda told=told: bool(told), PATIENCE)  # type: ignore[misc]  # it takes nothing
+        assert told == [call]
+
+
+def test_a_call_cannot_be_cancelled(own: Threads) -> None:
+    """It is done when it has ended by itself."""
+    call = own.submit(int)
+    call.result(PATIENCE)
+
+    assert (call.cancel(), call.cancelled(), call.done()) == (False, False, True)
+
+
+async def test_a_future_of_a_call_may_be_cancelled(own: Threads) -> None:
+    """The call ends by itself, and its failure or its end is told to nobody."""
+    for failure in (None, BrokenError()):
+        blocked = Call_()
+
+        def work(blocked: Call_ = blocked, failure: Exception | None = failure) -> None:
+            blocked()
+            if failure is not None:
+                raise failure
+
+        call = own.submit(work)
+        future = threads.future_of(call)
+        future.cancel()
+        blocked.go_on.set()
+        assert call.exception(PATIENCE) is failure
+        await asyncio.sleep(0)
+
+        assert future.cancelled()
+        again = threads.future_of(call)
+        ended: Any = await asyncio.gather(again, return_exceptions=True)
+        assert ended == [failure]
+
+
+def test_a_call_outlives_the_loop_that_waits_for_it(own: Threads) -> None:
+    """It ends as always after the loop was closed."""
+    blocked = Call_()
+
+    async def leave() -> Any:
+        call = own.submit(blocked)
+        threads.future_of(call)
+        return call
+
+    call = asyncio.run(leave())
+    blocked.go_on.set()
+
+    assert call.exception(PATIENCE) is None
 
 
 def test_an_idle_thread_keeps_nothing_alive(own: Threads) -> None:

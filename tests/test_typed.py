@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 import asgi_sqla
-from asgi_sqla import Database, migrations, models, testing
+from asgi_sqla import Database, health, migrations, models, telemetry, testing
 
 TYPED = Path(__file__).parent / "typed"
 
@@ -55,7 +55,7 @@ def test_the_files_can_be_imported() -> None:
 
 def test_every_public_name_is_used() -> None:
     """A new name is used by the application before it is published."""
-    public = {name for module in (asgi_sqla, migrations, models, testing) for name in module.__all__}
+    public = {name for module in (asgi_sqla, health, migrations, models, telemetry, testing) for name in module.__all__}
     used = {
         alias.name
         for path in TYPED.glob("*.py")

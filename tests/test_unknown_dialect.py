@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import insert, text
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from support.databases import Backend, Item
 
 from asgi_sqla import ConfigurationError, Database, ReadOnlyError, session_scope
@@ -81,3 +81,13 @@ def test_its_isolation_levels_are_not_checked(unheard: Database, sqlite: Backend
     with pytest.raises(ConfigurationError, match="isolation_level"):
         session_scope(unheard, isolation_level="")
     assert sqlite.names() == ["a"]
+
+
+@pytest.mark.parametrize(("end", "kept"), [("COMMIT", ["a"]), ("ROLLBACK", [])])
+def test_a_textual_end_is_noticed(unheard: Database, sqlite: Backend, end: str, kept: list[str]) -> None:
+    """It is judged by its words, whatever the driver says."""
+    with pytest.raises(PendingRollbackError), session_scope(unheard) as session:
+        session.execute(insert(Item).values(name="a"))
+        session.execute(text(end))
+        session.execute(insert(Item).values(name="in autocommit"))
+    assert sqlite.names() == kept

@@ -6,7 +6,6 @@ Must not know: units, sessions, or when an answer is due.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,13 +14,12 @@ from sqlalchemy import exc
 
 from asgi_sqla.engine.callables import takes
 from asgi_sqla.engine.classification import ErrorKind, kind_for_answer
-from asgi_sqla.engine.urls import hidden, printable
+from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.unit.logs import WARNING, tell
 
 if TYPE_CHECKING:
     from asgiref.typing import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
-
-logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 ErrorResponses: TypeAlias = Mapping[Any, int | Callable[[Any, Any, Any], Awaitable[None]]]
 """The keys are exception classes and ErrorKinds; a union of both would refuse a variable that holds only classes."""
@@ -122,8 +120,8 @@ class Answers:
         """Return whether the class of ``failure``, a base class or its kind is mapped."""
         return self._find(failure) is not None
 
-    async def give(self, failure: Exception, scope: Any, receive: Any, send: Any) -> bool:
-        """Answer ``failure``, once; return whether it is mapped, in which case it was logged too."""
+    async def give(self, failure: Exception, scope: Any, receive: Any, send: Any, unit: object) -> bool:
+        """Answer the ``failure`` of ``unit``, once; return whether it is mapped, in which case it was logged too."""
         mapped = self._find(failure)
         if mapped is None:
             # The failure is raised to the server, which then drops the connection. The client or proxy must be told,
@@ -131,13 +129,12 @@ class Answers:
             plain = LAST if str(scope.get("http_version")).startswith("1") and scope["type"] == "http" else FAILED
             await plain(scope, receive, send)
             return False
-        name = printable(f"{scope.get('method', 'WEBSOCKET')} {scope.get('path')}")
-        logger.warning("%s: answered from error_responses", name, exc_info=failure)
+        tell(WARNING, unit, "answered from error_responses", exc_info=failure)
         sender = _ErrorsOnly(send)
         try:
             await mapped(scope, receive, sender)
-        except Exception:
-            logger.exception("error_responses: %r failed for %s", mapped, type(failure).__name__)
+        except Exception as exc:
+            tell(WARNING, unit, "the answer %r to %s failed", mapped, type(failure).__name__, exc_info=exc)
         if not sender.started:
             await FAILED(scope, receive, send)
         return True

@@ -7,29 +7,28 @@ Must not know: what is done at a stage.
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asgi_sqla.asgi.answers import Answers
-from asgi_sqla.asgi.stick import Stick
-from asgi_sqla.asgi.verdict import Verdict
 from asgi_sqla.engine.classification import chain, is_of_database
 from asgi_sqla.session.outcome import Committed
 from asgi_sqla.unit.cancellation import Finished
+from asgi_sqla.unit.logs import ERROR, INFO, WARNING, tell
 from asgi_sqla.unit.unit import UnitOfWork
 
-logger: logging.Logger = logging.getLogger("asgi_sqla")
+if TYPE_CHECKING:
+    from asgi_sqla.asgi.answers import Answers
+    from asgi_sqla.asgi.stick import Stick
+    from asgi_sqla.asgi.verdict import Verdict
+    from asgi_sqla.engine.deadlines import Deadline
 
 KEY = "asgi_sqla"
 """The key of the unit in the ASGI scope, where a second layer of the middleware finds it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(NamedTuple):
     """The settings of a middleware, as far as a request needs them."""
 
     app: Any
@@ -38,9 +37,13 @@ class Rules:
     read_only: Callable[[Any], bool] | None
     """None if no request is read-only."""
     stick: Stick | None
+    parts: Verdict | None
+    """Which responses are answers in parts; None if none is."""
     retries: int
     replay_limit: int
-    given: tuple[Any, ...]
+    deadline: Callable[[Any], Deadline | None] | None
+    """Makes the deadline of an ASGI scope; None if none is configured."""
+    given: Mapping[str, Any]
     """The settings as the user wrote them, for comparison."""
 
     def answerable(self, raised: Exception, unit: UnitOfWork) -> Exception | None:
@@ -69,7 +72,7 @@ class Rules:
         for failure in (*causes, *unit._sessions.failures(unhandled=True)):
             if isinstance(failure, Exception) and self.answers.knows(failure):
                 if raised is not None and failure not in causes:
-                    logger.error("%s failed", unit, exc_info=raised)
+                    tell(WARNING, unit, "the application raised this after an error of the database", exc_info=raised)
                 elif raised is not None and raised is not failure:
                     failure.add_note(f"the application raised {raised!r}")  # the log has the note with the failure
                 return failure
@@ -82,13 +85,14 @@ class Stage(Enum):
     WAITING = "no response has started"
     SETTLING = "the application has started a response, and its transaction is ending"
     STARTED = "its start was forwarded"
+    PARTS = "its start was forwarded, and its reader takes each part of its body as an answer"
     COMPLETE = "its body was forwarded to the end"
     FAILED = "the application's response must not be sent, and nothing was sent instead"
     ANSWERED = "we answered instead of the application, or leave that to the next attempt"
     OVER = "the application has returned without starting a response"
 
 
-WAITING, SETTLING, STARTED, COMPLETE = Stage.WAITING, Stage.SETTLING, Stage.STARTED, Stage.COMPLETE
+WAITING, SETTLING, STARTED, PARTS, COMPLETE = Stage.WAITING, Stage.SETTLING, Stage.STARTED, Stage.PARTS, Stage.COMPLETE
 FAILED, ANSWERED, OVER = Stage.FAILED, Stage.ANSWERED, Stage.OVER
 
 
@@ -118,14 +122,14 @@ def tell_committed(unit: UnitOfWork, what: str, told: BaseException | None = Non
     """
     outcomes = [one.session.guard_outcome for one in unit._sessions.all if one.session.guard_writes]
     if any(one.in_doubt and one.error is not told for one in outcomes):
-        logger.error("%s: %s, but its COMMIT is in doubt: nobody can tell whether it was applied", unit, what)
+        tell(ERROR, unit, "%s, but its COMMIT is in doubt: nobody can tell whether it was applied", what)
     elif by := [one.committed for one in outcomes if one.committed is not None]:
         # A commit by the application itself was intended.
-        level = logging.INFO if set(by) == {Committed.APPLICATION} else logging.WARNING
-        logger.log(level, "%s: %s, but some of its work %s", unit, what, by[0].value)
+        level = INFO if set(by) == {Committed.APPLICATION} else WARNING
+        tell(level, unit, "%s, but some of its work %s", what, by[0].value)
 
 
-def tell_given_up(unit: UnitOfWork) -> None:
+def tell_given_up(unit: UnitOfWork, since: str) -> None:
     """Log it if the application returned in the middle of its response, with work of ``unit`` open."""
     if unit._sessions.in_transaction:
-        logger.error("%s: its response is incomplete, so the work after its start is rolled back", unit)
+        tell(ERROR, unit, "its response is incomplete, so the work after its %s is rolled back", since)

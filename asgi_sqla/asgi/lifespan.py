@@ -7,8 +7,10 @@ Must not know: units of work. None is open during a lifespan, because the tasks 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from asgi_sqla.asgi.kinds import OnStartup
 
 if TYPE_CHECKING:
     from asgiref.typing import ASGI3Application, ASGIReceiveCallable, ASGISendCallable
@@ -28,8 +30,6 @@ class Database(Protocol):
     async def async_dispose(self) -> None:
         """Close the idle connections."""
 
-
-OnStartup: TypeAlias = Callable[[], Awaitable[object]]
 
 _LAST = ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed")
 """The messages after which an application sends nothing more."""

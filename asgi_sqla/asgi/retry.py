@@ -7,20 +7,22 @@ Must not know: which errors are transient, or how a unit ends.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from asgi_sqla.asgi.exchange import ANSWERED, COMPLETE, STARTED, Rules
+from asgi_sqla.asgi.exchange import ANSWERED, COMPLETE, PARTS, STARTED, Rules
 from asgi_sqla.asgi.request import Request
 from asgi_sqla.engine.classification import ErrorKind
-from asgi_sqla.engine.urls import printable
 from asgi_sqla.session.transient import pause
 from asgi_sqla.unit.cancellation import Finished
-from asgi_sqla.unit.fences import may_retry
+from asgi_sqla.unit.fences import may_retry, tell_retried
 
 if TYPE_CHECKING:
     from asgiref.typing import ASGIReceiveCallable, ASGISendCallable
+
+    from asgi_sqla.unit.observed import Observing
 
 MOST_MESSAGES = 1000
 """How many messages of a body are kept, because a client can send any number of empty ones."""
@@ -97,6 +99,9 @@ class Attempt(Request):
     """The error to retry after, if there is a next attempt."""
     kind: ErrorKind | None = None
     """What decided that there is one."""
+    following: Observing | None = None
+    """What observes that one, if anything observed this one."""
+    _told = False
 
     def __init__(self, rules: Rules, scope: Any, body: Body, send: ASGISendCallable, attempt: int) -> None:
         self._reader = Reader(body)
@@ -109,8 +114,22 @@ class Attempt(Request):
         try:
             await super().run()
         finally:
+            self._tell_retried()
             self._reader.end()
             del self._body
+
+    def observed_by(self, observing: Observing) -> None:
+        """Belong to the report of the attempts before this one, also if it uses no database."""
+        self._used = True
+        observing.attach(self)
+
+    def _empty(self) -> None:
+        self._tell_retried()  # now, as its sessions are still there
+        super()._empty()
+
+    def _tell_retried(self) -> None:
+        if self.retry is not None and not self._told:
+            self._told, self.following = True, tell_retried(self, self.retry)
 
     async def _settle_for(self, commit: bool) -> Finished:
         # The application has answered in spite of an error: its response is not sent if the request can be retried. If
@@ -129,7 +148,7 @@ class Attempt(Request):
             await super()._answer(failure)
 
     async def _let_through(self, raised: BaseException) -> None:
-        if self._at not in (STARTED, COMPLETE) and isinstance(raised, Exception) and self._may_retry(raised):
+        if self._at not in (STARTED, PARTS, COMPLETE) and isinstance(raised, Exception) and self._may_retry(raised):
             self.retry, self._at = raised, ANSWERED
         else:
             await super()._let_through(raised)
@@ -140,17 +159,25 @@ class Attempt(Request):
         return self.kind is not None
 
 
-async def replay(rules: Rules, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+async def replay(
+    rules: Rules,
+    scope: Any,
+    receive: ASGIReceiveCallable,
+    send: ASGISendCallable,
+    make: Callable[[Rules, Any, Body, Any, int], Attempt] = Attempt,
+) -> None:
     """Serve a request, and retry it after transient errors, ``rules.retries`` times at most.
 
     Each attempt has its own unit of work, its own copy of the ASGI scope and its own position in the body. Changes that
     the last attempt made to its scope are copied to the server's, where layers around this one see them.
     """
     body = Body(receive, rules.replay_limit)
-    number = 1
+    number, following = 1, None
     while True:
         own_scope = {key: value.copy() if isinstance(value, dict | list) else value for key, value in scope.items()}
-        attempt = Attempt(rules, own_scope, body, send, number)
+        attempt = make(rules, own_scope, body, send, number)
+        if following is not None:
+            attempt.observed_by(following)
         try:
             await attempt.run()
         finally:
@@ -158,7 +185,6 @@ async def replay(rules: Rules, scope: Any, receive: ASGIReceiveCallable, send: A
                 scope.update(own_scope)
         if attempt.retry is None or attempt.kind is None:
             return
-        name = printable(f"{scope.get('method')} {scope.get('path')}")
-        logger.info("%s: attempt %d is retried after %r", name, number, attempt.retry)
+        following = attempt.following
         await anyio.sleep(pause(number, attempt.kind))
         number += 1

@@ -1,39 +1,30 @@
 """Sticking: after a write, a client reads from the primary until the replicas have it.
 
-Holds: the reading of ``stick=`` and ``stick_by=``, the carriers of a mark, and what a request reads after which mark.
+Holds: the reading of ``stick=`` and ``stick_by=``, and the carriers of a mark.
 Must not know: what a mark says, or where it sends a read.
 """
 
 from __future__ import annotations
 
-import inspect
-import logging
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, cast
 
-from asgi_sqla.engine.callables import is_async, takes
+from asgi_sqla.asgi.kinds import Read, Write
+from asgi_sqla.engine.callables import drop_awaitable, is_async, takes
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.unit.logs import WARNING, tell
 from asgi_sqla.unit.marks import Mark, parse
 from asgi_sqla.unit.unit import UnitOfWork
-
-Read: TypeAlias = Callable[[Any], str | None]
-"""A function of the ASGI scope that returns the mark of its client, if there is one."""
-Write: TypeAlias = Callable[[Any, Any, str], object]
-"""A function of the ASGI scope, of the ``http.response.start`` message and of a mark, which gives it to the client."""
-StickBy: TypeAlias = str | tuple[Read, Write]
 
 COOKIE = "asgi_sqla"
 POSITION_LASTS = 3600.0
 """Seconds for which a client keeps a WAL position; a replica that lags longer is broken."""
 
-_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_NAME = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 """A name of a header, in RFC 9110 a token."""
-
-logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
 class Carrier(Protocol):
@@ -103,18 +94,16 @@ class Functions:
     def write(self, scope: Any, message: Any, mark: str) -> None:
         """Call the function; raise ConfigurationError if it returns an awaitable."""
         result = self._write(scope, message, mark)
-        if inspect.isawaitable(result):
+        if drop_awaitable(result):
             raise _wrong_result(self._write, result, "nothing")
 
 
 def _wrong_result(function: Callable[..., object], result: object, wanted: str) -> ConfigurationError:
-    if inspect.iscoroutine(result):
-        result.close()
+    drop_awaitable(result)
     return ConfigurationError(f"stick_by: {hidden(function)} returned {hidden(result)}; return {wanted}")
 
 
-@dataclass(frozen=True, slots=True)
-class Stick:
+class Stick(NamedTuple):
     """The checked settings: how long replicas may lag, or that their WAL position counts; and the carrier."""
 
     seconds: float
@@ -134,32 +123,10 @@ class Stick:
         copy = {**message, "headers": list(message.get("headers") or ())}
         try:
             self.carrier.write(scope, copy, cast("str", unit.mark))
-        except Exception:  # the COMMIT is done: its response must not become an error
-            logger.exception("%s: its client got no mark, and may not read its own write from a replica", unit)
+        except Exception as exc:  # the COMMIT is done: its response must not become an error
+            tell(WARNING, unit, "its client got no mark, and may not read its own write from a replica", exc_info=exc)
             return message
         return copy
-
-
-class Reading:
-    """What a request may read: whether it only reads, and what its reads must see."""
-
-    _rules: Any
-    _scope: Any
-
-    @property
-    def read_only(self) -> bool:
-        """Whether the middleware's ``read_only`` says that this request only reads."""
-        reads = None if self._rules is None else self._rules.read_only
-        return reads is not None and reads(self._scope)
-
-    @property
-    def _stick(self) -> Stick | None:
-        return None if self._rules is None else self._rules.stick
-
-    @property
-    def _after(self) -> Mark | None:
-        stick = None if self._rules is None else self._rules.stick
-        return None if stick is None else stick.after(self._scope)
 
 
 def stick_of(stick: Any, stick_by: Any, *, reads: bool) -> Stick | None:
@@ -188,7 +155,7 @@ def _carrier(stick_by: Any, seconds: float) -> Carrier:
     if stick_by == "cookie":
         return Cookie(seconds)
     if isinstance(stick_by, str):
-        if not _NAME.fullmatch(stick_by) or stick_by.lower() in ("cookie", "set-cookie"):
+        if not re.fullmatch(_NAME, stick_by) or stick_by.lower() in ("cookie", "set-cookie"):
             raise ConfigurationError(
                 f'stick_by={hidden(stick_by)} is not a header for marks; write "cookie", or a name such as "X-Mark"'
             )

@@ -1,17 +1,17 @@
 """The verdict: commit or roll back, as a pure function of what is known when the response starts.
 
-Holds: the default rule, and the reading of ``commit_on=`` and of ``read_only=``, which is such a rule too.
+Holds: the default rules, and the reading of ``commit_on=``, and of ``commit_parts=`` and ``read_only=``, which are such
+rules too.
 Must not know: sessions, units, the network, or whether anything is awaited.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from asgi_sqla.engine.callables import is_async, takes
+from asgi_sqla.engine.callables import drop_awaitable, is_async, takes
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Verdict: TypeAlias = Callable[[Any, Any], bool]
 """A function of the ASGI scope and of the ``http.response.start`` message."""
 CommitOn: TypeAlias = Container[int] | Verdict
+CommitParts: TypeAlias = Verdict | tuple[()]
 
 ReadOnly: TypeAlias = Container[str] | Callable[[Any], bool]
 """The HTTP methods that only read, or a function of the ASGI scope that returns whether a request only reads."""
@@ -51,6 +52,29 @@ def verdict_of(commit_on: CommitOn) -> Verdict:
                 f"commit_on holds {hidden(status)}, not an HTTP status; write whole numbers from 100 to 599"
             )
     return _StatusAmong(commit_on)
+
+
+def event_streams(_scope: Scope, message: Any) -> bool:
+    """Commit the parts of event streams: each part tells its reader something."""
+    for name, value in message.get("headers") or ():
+        if name.lower() == b"content-type":
+            return bool(value.partition(b";")[0].strip().lower() == b"text/event-stream")
+    return False
+
+
+def parts_of(commit_parts: object) -> Verdict | None:
+    """Return the verdict that ``commit_parts`` describes, None for none; raise ConfigurationError for anything else."""
+    if commit_parts is event_streams:
+        return event_streams
+    if isinstance(commit_parts, tuple) and not commit_parts:
+        return None
+    if not callable(commit_parts):
+        raise ConfigurationError(
+            f"commit_parts={hidden(commit_parts)} is not callable; write a plain function (scope, message) -> bool, or "
+            "() for none"
+        )
+    checked: Verdict = _checked("commit_parts", commit_parts, "(scope, message)")
+    return checked
 
 
 def read_only_of(read_only: ReadOnly) -> Callable[[Any], bool]:
@@ -90,9 +114,7 @@ def _checked(argument: str, function: Callable[..., Any], parameters: str) -> Ca
         answer = function(*args)
         if answer is True or answer is False:
             return answer
-        if inspect.isawaitable(answer):
-            if inspect.iscoroutine(answer):
-                answer.close()
+        if drop_awaitable(answer):
             raise ConfigurationError(
                 f"{argument}={hidden(function)} returned {answer!r}, which is not awaited; return a bool"
             )

@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from asgi_sqla.asgi.exchange import ANSWERED, COMPLETE, FAILED, KEY, STARTED, WAITING, Answered, Rules
-from asgi_sqla.asgi.request import Exchange
+from asgi_sqla.asgi.settling import Exchange
 from asgi_sqla.engine.urls import printable
 from asgi_sqla.session.guard import current_user
 from asgi_sqla.unit.context import enter, inherited, leave, leave_anywhere, outside
@@ -27,14 +27,22 @@ WENT_WELL = (1000, 1001)
 class Message(UnitOfWork):
     """The unit of work of one message, or of the time before the handshake is accepted."""
 
+    _kind = "message"
     _hears_begin = True  # an earlier message may have got a session
+    _rules: Rules | None
+    """Read by a second layer of the middleware inside the first one."""
 
-    def __init__(self, path: str, last: Message | None) -> None:
+    def __init__(self, path: str, rules: Rules, last: Message | None) -> None:
+        self._rules = rules
         self._name = f"WEBSOCKET {printable(path)}"
         self._sessions: Sessions = Sessions(self) if last is None or last._sessions is NONE else last._sessions
         self._fenced = last is not None and last._fenced
         self._sessions.users = set()
         self._sessions.adopt(self)
+
+    def _empty(self) -> None:
+        self._rules = None
+        super()._empty()
 
 
 class WebSocket(Exchange):
@@ -84,6 +92,8 @@ class WebSocket(Exchange):
         if self._decided and self._at is COMPLETE:  # a denial response is not a message
             await self._end_message()
         event: ASGIReceiveEvent = await self._receive()
+        if self._rules.deadline is not None:  # of this message: the time until it came does not count
+            self._message._deadline = self._rules.deadline(self._scope)
         return event
 
     async def send(self, message: Any) -> None:
@@ -125,10 +135,11 @@ class WebSocket(Exchange):
         try:
             (await message._renew()).check()
         finally:
+            message._rules = None
             self._message = self._next(message)
             enter(self._message)
 
     def _next(self, last: Message | None) -> Message:
-        message = Message(self._scope.get("path", ""), last)
+        message = Message(self._scope.get("path", ""), self._rules, last)
         self._scope[KEY] = message
         return message

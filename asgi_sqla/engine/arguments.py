@@ -6,12 +6,10 @@ Must not know: whether the options are right, our engines, sessions.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from asgi_sqla.engine.pipelining import pipelined
@@ -23,10 +21,12 @@ from asgi_sqla.errors import ConfigurationError
 
 BUSY_TIMEOUT = 5.0
 """Seconds that a statement on SQLite waits for another connection's lock before ``database is locked``."""
-_AUTOCOMMIT: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
+_AUTOCOMMIT: Mapping[str, Any] = {
+    "isolation_level": "AUTOCOMMIT",
+    "pool_reset_on_return": None,
+    "skip_autocommit_rollback": True,
+}
 """The options of an engine that has nothing to commit or to roll back."""
-if "skip_autocommit_rollback" in inspect.signature(DefaultDialect).parameters:
-    _AUTOCOMMIT["skip_autocommit_rollback"] = True
 
 
 class Recipe(NamedTuple):

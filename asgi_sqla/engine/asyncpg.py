@@ -1,20 +1,14 @@
-"""asyncpg with a COMMIT that reports its true result, and a BEGIN that travels with the first statement.
-
-PostgreSQL answers the COMMIT of a failed transaction with the command tag ROLLBACK and no error, and asyncpg does not
-read the tag. It cannot distinguish a failed transaction from an open one either. So a statement that failed on the
-driver's own connection, outside SQLAlchemy, would be reported as done.
+"""asyncpg with a BEGIN that travels with the first statement, and a COMMIT that may travel with the last.
 
 BEGIN is written without a Sync just before the first statement, which has one: two round trips for a transaction of one
 statement, not three. If BEGIN fails, the server skips the statement, and asyncpg reads the error as the statement's.
 
-Holds: the classes of connections that our engines give to asyncpg and SQLAlchemy; imported only with such an engine.
+Holds: the classes of adapters that our engines give to SQLAlchemy; imported only with such an engine.
 Must not know: engines, sessions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from functools import cache
 from typing import Any, NoReturn
 
 import asyncpg  # type: ignore[import-untyped]
@@ -22,6 +16,9 @@ from asyncpg.protocol import Protocol  # type: ignore[import-untyped]
 from asyncpg.transaction import Transaction, TransactionState  # type: ignore[import-untyped]
 from sqlalchemy.dialects.postgresql import asyncpg as sqlalchemy_asyncpg
 
+from asgi_sqla.engine.asyncpg_connection import COMMIT_REFUSED, CONNECTION
+from asgi_sqla.engine.asyncpg_last import Last
+from asgi_sqla.engine.asyncpg_messages import begin
 from asgi_sqla.engine.loops import await_
 
 adapters: Any = sqlalchemy_asyncpg  # much of it has no types
@@ -31,39 +28,14 @@ VERSIONS: tuple[tuple[int, int], tuple[int, int]] = (0, 32), (0, 33)
 """From the first, and below the second: those that the tests run with."""
 PRIVATE: tuple[tuple[type[Any], tuple[str, ...]], ...] = (
     (asyncpg.Connection, ("_protocol", "_top_xact", "_transport")),
+    (asyncpg.PostgresError, ("new",)),
     (Protocol, ("_is_cancelling", "is_in_transaction")),
-    (adapters.AsyncAdapt_asyncpg_connection, ("_handle_exception", "_start_transaction", "_transaction")),
+    (adapters.AsyncAdapt_asyncpg_connection, ("_handle_exception", "_prepare", "_start_transaction", "_transaction")),
     (adapters.AsyncAdapt_asyncpg_cursor, ("_prepare_and_execute",)),
 )
 """What this room uses, and its owners do not promise."""
 
 STARTED: Any = TransactionState.STARTED
-COMMIT_REFUSED: str = "a statement had failed, so PostgreSQL answered COMMIT: ROLLBACK"
-
-
-class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
-    """A connection on which COMMIT of a failed transaction is an error."""
-
-    __slots__ = ()
-
-    async def _introspect_types(self, typeoids: Any, timeout: float | None) -> Any:  # noqa: ASYNC109  # as asyncpg calls it
-        """Look up unknown types; asyncpg switches ``jit`` off meanwhile, which a pooler must not hand to strangers."""
-        if self._stmt_cache_enabled or self.is_in_transaction():
-            return await super()._introspect_types(typeoids, timeout)
-        async with self.transaction(readonly=True):
-            return await super()._introspect_types(typeoids, timeout)
-
-    def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
-        """Raise InFailedSQLTransactionError (SQLSTATE 25P02) if COMMIT was answered with ROLLBACK."""
-        running: Coroutine[Any, Any, str] = super().execute(query, *args, timeout=timeout)
-        return _checked(running) if query[:6] == "COMMIT" else running
-
-
-async def _checked(running: Coroutine[Any, Any, str]) -> str:
-    status = await running
-    if status == "ROLLBACK":
-        raise asyncpg.InFailedSQLTransactionError(COMMIT_REFUSED)
-    return status
 
 
 class _ServerSideCursor(adapters.AsyncAdapt_asyncpg_ss_cursor):  # type: ignore[misc]  # no types
@@ -75,6 +47,11 @@ class _ServerSideCursor(adapters.AsyncAdapt_asyncpg_ss_cursor):  # type: ignore[
         adapted = self._adapt_connection
         if adapted._transaction is None:
             await adapters.AsyncAdapt_asyncpg_connection._start_transaction(adapted)
+        if isinstance(adapted, _Limited):  # a portal is bound without being executed, which asyncpg would not expect
+            con = adapted._connection
+            ahead, con.ahead = con.ahead, None
+            if ahead is not None:
+                await con.execute(ahead)
         await super()._prepare_and_execute(operation, parameters)
 
 
@@ -98,7 +75,7 @@ class _Pipelined(adapters.AsyncAdapt_asyncpg_connection):  # type: ignore[misc] 
             await super()._start_transaction()
             return
         transaction = Transaction(con, level, self.readonly, self.deferrable)
-        con._transport.write(_begin(level, self.readonly, self.deferrable))
+        con._transport.write(begin(level, self.readonly, self.deferrable))
         transaction._state = STARTED
         self._keep(transaction)
 
@@ -117,10 +94,12 @@ class _Pipelined(adapters.AsyncAdapt_asyncpg_connection):  # type: ignore[misc] 
         self._keep(None)  # whatever the answer is, it has ended
         try:
             status = await_(asyncpg.Connection.execute(self._connection, sql))
-            if status == "ROLLBACK" and sql == "COMMIT;":
+            if status == "ROLLBACK" and sql.endswith("COMMIT;"):
                 raise asyncpg.InFailedSQLTransactionError(COMMIT_REFUSED)  # handled as the driver's own
         except BaseException as exc:
             transaction._state = TransactionState.FAILED
+            if isinstance(exc, asyncpg.PostgresError) and self._is_in_transaction():
+                self._keep(transaction)  # what travelled with COMMIT failed, because a statement had
             if isinstance(exc, Exception):
                 self._handle_exception(exc)
             raise
@@ -128,15 +107,85 @@ class _Pipelined(adapters.AsyncAdapt_asyncpg_connection):  # type: ignore[misc] 
 
     def _handle_exception(self, error: Exception) -> NoReturn:
         # An error of the server that leaves no transaction is BEGIN's own: the next statement has to begin again.
-        if isinstance(error, asyncpg.PostgresError) and not self._connection._protocol.is_in_transaction():
+        if isinstance(error, asyncpg.PostgresError) and not self._is_in_transaction():
             self._keep(None)
         super()._handle_exception(error)
         raise AssertionError  # unreachable: it raises
+
+    def _is_in_transaction(self) -> bool:
+        con = self._connection  # one that was terminated has no protocol
+        return not con.is_closed() and bool(con._protocol.is_in_transaction())
 
     def _keep(self: Any, transaction: Any) -> None:
         self._connection._top_xact = self._transaction = transaction
         if hasattr(self, "_started"):  # in SQLAlchemy 2.0
             self._started = transaction is not None
+
+
+class _Limited(_Pipelined):
+    """An adapter with statements that travel: a class of its own, so that others pay nothing."""
+
+    __slots__ = ()
+
+    def set_ahead(self, ahead: str | None, last: str | None) -> None:
+        """Send ``ahead`` with the next statement, once, and ``last`` with the next COMMIT."""
+        adapted: Any = self
+        adapted._connection.ahead, adapted._connection.last = ahead, last
+        adapted.__class__ = _Pipelined if last is None and ahead is None else _Limited
+
+    async def _prepare(self, operation: Any, invalidate_timestamp: Any) -> Any:
+        prepared = await super()._prepare(operation, invalidate_timestamp)
+        con = self._connection
+        if con.ahead is not None and con._protocol._is_cancelling():
+            await con.fetchrow(";")  # asyncpg waits until the last statement is cancelled
+        con.send_ahead()  # the caller writes Bind and Execute next; what was prepared may be without a transaction
+        return prepared
+
+    def commit(self) -> None:
+        """Commit, after what travels with that."""
+        con = self._connection
+        last, con.last = con.last, None
+        if self._transaction is not None:
+            self._end("COMMIT;" if last is None else f"{last};COMMIT;", TransactionState.COMMITTED)
+
+
+class _Lone(_Pipelined):
+    """An adapter whose next statement COMMIT follows at once."""
+
+    __slots__ = ()
+
+    async def _prepare(self, operation: Any, invalidate_timestamp: Any) -> Any:
+        prepared, attributes = await super()._prepare(operation, invalidate_timestamp)
+        con = self._connection
+        return prepared if con.commit_sent else Last(prepared, con), attributes
+
+    def commit(self) -> None:
+        """Do what the server has done already: succeed, or raise why not."""
+        sent, refusal = self._leave()
+        if not sent:
+            self.commit()  # of the class that it has become
+            return
+        transaction = self._transaction
+        self._keep(None)
+        transaction._state = TransactionState.COMMITTED if refusal is None else TransactionState.FAILED
+        if refusal is not None:
+            self._handle_exception(refusal)
+
+    def rollback(self) -> None:
+        """Roll back, unless the server has ended the transaction by COMMIT."""
+        sent, _ = self._leave()
+        if sent:
+            self._keep(None)
+        self.rollback()
+
+    def _leave(self) -> tuple[bool, Exception | None]:
+        """Become an adapter like others; return whether COMMIT was sent, and why it was refused."""
+        adapted: Any = self
+        con = self._connection
+        sent, refusal = con.commit_sent, con.refusal
+        con.commit_sent, con.refusal = False, None
+        adapted.__class__ = _Pipelined
+        return sent, refusal
 
 
 class _Dbapi(adapters.AsyncAdapt_asyncpg_dbapi):  # type: ignore[misc]  # no types
@@ -151,31 +200,53 @@ class _Dbapi(adapters.AsyncAdapt_asyncpg_dbapi):  # type: ignore[misc]  # no typ
         return adapted
 
 
-@cache
-def _begin(isolation_level: str | None, readonly: bool, deferrable: bool) -> bytes:
-    """Return what begins a transaction."""
-    sql = "BEGIN"
-    if isolation_level:
-        sql += f" ISOLATION LEVEL {isolation_level.replace('_', ' ').upper()}"
-    return _unsynced(sql + " READ ONLY" * readonly + " DEFERRABLE" * deferrable)
+class _Ahead:
+    """Makes an adapter send statements ahead."""
+
+    __slots__ = ("_adapted",)
+
+    def __init__(self, adapted: Any) -> None:
+        self._adapted = adapted
+
+    @property
+    def autocommit(self) -> bool:
+        """Whether its statements run without a transaction."""
+        return bool(self._adapted.autocommit)
+
+    @property
+    def commit_sent(self) -> bool:
+        """Whether COMMIT went with a statement, and may have been carried out."""
+        return bool(self._adapted._connection.commit_sent)
+
+    @property
+    def refusal(self) -> Exception | None:
+        """What the server answered to that COMMIT, if it refused it."""
+        found: Exception | None = self._adapted._connection.refusal
+        return found
+
+    def set_ahead(self, ahead: str | None, last: str | None) -> None:
+        """Do what the adapter does."""
+        _Limited.set_ahead(self._adapted, ahead, last)
+
+    def commit_with_next(self, now: bool) -> None:
+        """Have the adapter write COMMIT just after the next statement, unless other statements travel already."""
+        adapted = self._adapted
+        if now and type(adapted) is _Pipelined:
+            adapted.__class__ = _Lone
+        elif type(adapted) is _Lone and not (now or self.commit_sent):
+            adapted._leave()
 
 
-def _unsynced(sql: str) -> bytes:
-    """Return the messages Parse, Bind and Execute of ``sql``, without a Sync."""
-    return (
-        _message(b"P", b"\0" + sql.encode() + b"\0" + b"\0\0")
-        + _message(b"B", b"\0\0" + b"\0\0" + b"\0\0" + b"\0\0")
-        + _message(b"E", b"\0" + b"\0\0\0\0")
-    )
-
-
-def _message(kind: bytes, body: bytes) -> bytes:
-    return kind + (len(body) + 4).to_bytes(4, "big") + body
+def ahead_of(fairy: Any) -> _Ahead | None:
+    """Return what sends statements ahead on a connection of the pool; None if it is not one of ours."""
+    adapted = fairy.dbapi_connection
+    ours = isinstance(adapted, _Pipelined) and isinstance(adapted._connection, CONNECTION)
+    return _Ahead(adapted) if ours else None
 
 
 def connection_class() -> type[Any]:
     """Return the ``connection_class`` for ``asyncpg.connect()``."""
-    return _Connection
+    return CONNECTION
 
 
 def is_able() -> bool:

@@ -1,6 +1,6 @@
-"""What can be known of a user's callable before it is called.
+"""What can be known of a user's callable before it is called, and what is done if it gives something to await.
 
-Holds: whether it is async, and whether it accepts the arguments that it will get.
+Holds: whether it is async, whether it accepts the arguments that it will get, and what becomes of a coroutine.
 Must not know: who calls it, or why.
 """
 
@@ -24,3 +24,10 @@ def takes(function: Any, *arguments: str) -> bool:
     except ValueError:  # it has no signature
         return True
     return True
+
+
+def drop_awaitable(result: object) -> bool:
+    """Close a coroutine, which nobody will await; return whether ``result`` is to be awaited."""
+    if inspect.iscoroutine(result):
+        result.close()
+    return inspect.isawaitable(result)

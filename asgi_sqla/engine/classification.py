@@ -22,7 +22,7 @@ import sqlalchemy
 from sqlalchemy import exc
 
 from asgi_sqla.engine.urls import hidden
-from asgi_sqla.errors import ConfigurationError
+from asgi_sqla.errors import ConfigurationError, DeadlineExceededError
 
 
 class ErrorKind(Enum):
@@ -43,7 +43,7 @@ class ErrorKind(Enum):
     CACHED_PLAN = "cached plan"
     """The tables have changed since the statement was prepared; the connection with its plan is discarded."""
     STATEMENT_TIMEOUT = "statement timeout"
-    """The database stopped a statement, at a time limit or because somebody cancelled it."""
+    """The database stopped a statement, at a time limit or because somebody cancelled it; or a deadline is over."""
 
     @property
     def transient(self) -> bool:
@@ -123,12 +123,12 @@ _REVALIDATING = "RevalidateCachedQuery"
 """The function of PostgreSQL that refuses a cached plan; its sentence is translated, this is not."""
 _INVALID_PLAN = "InvalidCachedStatementError"
 """What asyncpg raises when it has seen that, and SQLAlchemy in turn, without a code."""
-_LASTING = re.compile(
+_LASTING = (
     r'authentication failed|no password supplied|" does not exist|no pg_hba\.conf entry|not permitted to log in'
     r"|permission denied for|certificate verify failed|does not support SSL"
 )
 """What libpq says if a retry would be refused too; it gives no SQLSTATE of a refused connection."""
-_NATIVE = re.compile(r"\((\d+)\)(?= \(SQL|$)")
+_NATIVE = r"\((\d+)\)(?= \(SQL|$)"
 """SQL Server's number, which pyodbc puts behind the message and before the function of ODBC."""
 _SQLALCHEMY = str(Path(sqlalchemy.__file__).parent)
 _POOL = str(Path(_SQLALCHEMY, "pool"))
@@ -181,7 +181,9 @@ def kind_of(one: BaseException) -> ErrorKind | None:
         return UNAVAILABLE if came_from_pool(one) else CONNECTION_LOST
     if kind is not None or known:
         return kind
-    return POOL_EXHAUSTED if isinstance(one, exc.TimeoutError) else _without_code(one)
+    if isinstance(one, exc.TimeoutError):
+        return POOL_EXHAUSTED
+    return STATEMENT_TIMEOUT if isinstance(one, DeadlineExceededError) else _without_code(one)
 
 
 def kind_for_answer(one: BaseException) -> ErrorKind | None:
@@ -242,7 +244,7 @@ def _by_code(one: BaseException) -> tuple[ErrorKind | None, bool]:
         full = getattr(one.args[0], "full_code", None) if one.args else None
         return ORACLE.get(full), full is not None
     if module == "pyodbc":
-        native = _NATIVE.search(str(one.args[-1])) if one.args else None
+        native = re.search(_NATIVE, str(one.args[-1])) if one.args else None
         kind = None if native is None else MSSQL.get(int(native[1]))
         return kind or ODBC.get(one.args[0] if one.args else None), bool(one.args)
     code = sqlstate_of(one)
@@ -256,7 +258,7 @@ def _without_code(one: BaseException) -> ErrorKind | None:
     """Return the kind of an error that has no code, by what SQLAlchemy was doing."""
     network = isinstance(one, OSError)  # a TimeoutError is one too
     if (network or isinstance(one, exc.OperationalError)) and came_from_pool(one):
-        lasting = isinstance(one, SSLCertVerificationError) or (not network and _LASTING.search(str(one)))
+        lasting = isinstance(one, SSLCertVerificationError) or (not network and re.search(_LASTING, str(one)))
         return None if lasting else UNAVAILABLE
     if network and _came_out_of(one, _SQLALCHEMY, "do_execute"):  # of asyncpg, for a statement
         return STATEMENT_TIMEOUT if isinstance(one, TimeoutError) else CONNECTION_LOST

@@ -88,7 +88,7 @@ def _say_nothing(_connection: Any) -> None:
     return None
 
 
-def _cut_socket(connection: Any) -> None:
+def cut_socket(connection: Any) -> None:
     """Shut the socket down: unlike closing, that wakes a call that waits for it in another thread or loop."""
     with socket.socket(fileno=os.dup(connection.fileno())) as twin:
         twin.shutdown(socket.SHUT_RDWR)
@@ -128,8 +128,8 @@ DRIVERS: dict[str, Driver] = {
         hidden_by_errors=True,
         begins_with_statement=True,
     ),
-    "psycopg": Driver(attrgetter("pgconn.transaction_status"), _LIBPQ, _cut_socket, begins_with_statement=True),
-    "psycopg2": Driver(methodcaller("get_transaction_status"), _LIBPQ, _cut_socket, begins_with_statement=True),
+    "psycopg": Driver(attrgetter("pgconn.transaction_status"), _LIBPQ, cut_socket, begins_with_statement=True),
+    "psycopg2": Driver(methodcaller("get_transaction_status"), _LIBPQ, cut_socket, begins_with_statement=True),
     "pysqlite": Driver(attrgetter("in_transaction"), _BOOL, _interrupt),
     "aiosqlite": Driver(attrgetter("_connection.in_transaction"), _BOOL, _interrupt_aiosqlite),
     "pymysql": Driver(attrgetter("server_status"), _FLAGS, _cut_pymysql, hidden_by_errors=True),
@@ -166,6 +166,15 @@ def forget_rows(connection: Connection) -> bool:
         return False
     result.unbuffered_active = False
     return True
+
+
+def is_read_out(cursor: Any) -> bool:
+    """Return whether a cursor that fetches its rows in parts is closed, as after its last row; True if nobody knows."""
+    if hasattr(cursor, "_cursor"):  # SQLAlchemy's adapter of an async driver
+        return cursor._cursor is None or bool(getattr(cursor._cursor, "closed", False))  # as 2.0 leaves psycopg's
+    if hasattr(cursor, "closed"):  # psycopg, psycopg2
+        return bool(cursor.closed)
+    return getattr(cursor, "connection", None) is None  # the cursors for MySQL drop it, and sqlite3's never do
 
 
 def cut(connection: Any, dialect: Any) -> None:

@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from asgi_sqla.engine import pipelining, sqlite
+from asgi_sqla.engine import cancelling, pipelining, sqlite
 from asgi_sqla.engine.arguments import Recipe, arguments_for
 from asgi_sqla.engine.loops import LoopEngine
 from asgi_sqla.engine.options import TransactionMode
@@ -54,6 +54,7 @@ class Engines:
         role: Role = "write",
         replicas: Sequence[URL] = (),
         listeners: list[Listener] | None = None,
+        watchers: Sequence[Listener] = (),
     ) -> None:
         self.url = url
         """Where they connect; None if every engine was passed in."""
@@ -75,6 +76,8 @@ class Engines:
             if self.url.get_backend_name() == "sqlite" and sqlite.is_memory(self.url):
                 self.url, anchor = sqlite.shared_memory(self.url)
                 weakref.finalize(self, anchor.close)
+        for watcher in watchers:
+            self.watch(*watcher)
         _all.add(self)
 
     def __repr__(self) -> str:
@@ -127,7 +130,8 @@ class Engines:
 
     def at(self, url: URL) -> Engines:
         """Return engines with the same settings for another database."""
-        return Engines(url, self._recipe, transaction_mode=self._mode, listeners=self._listeners)
+        mode, listeners, watchers = self._mode, self._listeners, self._watchers
+        return Engines(url, self._recipe, transaction_mode=mode, listeners=listeners, watchers=watchers)
 
     def listen(self, identifier: str, function: Callable[..., object]) -> None:
         """Listen on every existing engine; engines made later get the listener when they are made."""
@@ -219,8 +223,10 @@ class Engines:
     def _prepare(self, engine: Engine, arguments: Mapping[str, Any], *, asynchronous: bool) -> None:
         if engine.dialect.name == "sqlite":
             sqlite.prepare(engine, None if self._role == "read" else self._mode)
-        if engine.dialect.name == "postgresql" and self._recipe.pipelining:
+        if engine.dialect.name in ("postgresql", "sqlite") and self._recipe.pipelining:
             pipelining.prepare(engine)
+        if engine.dialect.driver in ("psycopg", "psycopg_async"):
+            cancelling.prepare(engine)
         if engine.dialect.name == "postgresql" and not self._recipe.pooler:
             name_the_switch(engine)
         if self._role != "write":

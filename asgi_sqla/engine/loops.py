@@ -16,13 +16,15 @@ from weakref import WeakSet
 from sqlalchemy import event, util
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import concurrency, greenlet_spawn
 
 from asgi_sqla.engine.drivers import cut
 
 DISPOSE_LIMIT = 2.0
 """Seconds for a server to answer when connections are closed; then they are cut."""
 
+in_greenlet: Callable[[], bool] = concurrency.in_greenlet
+"""Return whether ``await_`` may be called."""
 await_: Callable[[Any], Any] = getattr(util, "await_", None) or util.await_only
 """SQLAlchemy's way to await inside its greenlet: the new name, and that of 2.0."""
 
@@ -85,7 +87,7 @@ class LoopEngine:
         task = asyncio.ensure_future(closing)
         done, _ = await asyncio.wait([task], timeout=DISPOSE_LIMIT)
         if not done:
-            logger.warning("%r does not answer: its connections are cut", self.engine)
+            logger.error("%r does not answer: its connections are cut", self.engine)
             for entry in list(self._entries):
                 if entry.driver_connection is not None:
                     cut(entry.driver_connection, self.engine.dialect)

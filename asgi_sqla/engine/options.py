@@ -6,10 +6,8 @@ Must not know: our engines, sessions, units.
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -17,14 +15,14 @@ from sqlalchemy.pool import AssertionPool, Pool, QueuePool, SingletonThreadPool,
 from sqlalchemy.util import get_cls_kwargs
 
 from asgi_sqla.engine.arguments import Recipe
+from asgi_sqla.engine.given import checked_count, mapping
 from asgi_sqla.engine.isolation import with_level
 from asgi_sqla.engine.kinds import ENGINE, check_kinds
+from asgi_sqla.engine.observers import checked_observers
 from asgi_sqla.engine.poolers import checked_pooler
 from asgi_sqla.engine.urls import hidden, parse, shown
 from asgi_sqla.errors import ConfigurationError
 
-P = ParamSpec("P")
-R = TypeVar("R")
 TransactionMode: TypeAlias = Literal["deferred", "immediate"]
 
 _ENGINE = frozenset(
@@ -58,39 +56,33 @@ class Configuration(NamedTuple):
     session_options: dict[str, Any]
     transaction_mode: TransactionMode | None
     replicas: tuple[URL, ...]
+    observers: tuple[Any, ...] = ()
+
+    @property
+    def dialect(self) -> Any:
+        """The dialect of an engine that was passed in, or the class of the dialect of the URL."""
+        given = self.engine or self.async_engine
+        return given.dialect if given is not None else cast("URL", self.url).get_dialect()
+
+    @property
+    def isolation_level(self) -> str:
+        """The isolation level in the engine options; an empty string if there is none."""
+        return str(self.recipe.options.get("isolation_level", "")).upper()
 
 
-def known_arguments(instead: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a callable: an unknown keyword raises ConfigurationError, and ``instead`` says what to write."""
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        known = [name for name in inspect.signature(function).parameters if name != "self"]
-
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            for name in kwargs:
-                if name not in known:
-                    write = instead.get(name) or f"one of {', '.join(known)}"
-                    raise ConfigurationError(
-                        f"{name}= is not an argument of "
-                        f"{function.__qualname__.removesuffix('.__init__')}(); write {write}"
-                    )
-            return function(*args, **kwargs)
-
-        return call
-
-    return decorate
-
-
-def check_names(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+def _check_argument_names(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """Raise ConfigurationError for a name that is not an argument of ``Database``."""
-    for name in given.keys() - known.keys():
+    for name in given.keys() - known.keys() - {"url"}:
         write = INSTEAD.get(name, f"one of url, {', '.join(known)}")
         raise ConfigurationError(f"{name}= is not an argument of Database; write {write}")
 
 
-def checked(arguments: Mapping[str, Any]) -> Configuration:
-    """Return ``arguments`` as a configuration, or raise ConfigurationError; a missing one counts as None."""
+def checked(arguments: Mapping[str, Any], known: Mapping[str, Any]) -> Configuration:
+    """Return ``arguments`` as a configuration, or raise ConfigurationError; a missing one counts as None.
+
+    ``known`` are the names that there are besides ``url``.
+    """
+    _check_argument_names(arguments, known)
     url, engine, async_engine = (arguments.get(name) for name in ("url", "engine", "async_engine"))
     if url is None and engine is None and async_engine is None:
         raise ConfigurationError(
@@ -114,7 +106,8 @@ def checked(arguments: Mapping[str, Any]) -> Configuration:
     pooler = checked_pooler(arguments, parsed, replicas)
     waiting = _max_waiting(arguments.get("max_waiting"), parsed, options)
     recipe = Recipe(options["engine_options"], options["async_engine_options"], pipelining, pooler, waiting)
-    return Configuration(parsed, engine, async_engine, recipe, session_options, mode, replicas)
+    observers = checked_observers(arguments.get("observe"))
+    return Configuration(parsed, engine, async_engine, recipe, session_options, mode, replicas, observers)
 
 
 def _max_waiting(given: Any, url: URL | None, options: Mapping[str, Mapping[str, Any]]) -> int | None:
@@ -150,13 +143,6 @@ def checked_engine_options(argument: str, options: Mapping[str, Any], url: URL) 
     return spelled
 
 
-def checked_count(argument: str, value: Any) -> int:
-    """Return ``value``; raise ConfigurationError unless it is a whole number of at least 0."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ConfigurationError(f"{argument}={hidden(value)} is not a count; write a whole number of at least 0")
-    return value
-
-
 def _check_names(argument: str, options: Mapping[str, Any], url: URL, pool: type[Pool]) -> None:
     known = _ENGINE.union(get_cls_kwargs(url.get_dialect()))
     if issubclass(pool, QueuePool):
@@ -178,16 +164,6 @@ def _check_pool(argument: str, pool: type[Pool]) -> None:
             "undoes the work of all, or the second request fails; leave it out, as "
             'Database("sqlite://") is one database for the whole process without it'
         )
-
-
-def mapping(argument: str, given: Any) -> dict[str, Any]:
-    """Return ``given`` as a dictionary, an empty one for None, or raise ConfigurationError."""
-    if not isinstance(given, Mapping | None):
-        raise ConfigurationError(f'{argument}={hidden(given)} is not a mapping; write {argument}={{"name": value}}')
-    for name in given or ():
-        if not isinstance(name, str):
-            raise ConfigurationError(f"{argument}: the name {hidden(name)} is not a string; write it in quotes")
-    return dict(given or {})
 
 
 def _check_mode(mode: object, url: URL | None) -> None:

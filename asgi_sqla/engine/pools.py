@@ -11,15 +11,18 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from threading import Lock
 from time import monotonic
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
 from sqlalchemy.util.queue import Empty
 
-from asgi_sqla.errors import PoolExhaustedError
+from asgi_sqla.engine.deadlines import Deadline, running_deadline
+from asgi_sqla.engine.urls import shown
+from asgi_sqla.errors import DeadlineExceededError, PoolExhaustedError
 
+E = TypeVar("E", bound=Exception)
 Role: TypeAlias = Literal["write", "read", "snapshot"]
 """The purpose of an engine: anything; reading in autocommit; reading in a transaction with an isolation level."""
 MOST_HOLDERS = 10
@@ -47,6 +50,12 @@ class PoolStatus(NamedTuple):
     """How many of them are beyond ``size``."""
     waiting: int
     """How many tasks and threads wait for one; 0 for an engine that was passed in."""
+    idle: int
+    """How many connections are open and not checked out."""
+    max: int | None
+    """How many connections it may open in all; None for no limit."""
+    database: str
+    """The URL of its engine, without the password."""
 
 
 class _Bounded(QueuePool):
@@ -76,14 +85,25 @@ class _Bounded(QueuePool):
                 )
             )
         try:
-            return super()._do_get()
-        except PoolTimeoutError as exc:
+            deadline = running_deadline()
+            return super()._do_get() if deadline is None else self._get_until(deadline)
+        except (PoolTimeoutError, DeadlineExceededError) as exc:
             raise self._explained(exc)  # noqa: B904  # it is the same error
         finally:
             with self._lock:
                 self.waiting -= 1
 
-    def _explained(self, error: PoolTimeoutError) -> PoolTimeoutError:
+    def _get_until(self, deadline: Deadline) -> ConnectionPoolEntry:
+        left, timeout = deadline.left, self._timeout
+        if timeout < left:
+            return super()._do_get()
+        try:
+            return self._pool.get(left > 0, max(left, 0.0))
+        except Empty:
+            pass
+        raise deadline.exceeded("no connection came back to the pool in time")
+
+    def _explained(self, error: E) -> E:
         """Add who holds the connections to an error, and log it."""
         found = [one for ask in holders_of for one in ask(self)]
         if found:
@@ -105,8 +125,19 @@ def bounded(pool: type[QueuePool], max_waiting: int | None) -> type[QueuePool]:
 
 def status_of(engine: Engine, role: Role) -> PoolStatus | None:
     """Return the numbers of the pool of ``engine``; None for a pool that is no queue, and so has none."""
-    pool, kind = engine.pool, "async" if engine.dialect.is_async else "sync"
+    pool = engine.pool
+    kind: Literal["sync", "async"] = "async" if engine.dialect.is_async else "sync"
     if not isinstance(pool, QueuePool):
         return None
-    overflow, waiting = max(0, pool.overflow()), getattr(pool, "waiting", 0)
-    return PoolStatus(role, kind, pool.size(), pool.checkedout(), overflow, waiting)  # type: ignore[arg-type]  # one of both
+    most = None if pool._max_overflow == -1 else pool.size() + pool._max_overflow
+    return PoolStatus(
+        role, kind, pool.size(), pool.checkedout(), max(0, pool.overflow()), getattr(pool, "waiting", 0),
+        pool.checkedin(), most, shown(engine.url),
+    )  # fmt: skip
+
+
+def is_full(pool: Pool) -> bool:
+    """Return whether the next one who asks ``pool`` for a connection would wait."""
+    if not isinstance(pool, QueuePool) or pool._max_overflow == -1:
+        return False
+    return pool.checkedout() >= pool.size() + pool._max_overflow

@@ -15,25 +15,36 @@ from functools import partial
 from typing import Any
 
 import psycopg
-from psycopg import AsyncCursor, AsyncServerCursor, Connection, Cursor, Pipeline, ServerCursor, errors, pq, sql
+from psycopg import (
+    AsyncCursor,
+    AsyncServerCursor,
+    Connection,
+    Cursor,
+    Pipeline,
+    ServerCursor,
+    pq,
+    sql,
+)
 from psycopg._preparing import Prepare
 from psycopg.adapt import Transformer
-from psycopg.generators import fetch_many, send
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+
+from asgi_sqla.engine.psycopg_ahead import PipelinedConnection, become_pipelined
+from asgi_sqla.engine.psycopg_sending import send_after_begin
 
 VERSION: str = psycopg.__version__
 VERSIONS: tuple[tuple[int, int], tuple[int, int]] = (3, 2), (3, 4)
 """From the first, and below the second: those that the tests run with."""
 PRIVATE: tuple[tuple[type[Any], tuple[str, ...]], ...] = (
     (Cursor, ("_check_results", "_convert_query", "_execute_gen", "_get_prepared", "_reset", "_set_results")),
-    (Connection, ("_check_connection_ok", "_get_tx_start_command", "_start_query")),
+    (Connection, ("_check_connection_ok", "_commit_gen", "_exec_command", "_get_tx_start_command", "_start_query")),
     (ServerCursor, ("_declare_gen", "_fetch_gen", "_make_declare_statement", "_scroll_gen", "_select_current_result")),
 )
 """What this room uses, and its owners do not promise."""
 
 IDLE: Any = pq.TransactionStatus.IDLE
-FAILED: Any = pq.ExecStatus.FATAL_ERROR
+USABLE: Any = (IDLE, pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 
 
 class _Pipelined:
@@ -42,10 +53,11 @@ class _Pipelined:
     def _execute_gen(
         self: Any, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Generator[Any, Any, None]:
-        conn = self._conn
-        if self._pgconn.transaction_status == IDLE and not (
-            conn._autocommit or conn._pipeline or conn._tpc or self.closed
-        ):
+        conn, status = self._conn, self._pgconn.transaction_status
+        travels = (status == IDLE and not conn._autocommit) or (
+            status in USABLE and (getattr(conn, "ahead", None) is not None or getattr(conn, "commits", False))
+        )
+        if travels and not (conn._pipeline or conn._tpc or self.closed):
             done = yield from self._execute_with_begin(query, params, prepare, binary)
             if done:
                 return
@@ -54,7 +66,10 @@ class _Pipelined:
     def _execute_with_begin(
         self: Any, query: Any, params: Any, prepare: bool | None, binary: bool | None
     ) -> Generator[Any, Any, bool]:
-        """Do what ``execute()`` does, with BEGIN; return False, and have done nothing, if that is not possible."""
+        """Do what ``execute()`` does, with BEGIN; return False, and have done nothing, if that is not possible.
+
+        In autocommit what travels instead of BEGIN came with a statement that is known to be a single one.
+        """
         conn = self._conn
         if not self._last_query or self._last_query is not query:
             self._last_query = None
@@ -65,11 +80,11 @@ class _Pipelined:
             yield from conn._start_query()  # the transaction begins all the same, as without us
             raise
         prepared, name = self._get_prepared(statement, prepare)
-        if prepared is Prepare.NO and not statement.params:
+        if prepared is Prepare.NO and not statement.params and not conn._autocommit:
             return False
         self._reset()
         self._query = statement
-        results = yield from _send_after_begin(conn, self._pgconn, _sends(self, statement, prepared, name, binary))
+        results = yield from send_after_begin(conn, self._pgconn, _sends(self, statement, prepared, name, binary))
         if (key := conn._prepared.maybe_add_to_cache(statement, prepared, name)) is not None:
             conn._prepared.validate(key, prepared, name, results)
         self._check_results(results)
@@ -122,7 +137,7 @@ class _PipelinedServer:
         self._format = self.format if binary is None else pq.Format(binary)
         declare = partial(pgconn.send_query_params, statement.query, statement.params, param_types=statement.types)
         fetch = sql.SQL("FETCH FORWARD 1 FROM {}").format(sql.Identifier(self._name)).as_bytes(self)
-        results = yield from _send_after_begin(
+        results = yield from send_after_begin(
             conn,
             pgconn,
             [
@@ -183,35 +198,6 @@ def _sends(cursor: Any, statement: Any, prepared: Prepare, name: bytes, binary: 
     return [execute]
 
 
-def _send_after_begin(conn: Any, pgconn: Any, sends: list[Callable[[], Any]]) -> Generator[Any, Any, Any]:
-    """Send BEGIN and what ``sends`` send, and return the results of the last; raise the first error."""
-    pgconn.enter_pipeline_mode()
-    pgconn.send_query_params(conn._get_tx_start_command(), None)
-    refused, sent = None, 1
-    for one in sends:
-        try:
-            one()
-        except Exception as exc:  # by libpq, for example for too many parameters: only the transaction begins
-            refused = exc
-            break
-        sent += 1
-    pgconn.pipeline_sync()
-    yield from send(pgconn)
-    answers: list[Any] = []
-    while len(answers) < sent:
-        answers += [(yield from fetch_many(pgconn))]
-    yield from fetch_many(pgconn)  # the Sync
-    pgconn.exit_pipeline_mode()
-    last = None if refused is not None else answers.pop()
-    for results in answers:
-        for result in results:
-            if result.status == FAILED:
-                raise errors.error_from_result(result, encoding=pgconn._encoding)
-    if refused is not None:
-        raise refused
-    return last
-
-
 def is_able() -> bool:
     """Return whether the libpq in use has a pipeline mode."""
     return bool(Pipeline.is_supported())
@@ -223,10 +209,18 @@ def arguments(asynchronous: bool) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def prepare(engine: Engine) -> None:
-    """Give every connection of ``engine`` our cursors on the server: psycopg takes no argument for that."""
+    """Make every connection of ``engine`` one of ours, with our cursors on the server; no argument does that."""
     factory = PipelinedAsyncServerCursor if engine.dialect.is_async else PipelinedServerCursor
 
     def on_connect(adapted: Any, _record: object) -> None:
-        engine.dialect.get_driver_connection(adapted).server_cursor_factory = factory
+        raw = engine.dialect.get_driver_connection(adapted)
+        raw.server_cursor_factory = factory
+        become_pipelined(raw)
 
     event.listen(engine, "connect", on_connect)
+
+
+def ahead_of(fairy: Any) -> PipelinedConnection | None:
+    """Return what sends statements ahead on a connection of the pool; None if it is not one of ours."""
+    raw = fairy.driver_connection
+    return raw if isinstance(raw, PipelinedConnection) else None

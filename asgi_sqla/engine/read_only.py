@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL, Connection, Dialect, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolResetState, SingletonThreadPool, StaticPool
 
 from asgi_sqla.engine.drivers import MYSQL
+from asgi_sqla.engine.instant import instant
 
 CONNECTION = {
     "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
@@ -88,7 +89,7 @@ def keep_read_only(engine: Engine, connect_args: Mapping[str, Any], *, pooler: b
         _begin_read_only(engine)
     elif statement is not None and not _has_started(connect_args):
         event.listen(engine, "connect", on_connect)
-    event.listen(engine, "reset", functools.partial(_undo, dialect))
+    event.listen(engine, "reset", instant(functools.partial(_undo, dialect)))  # unless it has something to undo
     if dialect.name in MYSQL:
         dialect.do_commit = functools.partial(_commit, dialect)
 
@@ -195,6 +196,19 @@ def begin_in_autocommit(connection: Connection) -> Any:
     elif dialect.default_isolation_level is not None:
         dialect.set_isolation_level(adapted, dialect.default_isolation_level)
     return connection.connection.driver_connection
+
+
+def is_unchanged(info: Mapping[str, Any]) -> bool:
+    """Return whether nothing has to be undone on a connection with this ``info`` before its next user has it."""
+    return not (info.get(_BEGUN) or info.get(_CHANGED))
+
+
+def ends_in_silence(dialect: Any) -> bool:
+    """Return whether no end of a transaction reaches the server in autocommit, whatever the driver would send.
+
+    From 2.0.43 on SQLAlchemy can leave out ROLLBACK, and our engines for reading ask for that.
+    """
+    return dialect.name in MYSQL and dialect in _kept and bool(getattr(dialect, "skip_autocommit_rollback", False))
 
 
 def note_changed(connection: Connection) -> None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
 
+from asgi_sqla.engine.deadlines import running_deadline
+from asgi_sqla.engine.limits import begin_within
 from asgi_sqla.engine.options import TransactionMode
 from asgi_sqla.errors import ConfigurationError
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 SWITCH_TIMEOUT = 0.02
 """Seconds to keep trying to switch a file to WAL while another connection writes to it."""
+
+_BEGUN = "asgi_sqla_begin_sent"
+"""The key in the ``info`` of a connection on which a listener has just begun."""
 
 _memories = count(1)
 
@@ -86,20 +91,53 @@ def _release(connection: Any, _record: object, _exception: BaseException | None)
         connection.rollback()
 
 
-def _begin_deferred(connection: Connection) -> None:
-    """Begin without SQLAlchemy's cursor, in one turn of the driver's thread instead of three.
+def _begin_immediate(connection: Connection) -> None:
+    if (deadline := running_deadline()) is not None:
+        begin_within(connection, "BEGIN IMMEDIATE", deadline)
+    else:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    It takes no lock, so it cannot fail.
+
+def _begin_each(engine: Engine) -> None:
+    """Begin each transaction, before anybody hears that it has begun.
+
+    One listener of an engine makes each of its connections ask for every other event too, before and after each
+    statement. So SQLAlchemy is not told of ours: if there is another one, it calls ours before that, and otherwise the
+    dialect begins.
     """
-    adapted: Any = connection.connection.dbapi_connection
-    if not connection.dialect.is_async:
-        adapted.execute("BEGIN DEFERRED")
-        return
-    try:
+    dialect: Any = engine.dialect  # of this engine alone
+    asynchronous = dialect.is_async
+
+    def on_begin(connection: Connection) -> None:
+        try:
+            _begin_deferred(connection.connection.dbapi_connection, asynchronous)
+        except BaseException:  # cancelled, so it is unknown whether the transaction has begun
+            connection.invalidate()
+            raise
+        connection.info[_BEGUN] = True
+
+    def do_begin(fairy: Any) -> None:
+        if not fairy.info.pop(_BEGUN, False):
+            _begin_deferred(fairy.dbapi_connection, asynchronous)
+
+    told = vars(engine).get("_has_events")
+    event.listen(engine, "begin", on_begin)
+    if told is None:  # a listener of all engines is told of by their class
+        vars(engine).pop("_has_events", None)
+    dialect.do_begin = do_begin
+
+
+def _begin_deferred(adapted: Any, asynchronous: bool) -> None:
+    """Begin without SQLAlchemy's cursor, in one turn of the driver's thread instead of three, or in none.
+
+    It takes no lock, so it cannot fail; but it may be cancelled.
+    """
+    if hasattr(adapted, "begin_deferred"):
+        adapted.begin_deferred()
+    elif asynchronous:
         adapted.run_async(lambda driver: driver.execute("BEGIN DEFERRED"))
-    except BaseException:  # cancelled, so it is unknown whether the transaction has begun
-        connection.invalidate()
-        raise
+    else:
+        adapted.execute("BEGIN DEFERRED")
 
 
 def prepare(engine: Engine, mode: TransactionMode | None) -> None:
@@ -115,13 +153,13 @@ def prepare(engine: Engine, mode: TransactionMode | None) -> None:
             _switch_to_wal(cursor)
         cursor.close()
 
-    def on_begin(connection: Connection) -> None:
-        if mode == "immediate":
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        else:
-            _begin_deferred(connection)
+    if engine.dialect.driver == "pysqlite":
+        from asgi_sqla.engine import pysqlite  # imported only for such an engine
 
+        pysqlite.prepare(engine)
     event.listen(engine, "connect", on_connect)
     event.listen(engine, "invalidate", _release)
-    if mode is not None:
-        event.listen(engine, "begin", on_begin)
+    if mode == "immediate":
+        event.listen(engine, "begin", _begin_immediate)
+    elif mode is not None:
+        _begin_each(engine)

@@ -58,14 +58,14 @@ _ASYNCPG_KNOWN = frozenset(
     ("gsslib", "host", "krbsrvname", "passfile", "password", "port", "prepared_statement_cache_size")
     + ("service", "ssl", "target_session_attrs", "user")
 )
-_SECRET = re.compile("odbc_connect|pass(?!file)|pwd|secret|token", re.IGNORECASE)
-_USER = re.compile(r"://[^/\s]*:")
-_SETTING = re.compile(r"(?:-c\s*|--)(?P<name>[\w.]+)=(?P<value>(?:\\.|\S)*)\s*")
+_SECRET = "(?i:odbc_connect|pass(?!file)|pwd|secret|token)"  # noqa: S105  # a pattern
+_USER = r"://[^/\s]*:"
+_SETTING = r"(?:-c\s*|--)(?P<name>[\w.]+)=(?P<value>(?:\\.|\S)*)\s*"
 
 
 def shown(url: URL) -> str:
     """Return ``url`` as errors and logs may show it: without its passwords, also those in its query."""
-    hidden = {key: "..." for key in url.query if _SECRET.search(key)}
+    hidden = {key: "..." for key in url.query if re.search(_SECRET, key)}
     return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
@@ -76,9 +76,9 @@ def hidden(value: object) -> str:
     text = repr(value)
     package = type(value).__module__.partition(".")[0]
     safe = package == "asgi_sqla" or (
-        package == "sqlalchemy" and not _SECRET.search(text)
+        package == "sqlalchemy" and not re.search(_SECRET, text)
     )  # SQLAlchemy's repr shows the query
-    if not safe and ("@" in text or _USER.search(text) or _SECRET.search(text)):
+    if not safe and ("@" in text or re.search(_USER, text) or re.search(_SECRET, text)):
         return f"a {type(value).__name__} (not shown, as it may hold a password)"
     return text
 
@@ -203,7 +203,7 @@ def _server_settings(url: URL, query: dict[str, Any]) -> dict[str, str]:
     """Remove from ``query`` what libpq sends as settings, and return the mapping that asyncpg wants."""
     settings: dict[str, str] = {}
     options = query.pop("options", "")
-    found = list(_SETTING.finditer(options)) if isinstance(options, str) else []
+    found = list(re.finditer(_SETTING, options)) if isinstance(options, str) else []
     if "".join(match.group() for match in found) != options:
         raise ConfigurationError(
             f"url={shown(url)}: options={options!r} cannot be translated for asyncpg; write only '-c name=value' in it"

@@ -246,6 +246,13 @@ class Migrations:
         async with self.database.async_engine.connect() as connection:
             return await connection.run_sync(self._hold, work)
 
+    def _reader(self) -> Callable[[Connection], Status]:
+        """Return a function that reads the status on a connection without the lock, for asgi_sqla.health."""
+        found: Callable[[Connection], Status] = _schema().reader(
+            self.location, self.config, self.metadata, self.options
+        )
+        return found
+
     def _hold(self, connection: Connection, work: Callable[[Connection], T]) -> T:
         with locked(connection, self.lock_timeout):
             return work(connection)

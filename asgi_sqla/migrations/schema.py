@@ -63,6 +63,14 @@ def latest(location: Path, config: Path | None) -> list[str]:
     return sorted(_scripts(configuration(location, config)).get_heads())
 
 
+def reader(
+    location: Path, config: Path | None, metadata: MetaData | None, options: dict[str, Any]
+) -> Callable[[Connection], Status]:
+    """Return a function that reads the state on a connection without the lock; the scripts are loaded now."""
+    scripts = _scripts(configuration(location, config))
+    return lambda connection: State(connection, scripts, metadata, options).status()
+
+
 def _scripts(config: Config) -> ScriptDirectory:
     """Return the scripts; raise MigrationError for one that cannot be imported."""
     scripts = ScriptDirectory.from_config(config)

@@ -18,11 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import get_cls_kwargs
 
-from asgi_sqla.engine.kinds import SESSION, check_kinds
-from asgi_sqla.engine.options import mapping
+from asgi_sqla.engine.given import mapping
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
-from asgi_sqla.session.guard import GuardedSession, guarding, refusing, unless_over
+from asgi_sqla.session.guard import GuardedSession
+from asgi_sqla.session.methods import guarding, refusing, unless_over
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -50,6 +50,10 @@ _ENDS = ("aclose", "close", "commit", "invalidate", "reset", "rollback")
 """The methods that end a session; its unit calls them on the sync session inside an ``AsyncSession`` too."""
 
 
+_ENDING = ("close", "commit", "expunge_all", "flush", "get_transaction", "in_transaction", "rollback")
+"""The methods that the end of a unit comes to."""
+
+
 class SessionClasses(NamedTuple):
     """The classes of both kinds of session, and the other options of both."""
 
@@ -74,6 +78,8 @@ def check_session_options(given: Any, classes: SessionClasses | None) -> dict[st
         raise ConfigurationError(
             f"session_options: {min(fixed)}= is not for one scope; give it to Database(session_options=...)"
         )
+    from asgi_sqla.engine.kinds import SESSION, check_kinds
+
     check_kinds("session_options", options, SESSION)
     if classes is not None and not options.keys() <= SESSION.keys():  # the class itself checks the others
         both = {**classes.options, **options}
@@ -109,6 +115,8 @@ def session_classes(given: Mapping[str, Any]) -> SessionClasses:
             f"session_options: sync_session_class={hidden(sync_class)} is not a subclass of sqlalchemy.orm.Session; "
             "write the class itself, not its name or an instance"
         )
+    from asgi_sqla.engine.kinds import SESSION, check_kinds
+
     check_kinds("session_options", options, SESSION)
     for name in _ENDS:
         if getattr(async_class, name) is not getattr(AsyncSession, name):
@@ -195,6 +203,8 @@ def _make(
     members |= {name: guarding(name, base) for name in names.union(CALLS) if hasattr(base, name)}
     members["close"] = unless_over(members["close"])
     members["guard_autocommit"] = autocommit
+    members["guard_flushes_as_usual"] = session_class.flush is Session.flush
+    members["guard_ends_as_usual"] = all(getattr(session_class, one) is getattr(Session, one) for one in _ENDING)
     if isolation_level is not None:
         members["get_bind"] = _isolating(base, isolation_level)
     return cast("type[GuardedSession]", type(f"Guarded{session_class.__name__}", (base,), members))

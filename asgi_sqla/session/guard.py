@@ -10,7 +10,6 @@ Must not know: units, engines, or why a session ends.
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable, Collection
 from threading import Lock, get_ident
 from time import monotonic
@@ -21,12 +20,15 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, SessionTransaction
 
 from asgi_sqla.engine.drivers import forget_rows
-from asgi_sqla.errors import OWN_SCOPE, ConfigurationError, SessionInUseError, WrongEventLoopError, ended
-from asgi_sqla.session.outcome import Hooks, Outcome
+from asgi_sqla.errors import OWN_SCOPE, ConfigurationError, WrongEventLoopError, ended, in_use
+from asgi_sqla.session.gate import Gate, acquire_late
+from asgi_sqla.session.outcome import Outcome
 from asgi_sqla.session.transactions import GuardedTransaction
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from asgi_sqla.session.outcome import Hooks, Recording
 
 
 User: TypeAlias = "asyncio.Task[Any] | int"
@@ -64,6 +66,14 @@ class GuardedSession(Session):
     """Whether it may have anything to commit."""
     guard_autocommit = False
     """Whether it has no transactions: it only reads, and each statement commits by itself."""
+    guard_flushes_as_usual = True
+    """Whether ``flush()`` is SQLAlchemy's, and not that of the user's own class."""
+    guard_ends_as_usual = True
+    """Whether all that ends a transaction or the session is SQLAlchemy's, too."""
+    guard_record: Recording | None = None
+    """What it did, if its database has observers."""
+    guard_gate: Gate | None = None
+    """Closed while its unit commits in the middle."""
     guard_left: float = 0.0
     """When the last call on it returned, by the monotonic clock."""
     _guard_user: User | None = None
@@ -225,11 +235,10 @@ class GuardedSession(Session):
             return False
         if self._guard_end is not None:
             raise ended(self.guard_unit)
-        if not self.guard_lock.acquire(False):
-            raise SessionInUseError(
-                f"a session of {self.guard_unit} is in use by {self._guard_user}; a session serves one "
-                f"task or thread at a time, so let each open its own: {OWN_SCOPE}"
-            )
+        if self.guard_gate is not None:
+            self.guard_gate.wait(self)
+        if not self.guard_lock.acquire(False) and not acquire_late(self):
+            raise in_use(self.guard_unit, self._guard_user)
         self._guard_user = user
         self._guard_inside = getcurrent()
         if self.guard_users is not None:
@@ -255,49 +264,3 @@ class GuardedSession(Session):
         self.guard_lock.release()
         if self._guard_end is not None:
             self._guard_end_if_idle()
-
-
-def guarding(name: str, base: type[Session]) -> Callable[..., Any]:
-    """Return a method that may talk to the database: one user at a time, and none after the end."""
-    method: Callable[..., Any] = getattr(base, name)
-
-    @functools.wraps(method)
-    def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
-        # In no variable, which a traceback would keep: greenlet frees that of a thread's end under the collector.
-        outermost = getcurrent() is not self._guard_inside and self._guard_enter()
-        try:
-            return method(self, *args, **kwargs)
-        except Exception as exc:
-            self.guard_outcome.note_unconnected(exc)
-            raise
-        finally:
-            if outermost:
-                self._guard_leave()
-
-    return call
-
-
-def unless_over(close: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a ``close()`` that does nothing after the end."""
-
-    @functools.wraps(close)
-    def call(self: GuardedSession) -> None:
-        if not self._guard_over:  # a closed session may be closed again, from any thread or event loop
-            close(self)
-
-    return call
-
-
-def refusing(name: str, base: type[Session]) -> Callable[..., Any]:
-    """Return a method that only changes the session, and that raises after its end."""
-    method: Callable[..., Any] = getattr(base, name)
-
-    @functools.wraps(method)
-    def call(self: GuardedSession, *args: Any, **kwargs: Any) -> Any:
-        if self._guard_end is not None:
-            self._guard_refuse_if_ended()
-        if self.guard_users is not None:
-            self.guard_users.add(current_user())
-        return method(self, *args, **kwargs)
-
-    return call

@@ -7,12 +7,11 @@ Must not know: why it is asked.
 from __future__ import annotations
 
 from time import monotonic
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from sqlalchemy.pool import Pool
 
 from asgi_sqla.engine.pools import holders_of
-from asgi_sqla.session.guard import GuardedSession
 from asgi_sqla.session.listeners import connections_in_use
 
 
@@ -38,7 +37,7 @@ def holders(*pools: Pool) -> list[Holder]:
     """Return who holds connections of ``pools``, the longest first."""
     now, found = monotonic(), []
     for watched in connections_in_use():
-        connection, session = watched.connection, cast("GuardedSession", watched.session)
+        connection, session = watched.connection, watched.session
         unit: Any = session.guard_unit
         if not connection.closed and not connection.invalidated and connection.engine.pool in pools:
             idle = 0.0 if session.guard_lock.locked() else now - max(watched.since, session.guard_left)

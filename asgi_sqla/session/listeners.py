@@ -9,14 +9,10 @@ Must not know: what is decided on an outcome.
 
 from __future__ import annotations
 
-import sys
-import warnings
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 from weakref import WeakSet, ref
 
-import sqlalchemy
 from greenlet import getcurrent  # type: ignore[import-untyped]
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Dialect, ExceptionContext
@@ -26,10 +22,15 @@ from sqlalchemy.orm import Session, SessionTransaction
 from asgi_sqla.engine import read_only
 from asgi_sqla.engine.classification import is_spent, sqlstate_of
 from asgi_sqla.engine.drivers import DRIVERS
-from asgi_sqla.errors import BlockingSessionWarning
+from asgi_sqla.engine.instant import instant
+from asgi_sqla.engine.refusals import is_refusal
+from asgi_sqla.session.blocking import warn_of_blocking
 from asgi_sqla.session.guard import GuardedSession, running_loop
+from asgi_sqla.session.limited import Limited
+from asgi_sqla.session.lone import send_with_commit
 from asgi_sqla.session.outcome import Committed, Outcome
 from asgi_sqla.session.read_only import ReadOnlySession, refuse_flush
+from asgi_sqla.session.sending import send_unmeasured, sender_after
 from asgi_sqla.session.transient import ends_transaction
 from asgi_sqla.session.watched import Watched
 
@@ -49,7 +50,8 @@ It is read before each statement, and so by nothing slower than C.
 _heard: WeakSet[Dialect] = WeakSet()
 
 
-def _of(connection: Connection) -> Watched | None:
+def watched_of(connection: Connection) -> Watched | None:
+    """Return the record of ``connection``, if it is in the transaction of a session."""
     found = _watched.get(ref(connection))
     return None if found is None else found()
 
@@ -61,13 +63,13 @@ def connections_in_use() -> list[Watched]:
 
 def is_committed_by_session(connection: Connection) -> bool:
     """Return whether the COMMIT on ``connection`` is a session's, not that of ``connection.commit()``."""
-    watched = _of(connection)
+    watched = watched_of(connection)
     return watched is not None and watched.outcome.committing
 
 
 def note_rollback(connection: Connection) -> None:
     """Record a ROLLBACK that is about to be sent, because it would hide an earlier commit."""
-    watched = _of(connection)
+    watched = watched_of(connection)
     if watched is not None:
         watched.look(asking=False)
         watched.note_rollback()
@@ -76,22 +78,23 @@ def note_rollback(connection: Connection) -> None:
 def _after_begin(session: Any, transaction: SessionTransaction, connection: Connection) -> None:
     guarded: GuardedSession = session
     outcome = guarded.guard_outcome
-    if ref(connection) in _watched and _of(connection) in outcome.connections:
+    if ref(connection) in _watched and watched_of(connection) in outcome.connections:
         return  # a savepoint
     if guarded.guard_loop is None and blocking_warnings[-1] and running_loop() is not None:
-        _warn_of_blocking(session)
+        warn_of_blocking(session)
     reading = isinstance(session, ReadOnlySession)
-    watched = Watched(
-        session, connection, outcome, autocommit=guarded.guard_autocommit and read_only.is_kept(connection)
-    )
+    unit = guarded.guard_hooks
+    watch = Watched if unit is None or unit._deadline is None else Limited
+    watched = watch(session, connection, outcome, autocommit=guarded.guard_autocommit and read_only.is_kept(connection))
     outcome.connections = (*outcome.connections, watched)
     _watched[ref(connection, _watched.pop)] = ref(watched)  # removed with the connection
+    if guarded.guard_record is not None:
+        guarded.guard_record.begun(watched, connection)
     if connection.dialect not in _heard:
         _heard.add(connection.dialect)
         _hear(connection.dialect)
     if reading and not transaction.nested:
         read_only.begin(connection)
-    unit = guarded.guard_hooks
     if unit is not None and unit._hears_begin and not transaction.nested:
         if watched.autocommit and unit._begin_hooks:
             watched.begin()
@@ -114,7 +117,7 @@ def _after_commit(session: Any) -> None:
     for one in outcome.connections:
         if one.sent:
             outcome.committed = outcome.committed or APPLICATION
-    outcome.connections = ()
+    outcome.connections, outcome.prepared, outcome.done_early, outcome.travelled = (), False, False, None
     if outcome.wrote:
         outcome.kept, outcome.wrote = True, False
     unit = guarded.guard_hooks
@@ -138,10 +141,8 @@ def _after_soft_rollback(session: Any, rolled_back: SessionTransaction) -> None:
 
 def _hear(dialect: Dialect) -> None:
     """Listen to every statement and error of ``dialect``; nothing is kept of its connections outside our sessions."""
-    event.listen(dialect, "do_execute", _do_execute)
-    event.listen(dialect, "do_executemany", _do_executemany)
-    event.listen(dialect, "do_execute_no_params", _do_execute_no_params)
-    event.listen(dialect, "handle_error", _handle_error)
+    for name, function in _LISTENERS.items():
+        event.listen(dialect, name, function)
 
 
 def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any, send: str = "do_execute") -> bool | None:
@@ -161,12 +162,16 @@ def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any, send
         # Set in an argument, in the statement, in a Query or in the session's options: this holds them all.
         if context.execution_options.get("stream_results"):
             watched.outcome.note_stream(context)
-        if not outermost:
-            return None
-        # Sent on session.connection() itself, which bypasses the guards of the session's methods.
-        sent = (statement,) if send == "do_execute_no_params" else (statement, parameters)
-        getattr(context.dialect, send)(cursor, *sent, context)
-        return True
+        if watched.outcome.at_end and send_with_commit(watched, cursor, statement, parameters, context):
+            return True
+        record = session.guard_record
+        if outermost or record is not None:
+            # Sent on session.connection() itself, which bypasses the guards of the session's methods; or measured.
+            execute = sender_after(_LISTENERS[send], send, context.dialect)
+            measured = send_unmeasured if record is None else record.send
+            measured(watched, context, execute, cursor, statement, parameters)
+            return True
+        return None
     finally:
         if outermost:
             session._guard_leave()
@@ -180,31 +185,47 @@ def _do_execute_no_params(cursor: Any, statement: str, context: Any) -> bool | N
     return _do_execute(cursor, statement, None, context, "do_execute_no_params")
 
 
-def _handle_error(context: ExceptionContext) -> None:
+def _handle_error(context: ExceptionContext) -> BaseException | None:
     connection = context.connection
-    watched = None if connection is None else _of(connection)
+    watched = None if connection is None else watched_of(connection)
     if connection is None or watched is None:
-        return
+        return None
     outcome, original = watched.outcome, context.original_exception
-    error = context.sqlalchemy_exception or original
+    instead = watched.instead_of(context)
+    error = instead or context.sqlalchemy_exception or original
     ends_by_rollback = context.execution_context is None and not outcome.committing
+    if context.statement is not None and not isinstance(original, Exception):  # aiosqlite's may have no context yet
+        outcome.note_cancelled()
     if context.execution_context is None:
         _note_failed_end(watched, outcome, context)
     else:
         outcome.committing = False
-        if context.is_disconnect and watched.sent_commit:
-            _note_doubt(watched.session, outcome)
-        if is_spent(original, writes=cast("GuardedSession", watched.session).guard_writes):
+        _note_lost_statement(watched, outcome, context)
+        if is_spent(original, writes=watched.session.guard_writes):
             context.is_disconnect = True  # SQLAlchemy then discards it, and all that the pool had before
     if isinstance(error, Exception) and not ends_by_rollback:  # a failed ROLLBACK is no reason for a retry
-        outcome.note_error(error)
-        if sqlstate_of(original) == "25P02":  # in_failed_sql_transaction
-            error.add_note(
-                "after a statement has failed, PostgreSQL refuses every other one until a rollback; to continue "
-                "after a failure that you expect, write: with session.begin_nested(): ..."
-            )
+        _note_error(outcome, error, original)
     if context.execution_context is not None and not context.is_disconnect:
         watched.note_error(ends=ends_transaction(original, told=connection.dialect.driver in DRIVERS))
+    return instead
+
+
+def _note_lost_statement(watched: Watched, outcome: Outcome, context: ExceptionContext) -> None:
+    """Record that a statement was lost with its connection, if that was a COMMIT or had one with it."""
+    original = context.original_exception
+    if context.is_disconnect and (watched.sent_commit or outcome.travels) and not is_refusal(original):
+        _note_doubt(watched.session, outcome)
+        if outcome.travels:
+            (context.sqlalchemy_exception or original).add_note(IN_DOUBT)
+
+
+def _note_error(outcome: Outcome, error: Exception, original: BaseException) -> None:
+    outcome.note_error(error)
+    if sqlstate_of(original) == "25P02":  # in_failed_sql_transaction
+        error.add_note(
+            "after a statement has failed, PostgreSQL refuses every other one until a rollback; to continue "
+            "after a failure that you expect, write: with session.begin_nested(): ..."
+        )
 
 
 def _note_failed_end(watched: Watched, outcome: Outcome, context: ExceptionContext) -> None:
@@ -213,14 +234,16 @@ def _note_failed_end(watched: Watched, outcome: Outcome, context: ExceptionConte
     asyncpg refuses a COMMIT beside a running statement, such as a fetch that no event reports, and the transaction
     stays open. The connection would take it back to the pool, and every later user would fail.
     """
-    original = context.original_exception
+    original, record = context.original_exception, watched.session.guard_record
+    if record is not None:
+        record.ended(watched, original)
     unanswered = sqlstate_of(original) is None and not isinstance(context.sqlalchemy_exception, IntegrityError)
     if outcome.committing:
         others = [one for one in outcome.connections if isinstance(one, Watched) and one is not watched and one.sent]
         if any(not one.connection.in_transaction() for one in others):
             # A session with several connections commits them one after the other.
             outcome.note_committed(Committed.APPLICATION)
-        if context.is_disconnect:
+        if context.is_disconnect and not is_refusal(original):
             _note_doubt(watched.session, outcome)
             (context.sqlalchemy_exception or original).add_note(IN_DOUBT)
         elif not unanswered:
@@ -236,32 +259,15 @@ def _note_doubt(session: Session, outcome: Outcome) -> None:
         unit._callbacks.note("in doubt", transaction)
 
 
-_PACKAGES = (str(Path(sqlalchemy.__file__).parent), str(Path(__file__).parent.parent))
-
-
-def _is_users(frame: FrameType, session: Session) -> bool:
-    """Return whether the code of ``frame`` is the user's: of no package, and not a method of their session class."""
-    code, name = frame.f_code, frame.f_code.co_filename
-    if name.startswith("<") and frame.f_back is not None:  # a wrapper that SQLAlchemy generated
-        name = frame.f_back.f_code.co_filename
-    own = code.co_varnames[:1] == ("self",) and frame.f_locals.get("self") is session
-    return not (own or name.startswith(_PACKAGES))
-
-
-def _warn_of_blocking(session: Session) -> None:
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and not _is_users(frame, session):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(
-        "a sync session ran SQL on a thread with a running event loop, so the loop and every request wait for it; "
-        "write await db.async_session..., or make the handler a plain def",
-        BlockingSessionWarning,
-        stacklevel=level,
-    )
-
+_LISTENERS: Mapping[str, Callable[..., Any]] = {
+    "do_execute": _do_execute,
+    "do_executemany": _do_executemany,
+    "do_execute_no_params": _do_execute_no_params,
+    "handle_error": _handle_error,
+}
 
 event.listen(GuardedSession, "after_begin", _after_begin)
-event.listen(GuardedSession, "before_commit", _before_commit)
-event.listen(GuardedSession, "after_commit", _after_commit)
-event.listen(GuardedSession, "after_soft_rollback", _after_soft_rollback)
+event.listen(GuardedSession, "before_commit", instant(_before_commit))
+event.listen(GuardedSession, "after_commit", instant(_after_commit))
+event.listen(GuardedSession, "after_soft_rollback", instant(_after_soft_rollback))
 event.listen(ReadOnlySession, "before_flush", refuse_flush)

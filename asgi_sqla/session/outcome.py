@@ -20,12 +20,21 @@ from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import SessionTransaction
 
 from asgi_sqla.engine.classification import came_from_pool
+from asgi_sqla.engine.deadlines import Deadline
 from asgi_sqla.engine.drivers import Word
 from asgi_sqla.errors import DiscardedWorkError
 from asgi_sqla.session.transient import is_transient
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
+
+    from asgi_sqla.engine.pipelining import Ahead
+
+_CANCELLED = (
+    "a statement of this session was cancelled, which closed its connection and lost its transaction; let the "
+    "cancellation leave the handler, or write session.rollback() to go on. GraphQL cancels resolvers when another one "
+    "fails; let each open its own session_scope()"
+)
 
 
 class State(Enum):
@@ -56,56 +65,82 @@ Fate: TypeAlias = Literal["commit", "rollback", "in doubt"]
 """How a transaction ended."""
 
 
-class Fates(Protocol):
-    """What is notified of the fate of a transaction or savepoint."""
+if TYPE_CHECKING:
 
-    def note(self, fate: Fate, ended: SessionTransaction) -> None:
-        """Record it."""
+    class Fates(Protocol):
+        """What is notified of the fate of a transaction or savepoint."""
 
+        def note(self, fate: Fate, ended: SessionTransaction) -> None:
+            """Record it."""
 
-class Hooks(Protocol):
-    """The part of a unit of work that follows the transactions of its sessions."""
+    class Hooks(Protocol):
+        """The part of a unit of work that follows the transactions of its sessions."""
 
-    @property
-    def _hears_begin(self) -> bool:
-        """Whether it must be notified of each transaction."""
-        ...
+        @property
+        def _hears_begin(self) -> bool:
+            """Whether it must be notified of each transaction."""
+            ...
 
-    @property
-    def _callbacks(self) -> Fates | None:
-        """Its callbacks, if there are any."""
-        ...
+        @property
+        def _callbacks(self) -> Fates | None:
+            """Its callbacks, if there are any."""
+            ...
 
-    @property
-    def _begin_hooks(self) -> Sequence[object]:
-        """What it calls when a transaction begins."""
-        ...
+        def _is_settling(self) -> bool:
+            """Return whether its transactions are ending before it does."""
+            ...
 
-    def _begun(self, connection: Connection) -> None:
-        """Record that a transaction has begun on ``connection``."""
+        @property
+        def _deadline(self) -> Deadline | None:
+            """When its statements must have ended; None if nothing bounds them."""
+            ...
 
+        @property
+        def _begin_hooks(self) -> Sequence[object]:
+            """What it calls when a transaction begins."""
+            ...
 
-class Connected(Protocol):
-    """One connection in the transaction."""
+        def _begun(self, connection: Connection) -> None:
+            """Record that a transaction has begun on ``connection``."""
 
-    connection: Connection
-    """SQLAlchemy's connection."""
+    class Recording(Protocol):
+        """What is told of the statements and connections of a session."""
 
-    @property
-    def sent(self) -> bool:
-        """Whether a statement was sent on it."""
-        ...
+        def begun(self, watched: object, connection: Connection) -> None:
+            """Record that the session has a connection."""
 
-    def word(self) -> Word:
-        """Return what the driver says now."""
-        ...
+        def send(
+            self, watched: object, context: Any, execute: Callable[..., object], cursor: Any, text: str, given: object
+        ) -> None:
+            """Send a statement ``text``, and what is ``given`` with it, by ``execute``."""
 
-    def look(self, *, asking: bool) -> None:
-        """Check whether the transaction still exists."""
+        def end(self, watched: object, word: str) -> None:
+            """Record a COMMIT or ROLLBACK that is about to be sent."""
 
-    def cut(self) -> bool:
-        """Cut the connection; return whether there was one."""
-        ...
+        def ended(self, watched: object, error: BaseException) -> None:
+            """Record that a COMMIT or ROLLBACK has failed."""
+
+    class Connected(Protocol):
+        """One connection in the transaction."""
+
+        connection: Connection
+        """SQLAlchemy's connection."""
+
+        @property
+        def sent(self) -> bool:
+            """Whether a statement was sent on it."""
+            ...
+
+        def word(self) -> Word:
+            """Return what the driver says now."""
+            ...
+
+        def look(self, *, asking: bool) -> None:
+            """Check whether the transaction still exists."""
+
+        def cut(self) -> bool:
+            """Cut the connection; return whether there was one."""
+            ...
 
 
 class Outcome:
@@ -121,6 +156,16 @@ class Outcome:
     """Whether a whole transaction was rolled back, for any reason."""
     committing: bool = False
     """Whether the session is in its COMMIT."""
+    wrote_after: float = -1.0
+    """When the call before the last write had returned, so that it is known which call wrote."""
+    at_end: bool = False
+    """Whether it is its unit that commits, so that nothing of the application's follows the flush."""
+    travelled: Ahead | None = None
+    """What COMMIT was sent with, and the last statement of the unit."""
+    done_early: bool = False
+    """Whether that was carried out, although the session is not in its COMMIT yet."""
+    prepared: bool = False
+    """Whether its unit has begun to commit, so that no deadline may come between the COMMITs of several databases."""
     wrote: bool = False
     """Whether the open transaction has sent anything but reads."""
     kept: bool = False
@@ -129,6 +174,8 @@ class Outcome:
     """The first transient error of the database, or else the last error."""
     ended_by_error: bool = False
     """Whether the unit rolled back, and nothing had been rolled back since the last error."""
+    told_in_use: bool = False
+    """Whether the log has said that it was in use when its unit ended."""
     connections: tuple[Connected, ...] = ()
     streams: Collection[Any] = ()
     """Executions whose rows are still on the server; weak, so that forgotten ones are dropped."""
@@ -140,6 +187,11 @@ class Outcome:
     def unhandled(self) -> bool:
         """Whether nothing was rolled back since the last error."""
         return self.ended_by_error or self.state in (FAILED, UNDONE)
+
+    @property
+    def travels(self) -> bool:
+        """Whether COMMIT was sent with the last statement, and its answer is not known."""
+        return self.travelled is not None and self.travelled.commit_sent
 
     def objection(self) -> Exception:
         """Return why the session's work must not be committed: it was undone or discarded."""
@@ -169,6 +221,12 @@ class Outcome:
         """Record that the transaction has ended, although nothing ended it through the session."""
         self.state = UNDONE
         self._why = why
+
+    def note_cancelled(self) -> None:
+        """Record that a statement was cancelled, and its connection closed with all that its transaction had done."""
+        if self.state is SOUND:  # the errors before were handled, and are not why
+            self.error = None
+        self.note_undone(_CANCELLED)
 
     def note_discarded(self, call: str, what: str) -> None:
         """Record that ``call`` of the application discarded ``what``."""
@@ -202,15 +260,21 @@ class Outcome:
         if handled and (self.state is FAILED or (whole and self.state is UNDONE)):
             self.state = DISCARDED if self._discarded else SOUND
         if whole:
+            if self.done_early:  # SQLAlchemy has refused what the server returned
+                self.note_committed(Committed.UNIT)
             self.rolled_back = True
             self.forget_transaction()
 
-    def check(self) -> None:
-        """Raise why the open transaction must not be committed, if a driver or this record forbids it."""
+    def check(self, *, prepared: bool = False) -> None:
+        """Raise why the open transaction must not be committed, if a driver, a deadline or this record forbids it.
+
+        If it is ``prepared``, no deadline forbids it from then on.
+        """
         for one in self.connections:
             one.look(asking=True)
         if self.state is UNDONE or self.state is DISCARDED:
             raise self.objection()
+        self.prepared = self.prepared or prepared
 
     def look(self, *, asking: bool = False) -> None:
         """Ask every driver whether its transaction still exists; ``asking`` may send a statement."""
@@ -219,5 +283,5 @@ class Outcome:
 
     def forget_transaction(self) -> None:
         """Record that the transaction has ended."""
-        self.committing = self.wrote = False
-        self.connections = ()
+        self.committing = self.wrote = self.prepared = self.done_early = False
+        self.connections, self.travelled = (), None

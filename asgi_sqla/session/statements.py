@@ -42,10 +42,11 @@ class Statement(NamedTuple):
 
 ROLLBACKS: frozenset[str] = frozenset(("ROLLBACK", "ABORT"))
 """The first words of statements that roll back."""
+NOTHING = "DO 0"
+"""A statement of MySQL and MariaDB that does nothing, and has no result."""
 
-_COMMENTS = re.compile(r"--[^\n]*(?:\n|$)|/\*(?!M?!).*?\*/|/\*M?!\d*|\*/", re.DOTALL)
+_COMMENTS = r"(?s:--[^\n]*(?:\n|$)|/\*(?!M?!).*?\*/|/\*M?!\d*|\*/)"
 """Comments, and the delimiters of those that MySQL and MariaDB execute."""
-_WORDS = re.compile(r"\w+")
 _HEAD = 500
 """How many characters of a statement are examined; longer leading comments do not occur."""
 _READS = frozenset(
@@ -72,10 +73,11 @@ _COMMITTING_NOT = frozenset(("NOT", "TEMPORARY"))
 @functools.lru_cache(1000)
 def judged(statement: str, dialect: str) -> Statement:
     """Return what is known of ``statement`` on a database of ``dialect``."""
-    words = _WORDS.findall(_COMMENTS.sub(" ", statement[:_HEAD].upper()))
+    words = re.findall(r"\w+", re.sub(_COMMENTS, " ", statement[:_HEAD].upper()))
     first, second = (*words[:2], "", "")[:2]
     reads = first in _READS
     changes = first not in _LEAVES_NOTHING and not (first == "SET" and second in _IN_TRANSACTION)
+    changes = changes and statement != NOTHING
     if first in _COMMITS:
         return Statement(first, Effect.COMMITS, writes=False)
     if first in ROLLBACKS:  # ROLLBACK TO a savepoint ends no transaction

@@ -48,8 +48,11 @@ def pause(attempt: int, kind: ErrorKind) -> float:
 
     A deadlock passes at once, so its pause may be almost nothing. In an outage it is at least half of its bound.
     """
-    grown = 2.0 ** min(attempt, 10)
-    if kind in OUTAGES:
-        longest = min(LONGEST_OUTAGE_PAUSE, FIRST_OUTAGE_PAUSE * grown)
-        return random.uniform(longest / 2, longest)  # noqa: S311  # not for security
-    return random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * grown))  # noqa: S311
+    longest = longest_pause(attempt, kind)
+    return random.uniform(longest / 2 if kind in OUTAGES else 0, longest)  # noqa: S311  # not for security
+
+
+def longest_pause(attempt: int, kind: ErrorKind) -> float:
+    """Return the bound of ``pause``."""
+    longest, first = (LONGEST_OUTAGE_PAUSE, FIRST_OUTAGE_PAUSE) if kind in OUTAGES else (LONGEST_PAUSE, FIRST_PAUSE)
+    return min(longest, first * 2.0 ** min(attempt, 10))

@@ -10,14 +10,14 @@ from time import monotonic
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, ExceptionContext
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import Session
 
 from asgi_sqla.engine import read_only
 from asgi_sqla.engine.drivers import DRIVERS, FAILED, IDLE, MYSQL, OPEN, OTHER, UNKNOWN, Word, commits_each, cut
+from asgi_sqla.session.guard import GuardedSession
 from asgi_sqla.session.outcome import UNDONE, Committed, Outcome
-from asgi_sqla.session.statements import ROLLBACKS, Effect, judged
+from asgi_sqla.session.statements import NOTHING, ROLLBACKS, Effect, judged
 
 _UNDONE = (
     "the database has rolled back this session's whole transaction after an error; write session.rollback() before "
@@ -40,14 +40,12 @@ class Watched:
         *("_seen", "_suspect", "_words", "autocommit", "connection", "outcome", "sent", "session", "since"),
     )
 
-    def __init__(self, session: Session, connection: Connection, outcome: Outcome, *, autocommit: bool) -> None:
-        self.session: Session = session
+    def __init__(self, session: GuardedSession, connection: Connection, outcome: Outcome, *, autocommit: bool) -> None:
+        self.session: GuardedSession = session
         self.connection: Connection = connection
         self.outcome: Outcome = outcome
-        driver = DRIVERS.get(connection.dialect.driver, OTHER)
-        self._driver = driver
-        self._peek = driver.peek
-        self._words = driver.words
+        self._driver = driver = DRIVERS.get(connection.dialect.driver, OTHER)
+        self._peek, self._words = driver.peek, driver.words
         self.autocommit: bool = autocommit
         """Whether its statements run without a transaction, as those of most read-only units do."""
         self._raw: Any = None if autocommit else connection.connection.driver_connection
@@ -106,6 +104,7 @@ class Watched:
                 self.outcome.refuse()
         if statement[:6] in _WRITES:
             self.outcome.wrote = self._risked = True
+            self.outcome.wrote_after = self.session.guard_left
         elif statement[:6] != "SELECT":
             self._note_kind(statement)
         self.sent = True
@@ -122,6 +121,10 @@ class Watched:
             self._suspect = True
         elif over and self.word() is IDLE:
             self._note_end(failed=True)
+
+    def instead_of(self, _context: ExceptionContext) -> Exception | None:
+        """Return what to raise instead of an error; None for the error itself."""
+        return None
 
     def note_rollback(self) -> None:
         """Record a ROLLBACK: it undoes the work, unless it is the session's own, which ends this record."""
@@ -173,6 +176,11 @@ class Watched:
         cut(connection.connection.driver_connection, connection.dialect)
         return True
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether a statement is the record's own question, and so nothing to record."""
+        return self._raw is None and not self.autocommit
+
     def _ask_by_statement(self) -> None:
         """Learn from the server what an error hid: PostgreSQL refuses any statement in a failed transaction."""
         connection, raw = self.connection, self._raw
@@ -181,7 +189,7 @@ class Watched:
         self._suspect, self._raw = False, None  # this statement must not be recorded itself
         try:
             if connection.dialect.name in MYSQL:
-                connection.exec_driver_sql("DO 0")  # PyMySQL does not read the flags that end a result
+                connection.exec_driver_sql(NOTHING)  # PyMySQL does not read the flags that end a result
             else:
                 connection.execute(select(1))
         finally:
@@ -195,8 +203,7 @@ class Watched:
             self.outcome.note_committed(Committed.STATEMENT)
         if failed or by in ROLLBACKS:
             self.outcome.note_undone(_UNDONE if by is None else _ROLLED_BACK.format(by))
-            return
-        if by is not None:
+        elif by is not None:
             self.outcome.note_committed(Committed.STATEMENT)
             self.outcome.note_undone(_COMMITTED_BY_TEXT.format(by))
         elif self._begins_by_itself() and not self._risked:
@@ -221,9 +228,11 @@ class Watched:
         elif effect is Effect.COMMITS_FIRST:
             self._refuse_commit_by(known.word)
             outcome.wrote = outcome.wrote or known.writes
+            outcome.wrote_after = self.session.guard_left
         elif known.writes:
             self._called = self._called or effect is Effect.CALLS
             self._risked, outcome.wrote = outcome.wrote, True
+            outcome.wrote_after = self.session.guard_left
 
     def _refuse_commit_by(self, first: str) -> None:
         if self.outcome.wrote and self._raw is not None:

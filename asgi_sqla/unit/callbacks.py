@@ -10,7 +10,6 @@ Must not know: when a unit ends, or how the unit is made that a callback runs in
 from __future__ import annotations
 
 import inspect
-import logging
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol, TypeAlias
@@ -18,14 +17,13 @@ from typing import Any, Literal, Protocol, TypeAlias
 import anyio
 from sqlalchemy.orm import SessionTransaction
 
-from asgi_sqla.engine.callables import is_async, takes
+from asgi_sqla.engine.callables import drop_awaitable, is_async, takes
 from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.guard import loop_is_running
-from asgi_sqla.session.outcome import Fate
+from asgi_sqla.session.outcome import Fate, Outcome
 from asgi_sqla.unit.context import enter, leave
-
-logger: logging.Logger = logging.getLogger("asgi_sqla")
+from asgi_sqla.unit.logs import ERROR, tell
 
 Moment: TypeAlias = Literal["commit", "rollback"]
 
@@ -118,6 +116,9 @@ class Callbacks:
 class Scope(Protocol):
     """A unit of work that a callback is called in."""
 
+    _kind: Literal["request", "message", "scope", "callback"]
+    """What it is, for its report."""
+
     @property
     def name(self) -> str:
         """Its name."""
@@ -146,12 +147,14 @@ def run(callback: Callback, unit: Scope, outer: object) -> BaseException | None:
 
     Any other failure is logged, because the commit that it follows is done.
     """
-    token = enter(unit)
+    token, unit._kind = enter(unit), "callback"
     try:
         callback.call_now()
     except BaseException as exc:
-        logger.exception("%s failed", unit.name)
-        unit._close_now(commit=False, cause=exc)
+        try:
+            unit._close_now(commit=False, cause=exc)
+        finally:
+            tell(ERROR, unit, "failed", exc_info=exc)
         return _fatal(exc)
     else:
         return _close_or_log(unit)
@@ -165,14 +168,14 @@ def _close_or_log(unit: Scope) -> BaseException | None:
     try:
         unit._close_now(commit=True)
     except BaseException as exc:
-        logger.exception("%s failed", unit.name)
+        tell(ERROR, unit, "failed", exc_info=exc)
         return _fatal(exc)
     return None
 
 
 async def run_async(callback: Callback, unit: Scope, outer: object) -> BaseException | None:
     """Call ``callback`` in ``unit``, as ``run`` does."""
-    token = enter(unit)
+    token, unit._kind = enter(unit), "callback"
     failure: BaseException | None = None
     try:
         await callback.call()
@@ -181,12 +184,12 @@ async def run_async(callback: Callback, unit: Scope, outer: object) -> BaseExcep
     try:
         finished = await unit._close(commit=failure is None, cause=failure)
         failure = failure or getattr(finished, "failure", None)
+        if failure is not None:
+            tell(ERROR, unit, "failed", exc_info=failure)
     finally:
         unit._tell_writes(outer)
         unit._empty()
         leave(token)
-    if failure is not None:
-        logger.error("%s failed", unit.name, exc_info=failure)
     return _fatal(failure)
 
 
@@ -198,9 +201,7 @@ def _fatal(failure: BaseException | None) -> BaseException | None:
 def call_now(function: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
     """Call ``function``; raise ConfigurationError if it returns an awaitable."""
     result = function(*args, **kwargs)
-    if inspect.isawaitable(result):
-        if inspect.iscoroutine(result):
-            result.close()
+    if drop_awaitable(result):
         raise ConfigurationError(
             f"callback={hidden(function)} returned {result!r}, but nothing awaits it; pass a plain function, or "
             "register it in a unit of work: async with session_scope()"
@@ -245,12 +246,19 @@ def hook_too_late(hook: object, unit: object) -> ConfigurationError:
 def call_hook(hook: Callable[..., object], connection: object) -> None:
     """Call ``hook``; raise ConfigurationError if it returns an awaitable."""
     result = hook(connection)
-    if inspect.isawaitable(result):
-        if inspect.iscoroutine(result):
-            result.close()
+    if drop_awaitable(result):
         raise ConfigurationError(
             f"hook={hidden(hook)} returned {result!r}, but nothing awaits it when a transaction begins"
         )
+
+
+def fate_of(sessions: Iterable[Any], commit: bool) -> Fate:
+    """Return the fate of a unit with ``sessions``, for callbacks that were registered before any transaction."""
+    outcomes: list[Outcome] = [one.outcome for one in sessions]
+    if any(one.in_doubt for one in outcomes):
+        return "in doubt"
+    kept = any(one.committed for one in outcomes) or not any(one.rolled_back for one in outcomes)
+    return "commit" if commit and kept else "rollback"
 
 
 def _within(begun: tuple[SessionTransaction, ...], ended: SessionTransaction) -> bool:

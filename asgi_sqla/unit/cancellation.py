@@ -7,7 +7,6 @@ Must not know: what runs, or how it is cut short.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import anyio
 
 from asgi_sqla.session.guard import running_loop
+from asgi_sqla.unit.threads import call_on
 
 CANCELLED_LIMIT = 3.0
 """Seconds that a cancelled caller waits for a COMMIT, and any caller for a ROLLBACK; then the connections are cut."""
@@ -90,7 +90,7 @@ async def to_completion(
     if isinstance(work, CoroutineType):  # isinstance with an abstract class takes ten times as long
         running = loop.create_task(_telling(end, work))
     else:
-        running.add_done_callback(partial(_set_soon, loop, end))
+        running.add_done_callback(partial(call_on, loop, _set, end))
     cancelled: BaseException | None = None
     timer = loop.call_later(CANCELLED_LIMIT, _set, end) if bounded else None
     try:
@@ -157,7 +157,7 @@ async def _wait_until(loop: asyncio.AbstractEventLoop, running: Running, limit: 
     deadline = loop.time() + limit
     while not running.done() and loop.time() < deadline:
         end: asyncio.Future[None] = loop.create_future()
-        running.add_done_callback(partial(_set_soon, loop, end))
+        running.add_done_callback(partial(call_on, loop, _set, end))
         timer = loop.call_at(deadline, _set, end)
         try:
             await end
@@ -181,11 +181,6 @@ def _comes_again() -> bool:
     return anyio.current_effective_deadline() == -math.inf
 
 
-def _set_soon(loop: asyncio.AbstractEventLoop, end: asyncio.Future[None], _done: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing waits
-        loop.call_soon_threadsafe(_set, end)
-
-
-def _set(end: asyncio.Future[None]) -> None:
+def _set(end: asyncio.Future[None], _done: object = None) -> None:
     if not end.done():
         end.set_result(None)

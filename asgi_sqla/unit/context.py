@@ -25,19 +25,34 @@ class Unit(Protocol):
         ...
 
 
-_current: ContextVar[Unit | None] = ContextVar("asgi_sqla_unit", default=None)
+class StandIn:
+    """What is current for a unit that nobody has asked for; it makes the unit for who does."""
+
+    __slots__ = ()
+
+    _made: Any = None
+    """The unit, if it has been made; None in a unit too."""
+    _stage: Any = None
+    """No stage of a unit: who finds a stand-in asks for the unit."""
+
+    def unit(self) -> Unit:
+        """Return the unit, made by the first call."""
+        raise NotImplementedError
+
+
+_current: ContextVar[Unit | StandIn | None] = ContextVar("asgi_sqla_unit", default=None)
 _middlewares = 0
 
 
-enter: Callable[[Unit | None], Token[Unit | None]] = _current.set
-"""Make a unit current, and return a token that undoes it. (The bound method itself, as each request calls it.)"""
-lookup: Callable[[], Unit | None] = _current.get
-"""Return the unit of this context, open or ended. (The bound method itself, as above.)"""
-leave: Callable[[Token[Unit | None]], None] = _current.reset
+enter: Callable[[Unit | StandIn | None], Token[Any]] = _current.set
+"""Make a unit or its stand-in current, and return what undoes it. (The bound method itself: each request calls it.)"""
+lookup: Callable[[], Any] = _current.get
+"""Return the unit of this context, open or ended, or its stand-in. (The bound method itself, as above.)"""
+leave: Callable[[Token[Any]], None] = _current.reset
 """Undo ``enter`` with its token, in the same context."""
 
 
-def leave_anywhere(token: Token[Unit | None]) -> None:
+def leave_anywhere(token: Token[Any]) -> None:
     """Undo ``enter``; do nothing in a copy of the context that was entered, where it cannot be undone."""
     try:
         _current.reset(token)
@@ -47,24 +62,41 @@ def leave_anywhere(token: Token[Unit | None]) -> None:
 
 def inherited() -> Unit | None:
     """Return the unit of this context if there is an open one, else None."""
-    unit = _current.get()
-    return None if unit is None or unit.ended else unit
+    return _open(_current.get())
 
 
-def current() -> Any:
-    """Return the unit of this context, or raise the error that says what to write."""
-    unit = _current.get()
+def current(hint: str = "") -> Any:
+    """Return the unit of this context, or raise the error that says what to write; ``hint`` ends it."""
+    unit = unit_of(_current.get())
     if unit is None:
-        raise NoUnitOfWorkError(f"no unit of work: {_cause()}")
+        raise NoUnitOfWorkError(f"no unit of work: {_cause()}{hint}")
     if unit.ended:
         raise ended(unit)
     return unit
 
 
-def outside(token: Token[Unit | None]) -> Unit | None:
+def injected() -> Any:
+    """Return what ``current`` returns, for a session that a framework or a worker injects."""
+    return current(
+        " (a session is injected before the function that receives it is called, so session_scope() as a decorator "
+        "of that function comes too late: open it in the dependency, and yield its session)"
+    )
+
+
+def outside(token: Token[Any]) -> Unit | None:
     """Return the unit around the one that ``token`` undoes, if there is an open one, else None."""
-    unit = token.old_value
-    return None if unit is Token.MISSING or unit is None or unit.ended else unit
+    found = token.old_value
+    return None if found is Token.MISSING else _open(found)
+
+
+def unit_of(found: Any) -> Any:
+    """Return what was found, or its unit if it is a stand-in."""
+    return found.unit() if isinstance(found, StandIn) else found
+
+
+def _open(found: Unit | StandIn | None) -> Unit | None:
+    unit = unit_of(found)
+    return None if unit is None or unit.ended else unit
 
 
 def note_middleware() -> None:
@@ -80,8 +112,9 @@ def _cause() -> str:
     copied = type(thread).__module__.startswith("anyio.")  # where frameworks run plain functions
     if thread is not threading.main_thread() and not copied and not loop_is_running():
         return (
-            "this thread has no copy of the request's context: loop.run_in_executor() and threading.Thread do not "
-            f"copy it; write await asyncio.to_thread(...), or {scope}"
+            "this thread has no copy of the request's context: loop.run_in_executor(), ThreadPoolExecutor and "
+            "threading.Thread do not copy it; write await asyncio.to_thread(...), or pass "
+            f"contextvars.copy_context().run, or {scope}"
         )
     if _middlewares:
         return (

@@ -1,49 +1,53 @@
 """What forbids a retry of a unit of work: a retry must never write twice.
 
-Holds: when a request or a function may be retried, how commits outside a unit's sessions are noticed, and the log line
-about a commit whose caller was cancelled.
+Holds: when a request or a function may be retried, and how commits outside a unit's sessions are noticed.
 Must not know: who retries, or how.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Connection
 
 from asgi_sqla.engine.classification import ErrorKind
+from asgi_sqla.engine.instant import instant
 from asgi_sqla.session.listeners import is_committed_by_session, note_rollback
 from asgi_sqla.session.transient import transient_kind
 from asgi_sqla.unit.context import inherited
+from asgi_sqla.unit.deadline import allows_retry
+from asgi_sqla.unit.logs import INFO, tell
 from asgi_sqla.unit.unit import UnitOfWork
 
-logger: logging.Logger = logging.getLogger("asgi_sqla")
+if TYPE_CHECKING:
+    from asgi_sqla.unit.observed import Observing
 
 
 def may_retry(unit: UnitOfWork, failure: BaseException) -> ErrorKind | None:
-    """Return the kind of the transient error that stopped ``unit``, if nothing of it was committed, or may have been.
+    """Return the kind of the transient error that stopped ``unit``, if a retry is safe and can begin in time.
 
-    Otherwise return None.
+    Otherwise return None: something was committed, or may have been, or the deadline comes first.
     """
     found = [kind for one in (failure, *unit._sessions.failures()) if (kind := transient_kind(one)) is not None]
-    return found[0] if found and unit._may_be_repeated() else None
+    return found[0] if found and unit._may_be_repeated() and allows_retry(unit, found[0]) else None
 
 
-def tell_cancelled(unit: UnitOfWork, cancelled: BaseException | None) -> None:
-    """Log that the caller gets a cancellation although some work of ``unit`` was committed."""
-    outcomes = [one.session.guard_outcome for one in unit._sessions.all]
-    if cancelled is not None and any(one.committed or one.in_doubt for one in outcomes):
-        logger.warning(
-            "%s: cancelled while it ended, but some of its work was committed, or its COMMIT is in doubt", unit
-        )
+def tell_retried(unit: UnitOfWork, failure: BaseException) -> Observing | None:
+    """Log that ``unit`` is retried, and return what observes the next attempt, if anything observed this one."""
+    said = " ".join(str(failure).split("\n", 1)[0].split())  # what follows are the statement and its parameters
+    tell(INFO, unit, "attempt %d is retried after %s: %s", unit.attempt, type(failure).__name__, said)
+    if unit._observation is None:
+        return None
+    unit._observation.end(unit, retried=True)
+    return unit._observation.following()
 
 
 def watch_commits(watch: Callable[[str, Callable[[Connection], None]], object]) -> None:
     """Use ``watch(event, function)`` to notice commits that bypass a session, on its connection or another."""
-    watch("commit", _note_commit)
+    watch("commit", instant(_note_commit))
     watch("begin", _note_autocommit)
-    watch("rollback", note_rollback)  # a textual COMMIT may have come before
+    watch("rollback", instant(note_rollback))  # a textual COMMIT may have come before
 
 
 def _note_commit(connection: Connection) -> None:

@@ -20,7 +20,7 @@ from asgi_sqla.engine.positions import NEVER
 LONGEST = 512
 """How many characters a mark may have."""
 
-_ENTRY = re.compile(r"([0-9a-f]{8})(?:t([0-9a-f]{1,16})|w([0-9a-f]{1,16}))")
+_ENTRY = r"([0-9a-f]{8})(?:t([0-9a-f]{1,16})|w([0-9a-f]{1,16}))"
 
 
 class Entry(NamedTuple):
@@ -70,7 +70,7 @@ PRIMARY = Mark(None)
 
 def parse(text: str) -> Mark:
     """Return the mark that ``text`` is, or ``PRIMARY`` if it is none."""
-    found = [_ENTRY.fullmatch(part) for part in text.split(".")] if len(text) <= LONGEST else [None]
+    found = [re.fullmatch(_ENTRY, part) for part in text.split(".")] if len(text) <= LONGEST else [None]
     entries: dict[str, Entry] = {}
     for one in found:
         if one is None:

@@ -1,7 +1,7 @@
 """Where the steps of an end run: inline, in SQLAlchemy's greenlet, or in a worker thread; all in one place if possible.
 
 A greenlet runs plain functions where an async driver can be awaited, so the order of an end is written once. A sync
-session blocks, so under an event loop a thread ends it.
+session blocks, so under an event loop a thread ends it, unless its end waits for nothing.
 
 Holds: the three places, and which one suits a session.
 Must not know: what the steps are, or their order.
@@ -10,8 +10,7 @@ Must not know: what the steps are, or their order.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeAlias, cast
 
 from sqlalchemy import util
@@ -33,7 +32,7 @@ def start_off_the_loop(
     sessions: tuple[UnitSession, ...],
     inline: Step,
     fail: Callable[[Exception], None],
-) -> Coroutine[Any, Any, None] | Future[None]:
+) -> Coroutine[Any, Any, None] | threads.Call:
     """Return what runs ``end`` if not all ``sessions`` are async sessions of the running event loop.
 
     If no thread can be started, ``fail(error)`` runs instead, in this thread.
@@ -57,6 +56,27 @@ def give_up(step: Step, operation: Operation, one: UnitSession) -> object:
         return operation(one.session)
 
 
+def end_readers_at_once(operation: Operation, sessions: Iterable[UnitSession], done: list[UnitSession]) -> None:
+    """Apply ``operation`` to async sessions of the running event loop that only read, all at the same time.
+
+    Those that succeed are added to ``done``; then the first failure is raised. They go before sessions that wrote:
+    under SERIALIZABLE what was read holds only if its transaction commits.
+    """
+    loop = running_loop()
+    readers = [one for one in sessions if loop is not None and one.loop is loop and not one.outcome.wrote]
+    if len(readers) < 2:
+        return
+    failures: list[BaseException | None] = await_(_gather([_on_its_loop(operation, one) for one in readers]))
+    done += [one for one, failure in zip(readers, failures, strict=True) if failure is None]
+    for failure in failures:
+        if failure is not None:
+            raise failure
+
+
+async def _gather(work: list[Coroutine[Any, Any, None]]) -> list[BaseException | None]:
+    return await asyncio.gather(*work, return_exceptions=True)
+
+
 def _elsewhere(operation: Operation, one: UnitSession) -> object:
     """Take a step in the place of its session, and wait for it as SQLAlchemy waits for an async driver."""
     return await_(_perform(operation, one))
@@ -66,7 +86,7 @@ async def _perform(operation: Operation, one: UnitSession) -> None:
     if one.async_session is not None:
         await _on_its_loop(operation, one)
     elif running_loop() is not None:
-        await asyncio.wrap_future(threads.submit(lambda: operation(one.session)))
+        await threads.future_of(threads.submit(lambda: operation(one.session)))
     else:  # trio
         import anyio
 

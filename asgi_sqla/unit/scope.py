@@ -8,47 +8,37 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import time
 from collections.abc import Callable, Mapping
 from contextvars import Token
 from types import TracebackType
-from typing import Any, Generic, Literal, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
 import anyio
 from sqlalchemy.ext.asyncio import AsyncSessionTransaction
 from sqlalchemy.orm import SessionTransaction
 
 from asgi_sqla.engine.callables import is_async
-from asgi_sqla.engine.isolation import checked_isolation_level
-from asgi_sqla.engine.urls import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.classes import A_co, S_co
 from asgi_sqla.session.guard import running_loop
 from asgi_sqla.session.transactions import failure_in, leave_lost
 from asgi_sqla.session.transient import pause
-from asgi_sqla.unit.context import Unit, enter, inherited, leave_anywhere, outside
-from asgi_sqla.unit.fences import may_retry, tell_cancelled
-from asgi_sqla.unit.marks import Mark
+from asgi_sqla.unit.checks import check_function
+from asgi_sqla.unit.context import Unit, inherited, leave_anywhere, outside
+from asgi_sqla.unit.deadline import Until, enter_until, started
+from asgi_sqla.unit.logs import tell_cancelled
 from asgi_sqla.unit.unit import Job, UnitOfWork
 from asgi_sqla.unit.written import mark_of
 
-logger: logging.Logger = logging.getLogger("asgi_sqla")
+if TYPE_CHECKING:
+    from asgi_sqla.unit.marks import Mark
+    from asgi_sqla.unit.observed import Observing
+    from asgi_sqla.unit.sessions import Database
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Propagation: TypeAlias = Literal["new", "join", "nested"]
-
-
-class Database(Protocol[S_co, A_co]):
-    """Where sessions come from; the class itself is in a room above."""
-
-    def _session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> S_co: ...
-
-    def _async_session_of(self, unit: UnitOfWork, options: Mapping[str, Any]) -> A_co: ...
-
-    def _dialect(self) -> Any:
-        """Return its dialect, or None if it is not known yet."""
 
 
 class Arguments(NamedTuple):
@@ -60,12 +50,13 @@ class Arguments(NamedTuple):
     isolation_level: str | None
     retries: int
     after: Mark | None = None
+    deadline: Until = None
 
 
 class SessionScope(Generic[S_co, A_co]):
     """What ``session_scope()`` returns: use it in ``with``, in ``async with``, or as a decorator."""
 
-    __slots__ = ("_arguments", "_attempt", "_database", "_name", "_savepoint", "_token", "_unit")
+    __slots__ = ("_arguments", "_attempt", "_database", "_following", "_name", "_savepoint", "_token", "_unit")
 
     def __init__(
         self, database: Database[S_co, A_co], arguments: Arguments, name: str = "session_scope()", attempt: int = 0
@@ -74,6 +65,7 @@ class SessionScope(Generic[S_co, A_co]):
         self._arguments = arguments
         self._name = name
         self._attempt = attempt
+        self._following: Observing | None = None
         self._unit: UnitOfWork | None = None
         self._token: Token[Unit | None] | None = None
         self._savepoint: SessionTransaction | AsyncSessionTransaction | None = None
@@ -82,7 +74,7 @@ class SessionScope(Generic[S_co, A_co]):
         unit = self._open(awaits=False)
         try:
             session = self._database._session_of(unit, self._arguments.session_options)
-            if self._nested:
+            if self._arguments.propagation == "nested" and self._token is None:
                 self._savepoint = session.begin_nested()
         except BaseException:
             self._undo()
@@ -110,7 +102,7 @@ class SessionScope(Generic[S_co, A_co]):
         unit = self._open(awaits=True)
         try:
             session = self._database._async_session_of(unit, self._arguments.session_options)
-            if self._nested:
+            if self._arguments.propagation == "nested" and self._token is None:
                 self._savepoint = await session.begin_nested()
         except BaseException:
             self._undo()
@@ -146,13 +138,7 @@ class SessionScope(Generic[S_co, A_co]):
 
         Raises ConfigurationError for a generator function, and for what is not callable.
         """
-        if not callable(function):
-            raise ConfigurationError(f"@session_scope() on {hidden(function)}, which is not a function")
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise ConfigurationError(
-                f"@session_scope() on the generator {function!r}: a generator runs while it is "
-                "consumed, after its scope would have ended; write the with statement inside it"
-            )
+        check_function(function)
         if is_async(function):
 
             @functools.wraps(function)
@@ -168,9 +154,9 @@ class SessionScope(Generic[S_co, A_co]):
         return scoped
 
     def _call(self, function: Callable[..., R], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> R:
-        attempt = 1
+        attempt, scope, until = 1, None, started(self._arguments.deadline)
         while True:
-            scope = self._of(function, attempt)
+            scope = self._of(function, attempt, until, scope)
             try:
                 with scope:
                     result = function(*args, **kwargs)
@@ -188,9 +174,9 @@ class SessionScope(Generic[S_co, A_co]):
             attempt += 1
 
     async def _call_async(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        attempt = 1
+        attempt, scope, until = 1, None, started(self._arguments.deadline)
         while True:
-            scope = self._of(function, attempt)
+            scope = self._of(function, attempt, until, scope)
             try:
                 async with scope:
                     return await function(*args, **kwargs)
@@ -200,20 +186,23 @@ class SessionScope(Generic[S_co, A_co]):
                 scope._forget()
             attempt += 1
 
-    def _of(self, function: Callable[..., Any], attempt: int) -> SessionScope[S_co, A_co]:
-        return SessionScope(self._database, self._arguments, getattr(function, "__qualname__", repr(function)), attempt)
+    def _of(
+        self, function: Callable[..., Any], attempt: int, until: Until, last: SessionScope[S_co, A_co] | None
+    ) -> SessionScope[S_co, A_co]:
+        name = getattr(function, "__qualname__", repr(function))
+        made = SessionScope(self._database, self._arguments._replace(deadline=until), name, attempt)
+        made._following = None if last is None else last._following
+        return made
 
     def _pause_after(self, failure: Exception) -> float:
         """Return the seconds to wait before the next attempt, or raise ``failure`` after the last."""
+        from asgi_sqla.unit.fences import may_retry, tell_retried  # only a call that failed pays for it
+
         kind = may_retry(cast("UnitOfWork", self._unit), failure) if self._attempt <= self._arguments.retries else None
         if kind is None:
             raise failure
-        logger.info("%s: attempt %d is retried after %r", self._name, self._attempt, failure)
+        self._following = tell_retried(cast("UnitOfWork", self._unit), failure)
         return pause(self._attempt, kind)
-
-    @property
-    def _nested(self) -> bool:
-        return self._arguments.propagation == "nested" and self._token is None
 
     def _open(self, *, awaits: bool) -> UnitOfWork:
         """Return the current unit to join, or enter a new one."""
@@ -228,12 +217,16 @@ class SessionScope(Generic[S_co, A_co]):
                 "write a function and decorate it: @session_scope(retries=...)"
             )
         if arguments.isolation_level is not None:  # once more, as the global db may have been configured meanwhile
+            from asgi_sqla.engine.isolation import checked_isolation_level
+
             checked_isolation_level(arguments.isolation_level, self._database._dialect())
         unit = None if arguments.propagation == "new" else cast("UnitOfWork | None", inherited())
         if unit is None:
             unit = Job(self._name, awaits=awaits, read_only=arguments.read_only, after=mark_of(arguments))
-            unit.isolation_level, unit.attempt = arguments.isolation_level, self._attempt or 1
-            self._token = enter(unit)
+            unit.isolation_level, unit.attempt, unit._outer = arguments.isolation_level, self._attempt or 1, inherited()
+            if self._following is not None:
+                self._following.attach(unit)
+            self._token = enter_until(unit, arguments.deadline)
         self._unit = unit
         return unit
 

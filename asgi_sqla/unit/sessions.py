@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from threading import Lock
+from typing import TYPE_CHECKING
 from weakref import ref
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,6 +17,22 @@ from sqlalchemy.orm import SessionTransaction
 from asgi_sqla.errors import OWN_SCOPE, WrongEventLoopError, ended
 from asgi_sqla.session.guard import GuardedSession, User, current_user, running_loop
 from asgi_sqla.session.outcome import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Protocol
+
+    from asgi_sqla.session.classes import A_co, S_co
+
+    class Database(Protocol[S_co, A_co]):
+        """Where sessions come from; the class itself is in a room above."""
+
+        def _session_of(self, unit: Any, options: Mapping[str, Any]) -> S_co: ...
+
+        def _async_session_of(self, unit: Any, options: Mapping[str, Any]) -> A_co: ...
+
+        def _dialect(self) -> Any:
+            """Return its dialect, or None if it is not known yet."""
 
 
 class UnitSession:
@@ -86,15 +103,25 @@ class Sessions:
                     self.all = (*self.all, made)
                     made.session.guard(self._unit(), made.loop, self.users)  # type: ignore[arg-type]  # alive
                     self.writes = self.writes or made.session.guard_writes
+                    if made.session.guard_record is not None:
+                        self._unit()._observe(made.database)  # type: ignore[attr-defined]  # alive, and a unit
                 return held
         made.session.guard_close()
         raise ended(self._unit())
+
+    def note_users(self) -> None:
+        """Record from now on who uses the sessions."""
+        self.users = set()
+        for one in self.all:
+            one.session.guard_users = self.users
 
     def adopt(self, unit: object) -> None:
         """Hand the sessions over to the next ``unit``."""
         self._unit = ref(unit)
         for one in self.all:
             one.session.guard(unit, one.loop, self.users)  # type: ignore[arg-type]  # a unit has the hooks
+            if one.session.guard_record is not None:
+                unit._observe(one.database)  # type: ignore[attr-defined]  # it is a unit
 
     @property
     def in_transaction(self) -> bool:

@@ -7,12 +7,12 @@ Must not know: ASGI, HTTP statuses, how a database is configured, or in which th
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from enum import Enum
+from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Connection
 
 from asgi_sqla.errors import ended
-from asgi_sqla.session.outcome import DISCARDED, Fate
+from asgi_sqla.session.outcome import DISCARDED
 from asgi_sqla.unit.callbacks import (
     Callback,
     Callbacks,
@@ -20,29 +20,24 @@ from asgi_sqla.unit.callbacks import (
     call_hook,
     check_callback,
     check_hook,
+    fate_of,
     hook_too_late,
     run,
     run_async,
 )
 from asgi_sqla.unit.cancellation import FINE, Finished, finish, to_completion
 from asgi_sqla.unit.commit import End, end_idle, inline
-from asgi_sqla.unit.marks import Mark
+from asgi_sqla.unit.deadline import Timed
+from asgi_sqla.unit.observed import Observed
 from asgi_sqla.unit.sessions import NONE, Sessions
+from asgi_sqla.unit.stage import ENDED, ENDING, OPEN, Staged
 from asgi_sqla.unit.written import Written
 
-
-class Stage(Enum):
-    """The stage of a unit's life."""
-
-    OPEN = "it gives out sessions"
-    ENDING = "its sessions are being ended: a flush may still register callbacks, and nobody gets a new session"
-    ENDED = "it is over"
+if TYPE_CHECKING:
+    from asgi_sqla.unit.marks import Mark
 
 
-OPEN, ENDING, ENDED = Stage.OPEN, Stage.ENDING, Stage.ENDED
-
-
-class UnitOfWork(Written):
+class UnitOfWork(Staged, Observed, Timed, Written):
     """Everything that one request, one socket message or one job does to its databases.
 
     Get the running unit with ``current_unit()``; the middleware and ``session_scope()`` make units. A unit has at most
@@ -57,6 +52,8 @@ class UnitOfWork(Written):
     """SQLAlchemy's name of the isolation level of its transactions; None for the engine's own."""
     _awaits = True
     """Whether its end is awaited; a unit that ends in its own thread has no AsyncSessions."""
+    _made: UnitOfWork | None = None
+    """As in a stand-in, for who may have found either."""
     _sessions: Sessions = NONE
     _callbacks: Callbacks | None = None
     _begin_hooks: tuple[Callable[[Connection], object], ...] = ()
@@ -64,7 +61,6 @@ class UnitOfWork(Written):
     """Whether it must be notified of each transaction."""
     _used: bool = False
     """Whether a session was made or a callback registered."""
-    _stage: Stage = OPEN
     _fenced = False
     """Whether something inside it, outside its own sessions, forbids a retry."""
     _name = "without a name"
@@ -80,11 +76,6 @@ class UnitOfWork(Written):
     def read_only(self) -> bool:
         """Whether it refuses writes, and reads in autocommit."""
         return self._read_only
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has ended, and its sessions are closed for good."""
-        return self._stage is ENDED
 
     def __repr__(self) -> str:
         return f"<UnitOfWork {self.name} {'open' if self._stage is OPEN else 'ended'}>"
@@ -189,7 +180,14 @@ class UnitOfWork(Written):
         """
         if not self._has_work():
             return FINE
-        return await self._run(self._end(commit), commit, closing=False, cause=None)
+        end = self._end(commit)
+        end.patient = True
+        finished = await self._run(end, commit, closing=False, cause=None)
+        if not end.busy:
+            return finished
+        from asgi_sqla.unit.parts import settle_beside  # another task is using a session, which is rare
+
+        return await settle_beside(self, commit)
 
     async def _close(self, commit: bool, cause: BaseException | None = None) -> Finished:
         """Settle, then close every session for good, and return how that ended.
@@ -197,14 +195,13 @@ class UnitOfWork(Written):
         ``cause`` is the exception that ends the unit.
         """
         self._stage = ENDING
-        sessions = self._sessions
-        if sessions is not NONE:
-            with sessions.lock:
-                sessions.closed = True
+        if self._sessions is not NONE:
+            with self._sessions.lock:
+                self._sessions.closed = True
         try:
             if self._has_work():
                 return await self._run(self._end(commit), commit, closing=True, cause=cause)
-            end_idle(self, sessions.all, cause)
+            end_idle(self, self._sessions.all, cause)
         except BaseException as exc:
             return Finished(exc)
         else:
@@ -218,6 +215,9 @@ class UnitOfWork(Written):
         self._fenced = not self._may_be_repeated()
         if self._sessions.in_transaction:
             await self._close(commit=False, cause=finished.failure)
+        if self._observation is not None:
+            self._observation.end(self)
+        if self._stage is ENDED:
             self._sessions = NONE
         else:
             self._stage = ENDED
@@ -230,13 +230,12 @@ class UnitOfWork(Written):
         self._stage = ENDING
         with self._sessions.lock:
             self._sessions.closed = self._sessions is not NONE
-        failure: BaseException | None = None
+        failure, fatal = None, None
         try:
             self._end(commit).close(cause, inline)
         except BaseException as exc:
             failure = exc
         self._stage = ENDED
-        fatal: BaseException | None = None
         for callback in () if self._callbacks is None else self._due(commit, failure):
             fatal = run(callback, Job(f"{callback} of {self.name}", awaits=False), self) or fatal
         if (failure := failure or fatal) is not None:
@@ -251,17 +250,18 @@ class UnitOfWork(Written):
         """Release everything: contexts captured by a pooled connection or a long-lived task keep this object."""
         if self._written:
             self._keep_mark()
+        if self._observation is not None:
+            self._observation.end(self)
         self._sessions = NONE
-        self._callbacks = self._doom = None
-        self._begin_hooks = ()
+        self._callbacks, self._doom, self._begin_hooks = None, None, ()
 
     async def _run(self, end: End, commit: bool, *, closing: bool, cause: BaseException | None) -> Finished:
-        running = end.start(closing=closing, cause=cause)
-        if commit and self._callbacks is None and not self._sessions.writes and isinstance(running, Coroutine):
-            return await finish(running)  # a unit that only read may be cancelled
+        work = end.start(closing=closing, cause=cause)
+        if commit and self._callbacks is None and not self._sessions.writes and isinstance(work, Coroutine):
+            return await finish(work)  # a unit that only read may be cancelled
         # Most cancellations end with a ROLLBACK. Its wait is bounded, as cutting a ROLLBACK loses nothing.
-        finished = await to_completion(running, end.cut, bounded=not commit)
-        if self._callbacks is None:  # only now, as a flush during the COMMIT may have registered one
+        finished = work if isinstance(work, Finished) else await to_completion(work, end.cut, bounded=not commit)
+        if self._callbacks is None or end.busy:  # only now, as a flush during the COMMIT may have registered one
             return finished
         called = await to_completion(self._call_back(self._due(commit, finished.failure)))
         return Finished(finished.failure or called.failure, called.cancelled or finished.cancelled)
@@ -281,24 +281,16 @@ class UnitOfWork(Written):
         if self._callbacks is not None or self._doom is not None:
             return True
         for one in self._sessions.all:
-            session = one.session
-            if session.in_transaction() or session.guard_outcome.state is DISCARDED:
+            if one.session.in_transaction() or one.session.guard_outcome.state is DISCARDED:
                 return True
         return False
 
     def _end(self, commit: bool) -> End:
-        return End(self, self._sessions.all, commit and not self._rollback_only, self._doom)
+        return End(self, self._sessions.all, commit and not self._rollback_only, self._doom, self._observation)
 
     def _due(self, commit: bool, failure: BaseException | None) -> list[Callback]:
-        return [] if self._callbacks is None else self._callbacks.take(self._fate(commit, failure))
-
-    def _fate(self, commit: bool, failure: BaseException | None) -> Fate:
-        """Return the fate of the unit, for callbacks that were registered before any transaction."""
-        outcomes = [one.session.guard_outcome for one in self._sessions.all]
-        if any(one.in_doubt for one in outcomes):
-            return "in doubt"
-        kept = any(one.committed for one in outcomes) or not any(one.rolled_back for one in outcomes)
-        return "commit" if commit and not self._rollback_only and failure is None and kept else "rollback"
+        fate = fate_of(self._sessions.all, commit and not self._rollback_only and failure is None)
+        return [] if self._callbacks is None else self._callbacks.take(fate)
 
     def _add_callback(
         self, moment: Moment, function: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]

@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import anyio
 
-from asgi_sqla.unit.context import inherited
-from asgi_sqla.unit.marks import Entry, Mark, lasting
+from asgi_sqla.unit.context import Unit, inherited
 from asgi_sqla.unit.sessions import NONE, Sessions
+
+if TYPE_CHECKING:
+    from asgi_sqla.unit.marks import Mark
 
 LASTS = 60.0
 """Seconds for which a mark sends reads to the primary, if neither ``stick=`` nor a WAL position says more."""
@@ -27,44 +29,50 @@ UNKNOWN = -1
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
 
-class Lag(Protocol):
-    """How marks are made."""
+if TYPE_CHECKING:
 
-    @property
-    def seconds(self) -> float:
-        """Seconds for which replicas may lag."""
-        ...
+    class Lag(Protocol):
+        """How marks are made."""
 
-    @property
-    def by_position(self) -> bool:
-        """Whether marks carry WAL positions."""
-        ...
+        @property
+        def seconds(self) -> float:
+            """Seconds for which replicas may lag."""
+            ...
 
-
-class Replicated(Protocol):
-    """A database, as far as marks need it."""
-
-    @property
-    def _mark_key(self) -> str | None:
-        """Its key in marks; None if nothing reads from a replica."""
-        ...
-
-    async def _position(self) -> int | None:
-        """Return the WAL position of the primary; None if the database has none."""
+        @property
+        def by_position(self) -> bool:
+            """Whether marks carry WAL positions."""
+            ...
 
 
-class Reader(Protocol):
-    """The arguments of a scope, as far as marks need them."""
+if TYPE_CHECKING:
 
-    @property
-    def read_only(self) -> bool:
-        """Whether it only reads."""
-        ...
+    class Replicated(Protocol):
+        """A database, as far as marks need it."""
 
-    @property
-    def after(self) -> Mark | None:
-        """The mark that it was given."""
-        ...
+        @property
+        def _mark_key(self) -> str | None:
+            """Its key in marks; None if nothing reads from a replica."""
+            ...
+
+        async def _position(self) -> int | None:
+            """Return the WAL position of the primary; None if the database has none."""
+
+
+if TYPE_CHECKING:
+
+    class Reader(Protocol):
+        """The arguments of a scope, as far as marks need them."""
+
+        @property
+        def read_only(self) -> bool:
+            """Whether it only reads."""
+            ...
+
+        @property
+        def after(self) -> Mark | None:
+            """The mark that it was given."""
+            ...
 
 
 _NOTHING: Mapping[Replicated, int | None] = MappingProxyType({})
@@ -81,6 +89,8 @@ class Written:
     """The databases in which a write was committed, each with its WAL position, or None if nobody has asked for it."""
     _kept: Mark | None = None
     """Its mark after its end, when it refers to no database."""
+    _outer: Unit | None = None
+    """The unit around that of a ``session_scope()``, which is told what was written."""
 
     @property
     def _after(self) -> Mark | None:
@@ -113,6 +123,8 @@ class Written:
         seconds = LASTS if stick is None or stick.by_position else stick.seconds
         for database, position in self._written.items():
             if (key := database._mark_key) is not None:
+                from asgi_sqla.unit.marks import Entry, Mark, lasting  # only with replicas
+
                 known = position is not None and position != UNKNOWN
                 added = Mark({key: Entry(position=position) if known else lasting(seconds)})
                 mark = added if mark is None else mark.followed_by(added)
@@ -136,7 +148,8 @@ class Written:
             outer._used = outer._used or outer._stick is not None  # or its response would start without a mark
 
     def _keep_mark(self) -> None:
-        """Keep its mark, and no database, at its end."""
+        """Keep its mark, and no database or unit, at its end."""
+        self._outer = None
         if self._sessions.writes:
             self._note_writes()
         if self._written:

@@ -13,8 +13,8 @@ from benchmarks.peers.routes import with_dependency
 LIBRARIES = ("fastapi",)
 
 
-def make(url: str, pool: dict[str, Any]) -> Any:
-    """Return the application."""
+def make(url: str, pool: dict[str, Any], **options: Any) -> Any:
+    """Return the application; ``options`` are those of ``Depends``."""
     maker = async_sessionmaker(create_async_engine(url, **pool), expire_on_commit=False)
 
     async def session() -> AsyncIterator[AsyncSession]:
@@ -22,4 +22,4 @@ def make(url: str, pool: dict[str, Any]) -> Any:
             yield session
             await session.commit()
 
-    return with_dependency(FastAPI(), session)
+    return with_dependency(FastAPI(), session, **options)

@@ -43,22 +43,22 @@ def with_session(app: FastAPI, session: Callable[[], Awaitable[AsyncSession]]) -
     return _add(app, unused, reading, slow, writing, {"write": write_async, "refused": refused_async})
 
 
-def with_dependency(app: FastAPI, dependency: Callable[..., Any]) -> FastAPI:
-    """Add the routes to an application whose handlers are given their ``AsyncSession``."""
+def with_dependency(app: FastAPI, dependency: Callable[..., Any], **options: Any) -> FastAPI:
+    """Add the routes to an application whose handlers are given their ``AsyncSession``; the options are FastAPI's."""
 
     async def unused() -> Response:
         return Response()
 
-    async def reading(session: AsyncSession = Depends(dependency)) -> Response:
+    async def reading(session: AsyncSession = Depends(dependency, **options)) -> Response:
         await read_async(session)
         return Response()
 
-    async def slow(session: AsyncSession = Depends(dependency)) -> Response:
+    async def slow(session: AsyncSession = Depends(dependency, **options)) -> Response:
         await read_async(session)
         return StreamingResponse(pieces())
 
     def writing(work: Callable[[AsyncSession], Awaitable[None]], status: int) -> Any:
-        async def handler(session: AsyncSession = Depends(dependency)) -> Response:
+        async def handler(session: AsyncSession = Depends(dependency, **options)) -> Response:
             await work(session)
             return Response(status_code=status)
 

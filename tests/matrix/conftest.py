@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from matrix.drivers import DriversPlugin
-from matrix.report import MARK, MatrixPlugin
+from matrix.report import print_matrix
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let the core suite fill its table, and print the matrix at the end of the run."""
-    config.addinivalue_line("markers", MARK)
     config.pluginmanager.register(DriversPlugin(), "drivers")
-    config.pluginmanager.register(MatrixPlugin(), "matrix")
+    print_matrix(config)

@@ -2,6 +2,9 @@
 
 ``ASGI_SQLA_TEST_BACKENDS`` says on which databases the suite runs. The matrix runs those tests that take a database.
 The other tests know no driver, and the default session runs them.
+
+Of each test and driver a third of the combinations runs, among them each value of each parameter. A test of the library
+rather than of a driver runs with some of the drivers. The default session runs all of it with drivers of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from support.databases import MARIADB_DRIVERS
 from support.services import mariadb_url, missing
+from support.shares import Case, parameters, share
 
 from matrix.report import not_applicable
 
@@ -31,6 +35,13 @@ ELSEWHERE = (
     + ("test_discarded", "test_outcome", "test_dark", "test_streams", "test_kept_alive", "test_drivers", "test_seams")
 )
 """Long tests of other subjects, or with their own drivers; the default session runs them."""
+LIBRARY = (
+    *("begin_hooks", "callback_fates", "callbacks", "engines", "http", "observe", "parts", "parts_fastapi", "ready"),
+    *("scope", "telemetry", "websocket"),
+)
+"""Tests of what the library does with any driver."""
+PART = 3
+"""Of so many combinations of a test and a driver one runs."""
 PREFERRED = "mysqlclient" if importlib.util.find_spec("MySQLdb") else "pymysql"
 """What serves sync sessions where the URL names the driver of the async ones."""
 NO_MYSQLCLIENT = "mysqlclient is built when it is installed, which needs the headers of the client library."
@@ -64,13 +75,15 @@ class DriversPlugin:
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Keep the matrix itself, and tests that take a database."""
         core = [item for item in items if item.path.parent == CORE]
-        elsewhere = [item for item in core if backend_of(item) not in DRIVERS or item.path.stem in ELSEWHERE]
-        for item in core:
-            if item not in elsewhere:
-                suite = item.path.stem.removeprefix("test_")
-                item.add_marker(pytest.mark.cell("Drivers", suite, DRIVERS[str(backend_of(item))].name))
+        here = [item for item in core if backend_of(item) in DRIVERS and item.path.stem not in ELSEWHERE]
+        taken = share([case_of(item) for item in here], 1, PART)
+        here = [item for item in here if item.nodeid in taken]
+        for item in here:
+            suite = item.path.stem.removeprefix("test_")
+            item.add_marker(pytest.mark.cell("Drivers", suite, DRIVERS[str(backend_of(item))].name))
+        elsewhere = {*core} - {*here}
         items[:] = [item for item in items if item not in elsewhere]
-        config.hook.pytest_deselected(items=elsewhere)
+        config.hook.pytest_deselected(items=list(elsewhere))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -81,7 +94,14 @@ class DriversPlugin:
 
 def backend_of(item: Any) -> str | None:
     """Return the name of the database that a test takes."""
-    return item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+    return parameters(item).get("backend")
+
+
+def case_of(item: pytest.Item) -> Case:
+    """Return a test and its driver, or a test of the library, as one that meets each value of each parameter."""
+    ours = item.path.stem.removeprefix("test_") in LIBRARY
+    met = [f"{name}={value!r}" for name, value in parameters(item).items() if not (ours and name == "backend")]
+    return Case(f"{item.nodeid.partition('[')[0]} {'' if ours else backend_of(item)}", item.nodeid, met)
 
 
 def check_parts(backend: str) -> None:

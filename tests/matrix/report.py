@@ -128,6 +128,13 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typ
         return shared[0] if shared else nodeid
 
 
+def print_matrix(config: pytest.Config) -> None:
+    """Have the matrix printed at the end of the run; once, whichever folders of tests are run."""
+    if not config.pluginmanager.has_plugin("matrix"):
+        config.addinivalue_line("markers", MARK)
+        config.pluginmanager.register(MatrixPlugin(), "matrix")
+
+
 class MatrixPlugin:
     """The hooks of the matrix; with xdist, the workers mark reports and the controller prints."""
 

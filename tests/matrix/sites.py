@@ -26,6 +26,8 @@ from support.databases import Base, postgresql_url
 HERE = Path(__file__).parent
 PATIENCE = 10.0
 """Seconds to wait for an event that should happen at once."""
+STARTING = 45.0
+"""Seconds that a server has to start: a test ends after 120."""
 CURSE = """
 INSERT INTO owner (id) VALUES (500);
 CREATE FUNCTION curse() RETURNS trigger LANGUAGE plpgsql AS
@@ -121,8 +123,10 @@ class Site:
             self.process = subprocess.Popen(
                 self._arguments, env=self._environment, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT
             )
-        if not wait_until(lambda: self.process.poll() is not None or self._listens(), 30) or self.process.poll():
+        if not wait_until(lambda: self.process.poll() is not None or self._listens(), STARTING) or self.process.poll():
             self.process.kill()
+            self.process.wait()
+            self.client.close()
             raise RuntimeError(f"{self.server} did not start:\n{self.log.read_text()}")
         return self
 

@@ -78,7 +78,8 @@ class Call:
         return b"".join(m.get("body", b"") for m in self.messages if m["type"] == "http.response.body")
 
 
-async def respond(send: Any, status: int = 200, body: bytes = b"") -> None:
-    """Send a whole response."""
-    await send({"type": "http.response.start", "status": status, "headers": []})
+async def respond(send: Any, status: int = 200, body: bytes = b"", *, sized: bool = False) -> None:
+    """Send a whole response; a ``sized`` one says at its start how long it is, as those of frameworks do."""
+    headers = [(b"content-length", b"%d" % len(body))] if sized else []
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any
@@ -64,6 +64,8 @@ OTHERS = (
     "AND datname = current_database() AND pid <> pg_backend_pid()"
 )
 """Counts the other connections to a database of PostgreSQL."""
+ONE_CONNECTION: dict[str, Any] = {"pool_size": 1, "max_overflow": 50, "pool_pre_ping": True}
+"""Options of a server's witness, which most tests ask several times: connecting is most of what an answer costs."""
 BEGUN = re.compile(r"^---TRANSACTION [^\n]*, ACTIVE[^\n]*\n(?:(?!---)[^\n]*\n)*?\w+ thread id (\d+),", re.MULTILINE)
 """Finds, in what InnoDB says of itself, the connections that have begun a transaction."""
 
@@ -134,6 +136,15 @@ class Backend:
         with self.witness.connect() as connection:
             return int(connection.execute(query, {"state": state}).scalar_one())
 
+    def asleep(self) -> int:
+        """Return how many statements sleep in the server; a connection that is being made is active too, but awake."""
+        if self.is_mariadb:
+            query = "SELECT count(*) FROM information_schema.processlist WHERE db = database() AND state = 'User sleep'"
+        else:
+            query = f"{OTHERS} AND wait_event = 'PgSleep'"
+        with self.witness.connect() as connection:
+            return int(connection.execute(text(query)).scalar_one())
+
     def terminate(self) -> int:
         """Terminate every connection besides the witness; return how many there were."""
         if self.is_mariadb:
@@ -167,7 +178,8 @@ def sqlite_backend(folder: Path) -> Backend:
 @functools.cache
 def postgresql_witness() -> Engine:
     """Return an engine of this process's database, with the tables."""
-    witness = create_engine(make_url(postgresql_url()).set(drivername="postgresql+psycopg"), poolclass=NullPool)
+    url = make_url(postgresql_url()).set(drivername="postgresql+psycopg")
+    witness = create_engine(url, **ONE_CONNECTION)
     Base.metadata.create_all(witness)
     return witness
 
@@ -175,6 +187,12 @@ def postgresql_witness() -> Engine:
 def postgresql_backend(name: str, driver: str) -> Backend:
     """Return the PostgreSQL database, its tables empty, under ``driver``."""
     witness = postgresql_witness()
+    with witness.connect() as connection:
+        others = connection.scalar(text(OTHERS))
+    if others:
+        gc.collect()  # psycopg leaves the connection of a cancelled use to the collector, and it prevents copies
+        if not POOLED:
+            Backend(name, "", witness).terminate()  # what still ran for an earlier test would be counted in this one
     empty(witness)
     url = witness.url
     if POOLED:
@@ -195,7 +213,7 @@ def mariadb_witness() -> Engine:
     with server.connect() as connection:
         connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
         connection.execute(text(f"CREATE DATABASE {name} CHARACTER SET utf8mb4"))
-    witness = create_engine(server.url.set(database=name), poolclass=NullPool)
+    witness = create_engine(server.url.set(database=name), **ONE_CONNECTION)
     Base.metadata.create_all(witness)
     event.listen(Engine, "commit", check_owners)
     atexit.register(drop_mariadb, witness)
@@ -275,8 +293,12 @@ def empty(witness: Engine, *then: Executable) -> None:
             connection.execute(table.delete())
         for statement in then:
             connection.execute(statement)
-        if witness.dialect.name == "postgresql" and connection.scalar(text(OTHERS)):
-            gc.collect()  # psycopg leaves the connection of a cancelled use to the collector, and it prevents copies
+
+
+def without_pool(backend: Backend) -> Backend:
+    """Return the backend with a witness that keeps no connection, as one would prevent copies of the database."""
+    backend.witness.dispose()
+    return replace(backend, witness=create_engine(backend.witness.url, poolclass=NullPool))
 
 
 def make_backend(name: str, folder: Path) -> Backend:

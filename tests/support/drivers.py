@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
+import psycopg
 import pytest
 
 from support.databases import ASKED_FOR
@@ -27,6 +28,8 @@ POSTGRESQL = ("asyncpg", "psycopg", "psycopg async", "psycopg2")
 MARIADB = ("pymysql", "asyncmy", "aiomysql", "mysqlclient")
 TELLING = tuple(name for name in EACH if name != "mysqlclient")
 """Those that say whether a transaction is open."""
+PSYCOPG_TELLS: bool = tuple(int(part) for part in psycopg.__version__.split(".")[:3]) >= (3, 2, 4)
+"""Whether psycopg passes on the words with which a server ends a session; without them a COMMIT is in doubt."""
 
 _MODULES = {"aiomysql": "aiomysql", "asyncmy": "asyncmy", "mysqlclient": "MySQLdb", "pymysql": "pymysql"}
 """The drivers that the tests do not install everywhere."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -146,6 +148,16 @@ class Trouble:
         # anyio knows its own cancellation only by the very object it raised.
         assert scope.cancelled_caught is (ended_by_cancellation and self._how == "cancelled by anyio")
         assert task.cancelled() is (ended_by_cancellation and self._how != "cancelled by anyio")
+
+
+def lose_network(connection: Connection) -> None:
+    """Shut down the socket below a connection to PostgreSQL: its driver notices only when it sends something."""
+    raw: Any = connection.connection.driver_connection
+    if connection.dialect.driver == "asyncpg":
+        raw._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        return
+    with socket.socket(fileno=os.dup(raw.fileno())) as twin:
+        twin.shutdown(socket.SHUT_RDWR)
 
 
 async def ticks(count: int) -> None:

@@ -19,3 +19,5 @@ on_deferring = pytest.mark.parametrize("backend", DEFERRING, indirect=True)
 """For constraints that are checked at COMMIT; MariaDB has none."""
 on_one = pytest.mark.parametrize("backend", NAMES if ASKED_FOR else POSTGRESQL[:1], indirect=True)
 """For tests of frameworks and servers rather than databases: they run on one, unless others are requested."""
+on_one_postgresql = pytest.mark.parametrize("backend", POSTGRESQL[:1], indirect=True)
+"""For such tests with statements of PostgreSQL's own."""

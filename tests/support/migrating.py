@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.pool import NullPool
 
 from asgi_sqla.migrations import Migrations, scaffold
+from support.empty import empty_database
 
 APPLICATION = """
 import time
@@ -226,3 +227,13 @@ def importable(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(folder))
+
+
+@contextlib.contextmanager
+def first_project(kind: str, folder: Path) -> Iterator[Project]:
+    """Give a project in ``folder``, on a ``kind`` of database, with the revision that creates its tables."""
+    with empty_database(kind, folder) as url, importable(folder):
+        project = Project(folder, url)
+        project.first()
+        yield project
+        project.migrations.database.dispose()

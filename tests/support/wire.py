@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from selectors import EVENT_READ, DefaultSelector
@@ -36,6 +37,8 @@ class Wire:
         self._thread = threading.Thread(target=self._run)
         self.port: int = self._listening.getsockname()[1]
         self.round_trips = 0
+        self.patience = 0.0
+        """Seconds in which a driver may say more before it is heard, for one that writes twice."""
 
     def start(self) -> None:
         """Begin to forward."""
@@ -48,6 +51,9 @@ class Wire:
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]  # only sockets were registered
         self._selector.close()
+
+    def hear(self, connection: Connection, data: bytes) -> None:
+        """Be told what a driver says, for those who read it."""
 
     def _run(self) -> None:
         while True:
@@ -69,6 +75,8 @@ class Wire:
 
     def _forward(self, end: Any, connection: Connection) -> None:
         driver, server = connection.ends
+        if self.patience and end is driver:
+            time.sleep(self.patience)
         try:
             data = end.recv(65_536)
             (server if end is driver else driver).sendall(data)
@@ -79,6 +87,7 @@ class Wire:
                 self._selector.unregister(one)
                 one.close()
         elif end is driver:
+            self.hear(connection, data)
             self.round_trips += connection.answered
             connection.answered = False
         else:

@@ -25,6 +25,7 @@ from asgi_sqla import (
     BlockingSessionWarning,
     ConfigurationError,
     Database,
+    DeadlineExceededError,
     DiscardedWorkError,
     ErrorKind,
     MissingDriverError,
@@ -44,6 +45,7 @@ from asgi_sqla import (
 )
 from asgi_sqla import db as global_db
 from asgi_sqla.cli import commands, syncdb
+from asgi_sqla.health import live, ready
 from asgi_sqla.migrations import (
     MigrateResult,
     MigrationError,
@@ -69,7 +71,9 @@ from asgi_sqla.models import (
     get_or_create,
     update_or_create,
 )
+from asgi_sqla.observe import Report, failed_log, repeated_statements, server_timing, slow_log
 from asgi_sqla.settings import DatabaseSettings, database_from, migrations_from
+from asgi_sqla.telemetry import instrument
 from asgi_sqla.testing import (
     Callback,
     Statements,
@@ -90,6 +94,12 @@ logger = logging.getLogger(__name__)
 # The database
 
 
+def on_report(report: Report) -> None:
+    """Read a report, as an observer of one's own does."""
+    assert_type(report.databases[0].longest_idle, tuple[float, str, str] | None)
+    assert_type(report.as_dict(), dict[str, Any])
+
+
 def on_connect(connection: Any, record: object) -> None:
     """Set up a connection of the driver."""
 
@@ -105,6 +115,7 @@ db = Database(
 db.listen("connect", on_connect)
 replicated = Database(URL.create("sqlite", database=":memory:"), read_only_url=["sqlite://", URL.create("sqlite")])
 pooled = Database(URL.create("postgresql"), transaction_pooler=True, max_waiting=20)
+observed = Database("sqlite://", observe=[slow_log(1), repeated_statements(), failed_log, server_timing, on_report])
 handed_in = Database(engine=create_engine("sqlite://"), async_engine=create_async_engine("sqlite+aiosqlite://"))
 
 
@@ -226,10 +237,14 @@ async def too_busy(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCal
 
 migrations = Migrations(db, "migrations", metadata=User.metadata, options={"compare_type": True}, lock_timeout=60)
 
+instrument(db, replicated, tracer_provider=None, meter_provider=None)
+api.mount("/live", live(db, replicated))
+api.mount("/ready", ready(db, replicated, cache=1.0))
 api.add_middleware(
     SQLAlchemyMiddleware,
     database=[db, replicated],
     commit_on=commits,
+    commit_parts=commits,
     error_responses={
         **ERROR_RESPONSES,
         IntegrityError: 409,
@@ -240,14 +255,19 @@ api.add_middleware(
     read_only=reads,
     retries=3,
     replay_limit=2**16,
+    cancel_on_disconnect=True,
     check_on_startup=True,
     on_startup=migrations.async_migrate,
 )
-wrapped = SQLAlchemyMiddleware(api, db, commit_on=range(200, 300), read_only={"GET"}, error_responses=ERROR_RESPONSES)
+wrapped = SQLAlchemyMiddleware(
+    api, db, commit_on=range(200, 300), commit_parts=(), read_only={"GET"}, error_responses=ERROR_RESPONSES
+)
 
 
 def make_app() -> SQLAlchemyMiddleware:
     """Configure the global database by the URL of the middleware."""
+    timed = SQLAlchemyMiddleware(api, db, deadline=lambda scope: 2.0 if scope["method"] == "GET" else None)
+    assert_type(timed, SQLAlchemyMiddleware)
     return SQLAlchemyMiddleware(api, url="sqlite://", commit_on=lambda scope, message: message["status"] == 201)
 
 
@@ -260,7 +280,7 @@ def count(start: int, *, item: str = "") -> int:
     return start + len(list(db.session.scalars(select(Order).where(Order.item == item))))
 
 
-@session_scope(db, retries=3, isolation_level="SERIALIZABLE")
+@session_scope(db, retries=3, isolation_level="SERIALIZABLE", deadline=30)
 async def close_the_day(day: str) -> list[str]:
     """Work in a scope for each call."""
     return [day, *await db.async_session.scalars(select(Order.item))]
@@ -407,6 +427,8 @@ def explain(error: AsgiSqlaError) -> str:
             return "unit"
         case SessionInUseError() | WrongEventLoopError() | ReadOnlyError() | PoolExhaustedError():
             return "session"
+        case DeadlineExceededError():
+            return "deadline"
         case MigrationLockError() | MigrationError():
             return "migration"
         case _:

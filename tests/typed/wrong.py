@@ -53,6 +53,7 @@ def of_middleware(db: Database, migrations: Migrations) -> None:
     SQLAlchemyMiddleware(db, app)  # type: ignore[arg-type]
     SQLAlchemyMiddleware(app, create_engine("sqlite://"))  # type: ignore[arg-type]
     SQLAlchemyMiddleware(app, db, commit_on=200)  # type: ignore[arg-type]
+    SQLAlchemyMiddleware(app, db, commit_parts=True)  # type: ignore[arg-type]
     SQLAlchemyMiddleware(app, db, error_responses={IntegrityError: "409"})  # type: ignore[dict-item]
     SQLAlchemyMiddleware(app, db, read_only=True)  # type: ignore[arg-type]
     SQLAlchemyMiddleware(app, db, retries="3")  # type: ignore[arg-type]

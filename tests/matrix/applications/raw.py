@@ -46,6 +46,16 @@ async def stream_sync(query: Query, send: Any) -> None:
     await send({"type": "http.response.body"})
 
 
+async def sleep_async(_query: Query, send: Any) -> None:
+    await shop.sleep_async()
+    await respond(send, 200)
+
+
+async def sleep_sync(_query: Query, send: Any) -> None:
+    await to_thread.run_sync(shop.sleep_sync)
+    await respond(send, 200)
+
+
 async def state(query: Query, send: Any) -> None:
     await respond(send, 200, json.dumps(await shop.state(query)).encode())
 
@@ -55,6 +65,8 @@ ROUTES: dict[str, Callable[[Query, Any], Any]] = {
     "/sync/write": write_sync,
     "/async/stream": stream_async,
     "/sync/stream": stream_sync,
+    "/async/sleep": sleep_async,
+    "/sync/sleep": sleep_sync,
     "/state": state,
 }
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import anyio
 import sniffio
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -29,6 +29,8 @@ OUTERMOST = os.environ.get("MATRIX_WRAP") == "outermost"
 """Whether to wrap the whole application, where the framework has a place of its own as well."""
 small = Database(os.environ["MATRIX_URL"], engine_options={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01})
 MIDDLEWARE: dict[str, Any] = {"database": db, "error_responses": {IntegrityError: 409, ErrorKind.POOL_EXHAUSTED: 503}}
+if os.environ.get("MATRIX_CANCEL"):
+    MIDDLEWARE["cancel_on_disconnect"] = True
 GATES = Path(os.environ["MATRIX_GATES"])
 CURSED_OWNER = 500
 """An ``owner_id`` whose COMMIT fails with what ``error_responses`` does not name."""
@@ -195,10 +197,19 @@ def background_sync(query: Query) -> None:
         notes[query.name] = "written"
 
 
-async def message_async(text: str) -> str:
+async def sleep_async() -> None:
+    """Execute a statement that takes longer than any client waits."""
+    await db.async_session.execute(text("SELECT pg_sleep(30)"))
+
+
+def sleep_sync() -> None:
+    db.session.execute(text("SELECT pg_sleep(30)"))
+
+
+async def message_async(message: str) -> str:
     """Handle one message of a websocket: write an item of that name, and fail if the message says so."""
-    await write_async(Query(text, fail="raise" if text.endswith("-raise") else ""))
-    return f"written {text}"
+    await write_async(Query(message, fail="raise" if message.endswith("-raise") else ""))
+    return f"written {message}"
 
 
 def seen_unit() -> str:

@@ -1,0 +1,103 @@
+"""psycopg's connections on which other statements travel with a statement, and with COMMIT.
+
+The cursors of ours send them in a pipeline. What is sent without those, by the simple protocol, is one string.
+
+Holds: the classes of connections, and how psycopg's become these; imported only with such an engine.
+Must not know: which statements travel, engines, sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from psycopg import AsyncConnection, Connection, errors, pq
+from psycopg._connection_base import BaseConnection
+from psycopg.generators import execute
+
+IDLE: Any = pq.TransactionStatus.IDLE
+FAILED: Any = pq.ExecStatus.FATAL_ERROR
+
+
+class PipelinedConnection(BaseConnection[Any]):
+    """A connection on which other statements travel with a statement, and with COMMIT."""
+
+    __slots__ = ()  # as below, and on the same base: a connection becomes one of these after psycopg has made it
+
+    ahead: bytes | None = None
+    last: bytes | None = None
+    commits: bool = False
+    """Whether COMMIT travels with the next statement."""
+    commit_sent: bool = False
+    refusal: Exception | None = None
+    """What the server answered to a COMMIT that travelled with a statement, if it refused that."""
+
+    def set_ahead(self, ahead: str | None, last: str | None) -> None:
+        """Send ``ahead`` with the next statement, once, and ``last`` with the next COMMIT."""
+        self.ahead = None if ahead is None else ahead.encode()
+        self.last = None if last is None else last.encode()
+
+    def commit_with_next(self, now: bool) -> None:
+        """Send COMMIT with the next statement, if a cursor of ours sends it in a pipeline."""
+        self.commits = now
+        if now:
+            self.commit_sent, self.refusal = False, None
+
+    def _start_query(self: Any) -> Generator[Any, Any, None]:
+        """Begin, if the cursor below did not, and send what is left to send."""
+        ahead = self.ahead
+        if ahead is None or self._autocommit:
+            yield from super()._start_query()
+            return
+        self.ahead = None
+        if self._pipeline is None and self.pgconn.transaction_status == IDLE:
+            yield from _run(self, self._get_tx_start_command() + b";" + ahead)
+            return
+        yield from super()._start_query()
+        yield from self._exec_command(ahead)
+
+    def _rollback_gen(self: Any) -> Generator[Any, Any, None]:
+        self.commit_sent, self.refusal = False, None
+        return super()._rollback_gen()
+
+    def _commit_gen(self: Any) -> Generator[Any, Any, None]:
+        if self.commit_sent:
+            self.commit_sent, refusal, self.refusal = False, self.refusal, None
+            if refusal is not None:
+                raise refusal
+        last = self.last
+        if last is None or self._num_transactions or self._tpc or self._pipeline:
+            yield from super()._commit_gen()
+            return
+        self.last = None
+        if self.pgconn.transaction_status != IDLE:
+            yield from _run(self, last + b";COMMIT")
+
+
+class _Sync(PipelinedConnection, Connection[Any]):
+    """A sync connection."""
+
+    __slots__ = ()
+
+
+class _Async(PipelinedConnection, AsyncConnection[Any]):
+    """An async connection."""
+
+    __slots__ = ()
+
+
+def _run(conn: Any, statements: bytes) -> Generator[Any, Any, None]:
+    """Send several statements together, by the simple protocol."""
+    conn._check_connection_ok()
+    conn.pgconn.send_query(statements)
+    for result in (yield from execute(conn.pgconn)):
+        if result.status == FAILED:
+            raise errors.error_from_result(result, encoding=conn.pgconn._encoding)
+
+
+_CLASSES: dict[type[Any], type[Any]] = {Connection: _Sync, AsyncConnection: _Async}
+
+
+def become_pipelined(raw: Any) -> None:
+    """Make a connection one of ours; one of a user's own class stays what it is."""
+    raw.__class__ = _CLASSES.get(type(raw), type(raw))
