@@ -20,6 +20,7 @@ from support.databases import (
     without_pool,
 )
 from support.shares import take_share
+from support.tracing import keep_tracer_from_spinning
 
 from asgi_sqla import Database, db
 
@@ -32,6 +33,7 @@ psycopg is the sync driver under asyncpg too; asyncpg the async one under psycop
 
 def pytest_configure() -> None:
     """Have every ``Database`` of a PostgreSQL URL know of the pooler, if there is one."""
+    keep_tracer_from_spinning()
     if POOLED:
         room: Any = import_module("asgi_sqla.database")
         checked = room.checked
