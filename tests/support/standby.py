@@ -45,7 +45,12 @@ class Standby:
         self.wait()
 
     def wait(self) -> None:
-        """Return when everything that was committed is replayed."""
+        """Return when everything that was written is replayed.
+
+        A record of the server's own may have been written and not yet sent; a COMMIT after it sends both.
+        """
+        with self._primary.begin() as connection:
+            connection.execute(text("SELECT pg_logical_emit_message(true, 'asgi_sqla', '')"))
         with self._primary.connect() as connection:
             committed = connection.scalar(text("SELECT pg_current_wal_flush_lsn()::text"))
         assert wait_until(lambda: self._ask(f"SELECT pg_last_wal_replay_lsn() >= '{committed}'"), 60)
