@@ -10,8 +10,8 @@ import asyncio
 import logging
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -591,6 +591,97 @@ async def test_the_first_statement_may_be_a_hook(place: Place) -> None:
         for _ in range(2):
             assert session.execute(shown, {"name": "my.tenant"}).scalar_one() == "seven"
             session.commit()
+
+    await place.run(case)
+
+
+COUNTED = [
+    ("INSERT INTO item (name) SELECT 'a' || n FROM generate_series(1, CAST(:value AS integer)) n", 3, 3),
+    ("UPDATE item SET name = name || 'x' WHERE id > CAST(:value AS integer)", 0, 3),
+    ("SELECT id FROM item WHERE id > CAST(:value AS integer)", 0, 3),
+    ("DELETE FROM item WHERE id > CAST(:value AS integer)", 0, 3),
+    ("DELETE FROM item WHERE id > CAST(:value AS integer)", 0, 0),
+]
+
+
+async def test_rows_are_counted(place: Place) -> None:
+    """Twice, for the second time each statement is prepared."""
+
+    def case(session: Session) -> list[int]:
+        connection = session.connection()
+        return [
+            connection.execute(text(sql), {"value": value}).rowcount for _ in range(2) for sql, value, _count in COUNTED
+        ]
+
+    assert await place.run(case) == 2 * [count for _, _, count in COUNTED]
+
+
+async def test_columns_are_described(place: Place) -> None:
+    """Their names and types are the driver's, of a type that a user made too, and each result has its own list."""
+
+    def described(session: Session, sql: str) -> list[tuple[str, int]]:
+        result: Any = session.connection().execute(text(sql), {"value": 1})
+        found = result.cursor.description
+        result.close()
+        return [(one[0], one[1]) for one in found]
+
+    def case(session: Session) -> Any:
+        session.execute(text("CREATE TYPE mood AS ENUM ('fine')"))
+        plain = "SELECT CAST(:value AS integer) AS one, 'a'::text AS two, 1.5::numeric(4, 1) AS \"drei ß\""
+        own = "SELECT CAST(:value AS integer) AS one, 'fine'::mood AS two"
+        oid = session.execute(text("SELECT 'mood'::regtype::oid")).scalar_one()
+        return [described(session, plain) for _ in range(2)], [described(session, own) for _ in range(2)], oid
+
+    plain, own, oid = await place.run(case)
+    assert plain == 2 * [[("one", 23), ("two", 25), ("drei ß", 1700)]]
+    assert own == 2 * [[("one", 23), ("two", oid)]]
+
+
+async def test_a_table_that_changes_beside(place: Place) -> None:
+    """A statement that was prepared before fails as on a plain engine, and its transaction with it."""
+    every = text("SELECT * FROM wide WHERE one = CAST(:value AS integer)")
+
+    def case(session: Session) -> str | int:
+        try:
+            found = len(session.connection().execute(every, {"value": 0}).keys())
+        except DBAPIError as exc:
+            assert fails(session, ANSWER, {"value": 1}) == "25P02"
+            return str(exc.orig)
+        session.commit()  # after a rollback psycopg would forget what it has prepared
+        return found
+
+    with changed(place, "CREATE TABLE wide (one integer)"):
+        for _ in range(8):  # psycopg prepares what it has sent five times
+            assert await place.run(case) == 1
+        with changed(place, "ALTER TABLE wide ADD COLUMN two integer"):
+            found = [await place.run(case) for _ in range(3)]
+
+    assert "cached" in str(found[0])  # feature_not_supported, which SQLAlchemy's adapter of asyncpg words anew
+    assert found[-1] == 2
+
+
+@contextmanager
+def changed(place: Place, statement: str) -> Iterator[None]:
+    """Execute ``statement``, and drop its table at the end."""
+    with place.backend.witness.begin() as connection:
+        connection.execute(text(statement))
+    try:
+        yield
+    finally:
+        with place.backend.witness.begin() as connection:
+            connection.execute(text("DROP TABLE IF EXISTS wide"))
+
+
+async def test_a_rollback_of_nothing(place: Place) -> None:
+    """As the pool asks for it after each COMMIT; the next transaction begins and ends as ever."""
+
+    def case(session: Session) -> None:
+        adapted: Any = session.connection().connection.dbapi_connection
+        answer(session, 1)
+        session.commit()
+        adapted.rollback()
+        assert answer(session, 2) == 2
+        session.rollback()
 
     await place.run(case)
 

@@ -17,6 +17,8 @@ from asyncpg.transaction import Transaction, TransactionState  # type: ignore[im
 from sqlalchemy.dialects.postgresql import asyncpg as sqlalchemy_asyncpg
 
 from asgi_sqla.engine.asyncpg_connection import COMMIT_REFUSED, CONNECTION
+from asgi_sqla.engine.asyncpg_cursors import PRIVATE as OF_CURSORS
+from asgi_sqla.engine.asyncpg_cursors import PreparedCursor
 from asgi_sqla.engine.asyncpg_last import Last
 from asgi_sqla.engine.asyncpg_messages import begin
 from asgi_sqla.engine.loops import await_
@@ -27,11 +29,11 @@ VERSION: str = asyncpg.__version__
 VERSIONS: tuple[tuple[int, int], tuple[int, int]] = (0, 32), (0, 33)
 """From the first, and below the second: those that the tests run with."""
 PRIVATE: tuple[tuple[type[Any], tuple[str, ...]], ...] = (
-    (asyncpg.Connection, ("_protocol", "_top_xact", "_transport")),
+    (asyncpg.Connection, ("_protocol", "_query_loggers", "_top_xact", "_transport")),
     (asyncpg.PostgresError, ("new",)),
-    (Protocol, ("_is_cancelling", "is_in_transaction")),
+    (Protocol, ("_is_cancelling", "is_in_transaction", "query")),
     (adapters.AsyncAdapt_asyncpg_connection, ("_handle_exception", "_prepare", "_start_transaction", "_transaction")),
-    (adapters.AsyncAdapt_asyncpg_cursor, ("_prepare_and_execute",)),
+    *OF_CURSORS,
 )
 """What this room uses, and its owners do not promise."""
 
@@ -60,9 +62,12 @@ class _Pipelined(adapters.AsyncAdapt_asyncpg_connection):  # type: ignore[misc] 
 
     __slots__ = ()
 
+    is_plain: bool = True
+    """Whether nothing but BEGIN travels with its next statement."""
+
     def cursor(self, server_side: bool = False) -> Any:
         """Return a cursor."""
-        return _ServerSideCursor(self) if server_side else super().cursor()
+        return _ServerSideCursor(self) if server_side else PreparedCursor(self)
 
     async def _start_transaction(self) -> None:
         """Write BEGIN; the cursor that called this writes its statement next, and nothing comes between."""
@@ -90,10 +95,11 @@ class _Pipelined(adapters.AsyncAdapt_asyncpg_connection):  # type: ignore[misc] 
             self._end("ROLLBACK;", TransactionState.ROLLEDBACK)
 
     def _end(self, sql: str, state: Any) -> None:
-        transaction = self._transaction
+        transaction, con = self._transaction, self._connection
         self._keep(None)  # whatever the answer is, it has ended
+        usual = not (con.is_closed() or con._query_loggers)  # then there is nothing between it and the protocol
         try:
-            status = await_(asyncpg.Connection.execute(self._connection, sql))
+            status = await_(con._protocol.query(sql, None) if usual else asyncpg.Connection.execute(con, sql))
             if status == "ROLLBACK" and sql.endswith("COMMIT;"):
                 raise asyncpg.InFailedSQLTransactionError(COMMIT_REFUSED)  # handled as the driver's own
         except BaseException as exc:
@@ -127,6 +133,8 @@ class _Limited(_Pipelined):
 
     __slots__ = ()
 
+    is_plain: bool = False
+
     def set_ahead(self, ahead: str | None, last: str | None) -> None:
         """Send ``ahead`` with the next statement, once, and ``last`` with the next COMMIT."""
         adapted: Any = self
@@ -153,6 +161,8 @@ class _Lone(_Pipelined):
     """An adapter whose next statement COMMIT follows at once."""
 
     __slots__ = ()
+
+    is_plain: bool = False
 
     async def _prepare(self, operation: Any, invalidate_timestamp: Any) -> Any:
         prepared, attributes = await super()._prepare(operation, invalidate_timestamp)

@@ -7,6 +7,7 @@ Must not know: sessions or units; who holds a connection is asked of the room th
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 from threading import Lock
@@ -16,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
-from sqlalchemy.util.queue import Empty
+from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty
 
 from asgi_sqla.engine.deadlines import Deadline, running_deadline
 from asgi_sqla.engine.urls import shown
@@ -56,6 +57,26 @@ class PoolStatus(NamedTuple):
     """How many connections it may open in all; None for no limit."""
     database: str
     """The URL of its engine, without the password."""
+
+
+class _Queue(AsyncAdaptedQueue[ConnectionPoolEntry]):
+    """The queue of an async pool; what nobody waits for comes and goes without the layers above asyncio's own.
+
+    Nobody ever waits to put a connection back, nor for all of them to have come back.
+    """
+
+    def get(self, block: bool = True, timeout: float | None = None) -> ConnectionPoolEntry:
+        idle: deque[ConnectionPoolEntry] = self._queue._queue  # type: ignore[attr-defined]  # asyncio's own name
+        if idle:
+            return idle.pop() if self.use_lifo else idle.popleft()
+        return super().get(block, timeout)
+
+    def put(self, item: ConnectionPoolEntry, block: bool = True, timeout: float | None = None) -> None:
+        queue: Any = self._queue
+        if queue._getters or len(queue._queue) >= self.maxsize:
+            super().put(item, block, timeout)
+        else:
+            queue._queue.append(item)
 
 
 class _Bounded(QueuePool):
@@ -120,6 +141,8 @@ def bounded(pool: type[QueuePool], max_waiting: int | None) -> type[QueuePool]:
     """Return ``pool`` with a bound; the bound is in the class, because SQLAlchemy makes a pool anew from its class."""
     # Its logger keeps the name that users configure, as SQLAlchemy derives that from the class.
     members: dict[str, Any] = {"__module__": pool.__module__, "max_waiting": max_waiting, "_lock": Lock()}
+    if pool._queue_class is AsyncAdaptedQueue:
+        members["_queue_class"] = _Queue
     return type(pool.__name__, (_Bounded, pool), members)
 
 

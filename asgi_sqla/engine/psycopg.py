@@ -18,6 +18,7 @@ import psycopg
 from psycopg import (
     AsyncCursor,
     AsyncServerCursor,
+    Column,
     Connection,
     Cursor,
     Pipeline,
@@ -30,6 +31,7 @@ from psycopg.adapt import Transformer
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from asgi_sqla.engine.psycopg_adapted import adapt, described
 from asgi_sqla.engine.psycopg_ahead import PipelinedConnection, become_pipelined
 from asgi_sqla.engine.psycopg_sending import send_after_begin
 
@@ -49,6 +51,15 @@ USABLE: Any = (IDLE, pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 
 class _Pipelined:
     __slots__ = ()
+
+    @property
+    def description(self: Any) -> list[Column] | None:
+        """The columns of the result; None if it has none."""
+        result = self.pgresult
+        if result and result.nfields:
+            return described(self, result)
+        nothing: list[Column] | None = super().description  # type: ignore[misc]  # of Cursor
+        return nothing
 
     def _execute_gen(
         self: Any, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
@@ -216,6 +227,7 @@ def prepare(engine: Engine) -> None:
         raw = engine.dialect.get_driver_connection(adapted)
         raw.server_cursor_factory = factory
         become_pipelined(raw)
+        adapt(adapted)
 
     event.listen(engine, "connect", on_connect)
 

@@ -15,6 +15,8 @@ from psycopg import AsyncConnection, Connection, errors, pq
 from psycopg._connection_base import BaseConnection
 from psycopg.generators import execute
 
+from asgi_sqla.engine.psycopg_adapted import has_nothing_to_roll_back
+
 IDLE: Any = pq.TransactionStatus.IDLE
 FAILED: Any = pq.ExecStatus.FATAL_ERROR
 
@@ -78,6 +80,13 @@ class _Sync(PipelinedConnection, Connection[Any]):
     """A sync connection."""
 
     __slots__ = ()
+
+    def rollback(self: Any) -> None:
+        """Roll back; the pool asks for that after each COMMIT too."""
+        if has_nothing_to_roll_back(self):
+            self.commit_sent, self.refusal = False, None
+        else:
+            super().rollback()
 
 
 class _Async(PipelinedConnection, AsyncConnection[Any]):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import anyio
 
 from asgi_sqla.session.guard import running_loop
+from asgi_sqla.unit.eager import EagerTask
 from asgi_sqla.unit.threads import call_on
 
 CANCELLED_LIMIT = 3.0
@@ -68,6 +69,13 @@ class Running(Protocol):
         """Call ``fn`` when it has ended."""
 
 
+def begun(work: Coroutine[Any, Any, object] | Running) -> Coroutine[Any, Any, object] | Running:
+    """Take the first step of a coroutine now, and return it for ``to_completion()``; what runs already is returned."""
+    if isinstance(work, CoroutineType) and (loop := running_loop()) is not None:  # trio has no tasks of this kind
+        return EagerTask(loop, work)
+    return work
+
+
 async def to_completion(
     work: Coroutine[Any, Any, object] | Running, cut: Callable[[], bool] = lambda: False, *, bounded: bool = False
 ) -> Finished:
@@ -85,12 +93,16 @@ async def to_completion(
     if loop is None:  # trio has no task.cancel(), so the shield is enough, and our threads are not used there
         finished: Finished = await _shielded(finish(work))
         return finished
-    end: asyncio.Future[None] = loop.create_future()
     running: Any = work
     if isinstance(work, CoroutineType):  # isinstance with an abstract class takes ten times as long
+        end: asyncio.Future[None] = loop.create_future()
         running = loop.create_task(_telling(end, work))
+    elif running.done():
+        return _ended(running, None)
     else:
-        running.add_done_callback(partial(call_on, loop, _set, end))
+        end = loop.create_future()
+        here = type(running) is EagerTask  # it ends on this event loop
+        running.add_done_callback(partial(_set, end) if here else partial(call_on, loop, _set, end))
     cancelled: BaseException | None = None
     timer = loop.call_later(CANCELLED_LIMIT, _set, end) if bounded else None
     try:
@@ -105,6 +117,10 @@ async def to_completion(
     finally:
         if timer is not None:
             timer.cancel()
+    return _ended(running, cancelled)
+
+
+def _ended(running: Running, cancelled: BaseException | None) -> Finished:
     failure = _failure_of(running)
     return FINE if failure is None and cancelled is None else Finished(failure, cancelled)
 

@@ -6,7 +6,8 @@ Must not know: ASGI, HTTP statuses, how a database is configured, or in which th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
+from types import CoroutineType
 from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Connection
@@ -25,7 +26,7 @@ from asgi_sqla.unit.callbacks import (
     run,
     run_async,
 )
-from asgi_sqla.unit.cancellation import FINE, Finished, finish, to_completion
+from asgi_sqla.unit.cancellation import FINE, Finished, begun, finish, to_completion
 from asgi_sqla.unit.commit import End, end_idle, inline
 from asgi_sqla.unit.deadline import Timed
 from asgi_sqla.unit.observed import Observed
@@ -257,10 +258,10 @@ class UnitOfWork(Staged, Observed, Timed, Written):
 
     async def _run(self, end: End, commit: bool, *, closing: bool, cause: BaseException | None) -> Finished:
         work = end.start(closing=closing, cause=cause)
-        if commit and self._callbacks is None and not self._sessions.writes and isinstance(work, Coroutine):
+        if commit and self._callbacks is None and not self._sessions.writes and isinstance(work, CoroutineType):
             return await finish(work)  # a unit that only read may be cancelled
         # Most cancellations end with a ROLLBACK. Its wait is bounded, as cutting a ROLLBACK loses nothing.
-        finished = work if isinstance(work, Finished) else await to_completion(work, end.cut, bounded=not commit)
+        finished = work if isinstance(work, Finished) else await to_completion(begun(work), end.cut, bounded=not commit)
         if self._callbacks is None or end.busy:  # only now, as a flush during the COMMIT may have registered one
             return finished
         called = await to_completion(self._call_back(self._due(commit, finished.failure)))
@@ -271,9 +272,8 @@ class UnitOfWork(Staged, Observed, Timed, Written):
         if self._stick is not None:
             await self._ask_positions()
             after = self._own_mark()  # not with the client's mark: reading that may run code that fails
-        for callback in callbacks:
-            job = Job(f"{callback} of {self.name}", awaits=True, after=after)
-            fatal = await run_async(callback, job, self) or fatal
+        for one in callbacks:
+            fatal = await run_async(one, Job(f"{one} of {self.name}", awaits=True, after=after), self) or fatal
         if fatal is not None:
             raise fatal
 
