@@ -63,7 +63,8 @@ def measure(scale: Scale, venvs: Path) -> dict[str, Any]:
 
 def _peers(found: dict[str, Any], place: Place, far: Network, scale: Scale, venvs: Path) -> None:
     again = CONTENDERS if scale.everybody else FEW
-    with running(place, venvs) as processes:
+    pool = {"pool_size": scale.connections, "max_overflow": 0}  # otherwise connecting is what is measured
+    with running(place, venvs, **pool) as processes:
         found["versions"] = {one.contender.module: one.do("versions") for one in processes}
         seen = {one.contender.module: promises.observe(one, place) for one in processes}
         found["promises"] = {module: promises.words(one) for module, one in seen.items()}
@@ -72,7 +73,7 @@ def _peers(found: dict[str, Any], place: Place, far: Network, scale: Scale, venv
                 raise AssertionError(f"{module}: {said}")
         found["peers"] = peers_inprocess.measure(processes, place, scale.peers)
         found["http"] = _by_loop("asyncio", http.load(processes, place, scale, [("/unused", http.PLAIN), *TURNS]))
-    with running(place, venvs, again, "uvloop") as processes:
+    with running(place, venvs, again, "uvloop", **pool) as processes:
         found["http"] |= _by_loop("uvloop", http.load(processes, place, scale, TURNS))
     with running(far.place, venvs, again) as processes:
         found["peers_round_trips"] = peers_inprocess.round_trips(processes, far)

@@ -21,7 +21,7 @@ class Scale(NamedTuple):
     http: tuple[int, int]
     """The same over HTTP."""
     connections: int
-    """How many clients send them at once."""
+    """How many clients send them at once, and how many connections a pool has then."""
     readers: int
     """How many slow readers there are."""
     patience: float
@@ -48,7 +48,7 @@ FULL = Scale(
     far=(40, 20),
     peers=(30, 50),
     far_peers=(10, 30),
-    http=(8, 240),
+    http=(6, 480),
     connections=16,
     readers=1000,
     patience=3.0,

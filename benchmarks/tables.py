@@ -203,8 +203,9 @@ PEERS = (
 )
 HTTP = (
     "Requests per second over asgi_sqla's, below 1 is slower; in parentheses the 50th and the 99th percentile in "
-    "milliseconds. uvicorn, one worker, {connections} connections from a second process. *Collections* is how often "
-    "the collector ran in 1,000 SELECTs. *Frozen* is the contender's own rate once it has called ``gc.freeze()`` over "
+    "milliseconds. uvicorn, one worker, {connections} connections from a second process, and as many in each pool. "
+    "*Collections* is how often the collector ran in 1,000 SELECTs. *Frozen* is the contender's own rate once it has "
+    "called ``gc.freeze()`` over "
     "its rate without, with its 99th percentile. First asyncio's event loop, then uvloop's."
 )
 READERS = (
