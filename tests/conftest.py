@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.databases import (
+    PLAIN,
     POOLED,
     Backend,
     backend_names,
@@ -32,18 +33,19 @@ psycopg is the sync driver under asyncpg too; asyncpg the async one under psycop
 
 
 def pytest_configure() -> None:
-    """Have every ``Database`` of a PostgreSQL URL know of the pooler, if there is one."""
+    """Change every ``Database`` of a PostgreSQL URL, if there is a pooler, or if nothing shall travel."""
     keep_tracer_from_spinning()
-    if POOLED:
+    if POOLED or PLAIN:
         room: Any = import_module("asgi_sqla.database")
         checked = room.checked
 
-        def checked_for_pooler(arguments: Any) -> Any:
+        def checked_and_changed(arguments: Any) -> Any:
             made = checked(arguments)
-            pooled = made.url is not None and made.url.get_backend_name() == "postgresql"
-            return made._replace(recipe=made.recipe._replace(pooler=pooled))
+            recipe, of_postgresql = made.recipe, made.url is not None and made.url.get_backend_name() == "postgresql"
+            pooler, pipelining = recipe.pooler or (POOLED and of_postgresql), recipe.pipelining and not PLAIN
+            return made._replace(recipe=recipe._replace(pooler=pooler, pipelining=pipelining))
 
-        room.checked = checked_for_pooler
+        room.checked = checked_and_changed
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

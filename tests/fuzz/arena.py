@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import anyio
 from sqlalchemy import Connection
-from support.databases import Backend, connections_out
+from support.databases import PLAIN, Backend, connections_out
 
 from asgi_sqla import ERROR_RESPONSES, Database, SQLAlchemyMiddleware, session_scope
 from fuzz import statements
@@ -52,7 +52,7 @@ class Arena:
         self.backend = backend
         self.kind = kind
         self.witness = witness
-        self.database = Database(backend.url, engine_options=options)
+        self.database = Database(backend.url, engine_options=options, pipelining=not PLAIN)
         self.executor = executor
         self.stage: Stage | None = None
         if backend.is_postgresql:

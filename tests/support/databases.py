@@ -55,6 +55,8 @@ ASKED_FOR = os.environ.get("ASGI_SQLA_TEST_BACKENDS")
 """The names of the backends to test, with commas between; the usual ones if there are none."""
 POOLED = bool(os.environ.get("ASGI_SQLA_TEST_POOLER"))
 """Whether a PgBouncer stands before PostgreSQL, and every ``Database`` knows of it."""
+PLAIN = bool(os.environ.get("ASGI_SQLA_TEST_PLAIN"))
+"""Whether nothing travels with anything, as with ``Database(pipelining=False)``."""
 POSTGRESQL_DRIVERS = ("asyncpg", "psycopg", "psycopg2")
 MARIADB_DRIVERS = ("asyncmy", "aiomysql", "pymysql", "mysqldb")
 
