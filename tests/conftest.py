@@ -36,11 +36,11 @@ def pytest_configure() -> None:
     """Change every ``Database`` of a PostgreSQL URL, if there is a pooler, or if nothing shall travel."""
     keep_tracer_from_spinning()
     if POOLED or PLAIN:
-        room: Any = import_module("asgi_sqla.database")
+        room: Any = import_module("asgi_sqla.engine.options")
         checked = room.checked
 
-        def checked_and_changed(arguments: Any) -> Any:
-            made = checked(arguments)
+        def checked_and_changed(arguments: Any, known: Any) -> Any:
+            made = checked(arguments, known)
             recipe, of_postgresql = made.recipe, made.url is not None and made.url.get_backend_name() == "postgresql"
             pooler, pipelining = recipe.pooler or (POOLED and of_postgresql), recipe.pipelining and not PLAIN
             return made._replace(recipe=recipe._replace(pooler=pooler, pipelining=pipelining))

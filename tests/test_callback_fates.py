@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from anyio import to_thread
-from sqlalchemy import Connection, event, insert
+from sqlalchemy import Connection, event, insert, text
 from sqlalchemy.orm import Session
 from support.asgi import Call, respond
 from support.databases import NO_OWNER, Backend, Item
@@ -310,3 +310,41 @@ async def test_a_failing_callback_does_not_fail_the_request(
 
     assert (call.starts, call.raised, backend.names()) == ([201], None, ["a"])
     assert [type(record.exc_info[1]) for record in caplog.records if record.exc_info] == [BrokenError]
+
+
+# Registered while two databases are in a transaction.
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("", "", ["committed"]),
+        ("commit", "", ["committed"]),
+        ("commit", "commit", ["committed"]),
+        ("commit", "rollback", ["rolled back"]),
+        ("rollback", "commit", ["rolled back"]),
+        ("", "rollback", ["rolled back"]),
+    ],
+)
+async def test_all_databases_must_commit(backend: Backend, first: str, second: str, expected: list[str]) -> None:
+    """A callback belongs to both transactions, whoever ends them; one rollback decides."""
+    databases = Database(backend.url), Database(backend.url)
+    called: Called = []
+
+    async def work() -> None:
+        sessions = [one.async_session for one in databases]
+        for session in sessions:
+            await session.execute(text("SELECT 1"))
+        on_commit(called.append, "committed")
+        current_unit().on_rollback(called.append, "rolled back")
+        for session, end in zip(sessions, (first, second), strict=True):
+            if end:
+                await getattr(session, end)()
+        assert called == []
+
+    async with session_scope(databases[0]):
+        await work()
+    for one in databases:
+        await one.async_dispose()
+
+    assert called == expected

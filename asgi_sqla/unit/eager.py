@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
-from typing import Any, cast
+from typing import Any
 
 _current = asyncio.current_task
 _enter: Callable[[Any, Any], None] = asyncio._enter_task
@@ -101,7 +101,8 @@ class EagerTask:
         return "the end of a unit of work"
 
     def _step(self, _waited: object = None) -> None:
-        loop, work = self._loop, cast("Coroutine[Any, Any, object]", self._work)
+        loop = self._loop
+        work: Any = self._work
         self._fut_waiter = None
         outer = _current(loop)
         if outer is not None:
@@ -113,27 +114,22 @@ class EagerTask:
                 waits = work.throw(asyncio.CancelledError())
             else:
                 waits = work.send(None)
+            if waits is None:  # a bare yield, as that of sleep(0)
+                loop.call_soon(self._step, context=self._context)
+                return
+            waits._asyncio_future_blocking = False  # as a task says that it has understood
+            waits.add_done_callback(self._step, context=self._context)
+            self._fut_waiter = waits
+            if self._must_cancel and waits.cancel():
+                self._must_cancel = False
         except StopIteration:
             self._end(None)
         except BaseException as exc:
             self._end(exc)
-        else:
-            self._wait(waits)
         finally:
             _leave(loop, self)
             if outer is not None:
                 _enter(loop, outer)
-
-    def _wait(self, waits: Any) -> None:
-        """Have the next step taken when ``waits`` is done."""
-        if waits is None:  # a bare yield, as that of sleep(0)
-            self._loop.call_soon(self._step, context=self._context)
-            return
-        waits._asyncio_future_blocking = False  # as a task says that it has understood
-        waits.add_done_callback(self._step, context=self._context)
-        self._fut_waiter = waits
-        if self._must_cancel and waits.cancel():
-            self._must_cancel = False
 
     def _end(self, failure: BaseException | None) -> None:
         self._failure, self._work = failure, None
