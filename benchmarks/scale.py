@@ -44,8 +44,8 @@ class Scale(NamedTuple):
 
 FULL = Scale(
     unused=(60, 2000),
-    work=(120, 20),
-    far=(40, 20),
+    work=(60, 50),
+    far=(40, 25),
     peers=(30, 50),
     far_peers=(10, 30),
     http=(6, 480),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
@@ -15,6 +17,7 @@ from sqlalchemy.util import await_only
 from support.databases import Backend, Item
 
 from asgi_sqla import Database, session_scope
+from asgi_sqla.unit import cancellation
 from asgi_sqla.unit.cancellation import Finished, to_completion
 from asgi_sqla.unit.eager import EagerTask
 
@@ -120,6 +123,62 @@ async def test_its_failure_is_told() -> None:
         assert (await to_completion(running)).failure is failure
         await asyncio.sleep(0)
         assert told == [running, running]
+
+
+async def test_its_failure_is_freed_with_it() -> None:
+    """Without the collector: no frame of its own keeps what it has raised."""
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise OSError("no")
+
+    gc.collect()
+    gc.disable()
+    try:
+        running = begun(work())
+        await to_completion(running)
+        gone = weakref.ref(running)
+        del running
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+async def test_what_cannot_be_awaited() -> None:
+    """It is an error where it is awaited, which may handle it."""
+    told: list[str] = []
+
+    class Odd:
+        def __await__(self) -> Any:
+            yield "odd"
+
+    async def work() -> None:
+        with pytest.raises(RuntimeError, match="bad yield: 'odd'"):
+            await Odd()
+        await asyncio.sleep(0.01)
+        told.append("handled")
+
+    assert (await to_completion(begun(work())), told) == (Finished(), ["handled"])
+
+
+async def test_a_failure_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can neither be cut nor cancelled is left, and its failure goes to the event loop's handler."""
+    monkeypatch.setattr(cancellation, "CANCELLED_LIMIT", 0.02)
+    monkeypatch.setattr(cancellation, "CUT_LIMIT", 0.02)
+    told: list[Any] = []
+    loop, failure = asyncio.get_running_loop(), OSError("no")
+    loop.set_exception_handler(lambda _loop, context: told.append(context["exception"]))
+
+    async def work() -> None:
+        await asyncio.sleep(0.1)
+        raise failure
+
+    finished = await to_completion(begun(work()), lambda: False, bounded=True)
+    assert isinstance(finished.failure, TimeoutError)
+    await asyncio.sleep(0.2)
+    loop.set_exception_handler(None)
+
+    assert told == [failure]
 
 
 async def test_what_its_first_step_sets_stays_inside() -> None:

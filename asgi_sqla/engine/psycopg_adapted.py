@@ -68,7 +68,7 @@ def described(cursor: Any, result: Any) -> list[Column]:
     found = _described.get(key)
     if found is None:
         found = [Column(cursor, index) for index in range(result.nfields)]
-        if all(name.isascii() and oid < FIRST_OF_USERS for name, oid, _, _ in key):
+        if all(name and name.isascii() and oid < FIRST_OF_USERS for name, oid, _, _ in key):
             if len(_described) >= MOST:
                 _described.clear()
             _described[key] = found

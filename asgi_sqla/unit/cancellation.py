@@ -164,8 +164,16 @@ async def _wait(
         cancelled = await _wait_until(loop, running, CUT_LIMIT) or cancelled
     if not running.done():  # callbacks, with no transaction open; or a driver that cannot be cut
         _left.add(running)
-        running.add_done_callback(_left.discard)
+        running.add_done_callback(_forget)
     return cancelled
+
+
+def _forget(running: Running) -> None:
+    """Let go of work that nobody waited for; a failure that nobody will see is told, as asyncio tells it of a task."""
+    _left.discard(running)
+    if isinstance(running, EagerTask) and (failure := running.exception()) is not None:
+        said = "the end of a unit of work failed after its caller had stopped waiting"
+        running.get_loop().call_exception_handler({"message": said, "exception": failure})
 
 
 async def _wait_until(loop: asyncio.AbstractEventLoop, running: Running, limit: float) -> asyncio.CancelledError | None:

@@ -100,7 +100,7 @@ class EagerTask:
         """Return what it is, for messages."""
         return "the end of a unit of work"
 
-    def _step(self, _waited: object = None) -> None:
+    def _step(self, _waited: object = None) -> None:  # noqa: C901  # twice in each unit, where a helper costs a call
         loop = self._loop
         work: Any = self._work
         self._fut_waiter = None
@@ -117,6 +117,8 @@ class EagerTask:
             if waits is None:  # a bare yield, as that of sleep(0)
                 loop.call_soon(self._step, context=self._context)
                 return
+            if not getattr(waits, "_asyncio_future_blocking", False):
+                waits = work.throw(RuntimeError(f"{self.get_name()} got a bad yield: {waits!r}"))
             waits._asyncio_future_blocking = False  # as a task says that it has understood
             waits.add_done_callback(self._step, context=self._context)
             self._fut_waiter = waits
@@ -125,7 +127,9 @@ class EagerTask:
         except StopIteration:
             self._end(None)
         except BaseException as exc:
-            self._end(exc)
+            trace: Any = exc.__traceback__
+            self._end(exc.with_traceback(trace.tb_next))  # without this frame, which would keep the failure with itself
+            del trace
         finally:
             _leave(loop, self)
             if outer is not None:
