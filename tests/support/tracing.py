@@ -17,12 +17,14 @@ from typing import Any
 
 
 class _Entries(weakref.WeakKeyDictionary[Any, Any]):
-    def __init__(self) -> None:
+    def __init__(self, dict: Any = None) -> None:  # noqa: A002  # as its base calls it
         super().__init__()
         self._remove = self.data.__delitem__  # type: ignore[attr-defined]  # typeshed knows neither
+        if dict is not None:
+            self.update(dict)
 
 
 def keep_tracer_from_spinning() -> None:
     """Give the tracers of threads to come, which ask for the dictionary by its name, one that cannot spin."""
     if sys.version_info < (3, 12) and sys.gettrace() is not None:
-        weakref.WeakKeyDictionary = _Entries  # type: ignore[assignment, misc]  # the tracer gives no arguments
+        weakref.WeakKeyDictionary = _Entries  # type: ignore[misc]  # for whoever asks by that name
