@@ -17,8 +17,8 @@ from asyncpg.transaction import Transaction, TransactionState  # type: ignore[im
 from sqlalchemy.dialects.postgresql import asyncpg as sqlalchemy_asyncpg
 
 from asgi_sqla.engine.asyncpg_connection import COMMIT_REFUSED, CONNECTION
+from asgi_sqla.engine.asyncpg_cursors import PREPARED
 from asgi_sqla.engine.asyncpg_cursors import PRIVATE as OF_CURSORS
-from asgi_sqla.engine.asyncpg_cursors import PreparedCursor
 from asgi_sqla.engine.asyncpg_last import Last
 from asgi_sqla.engine.asyncpg_messages import begin
 from asgi_sqla.engine.loops import await_
@@ -67,7 +67,7 @@ class _Pipelined(adapters.AsyncAdapt_asyncpg_connection):  # type: ignore[misc] 
 
     def cursor(self, server_side: bool = False) -> Any:
         """Return a cursor."""
-        return _ServerSideCursor(self) if server_side else PreparedCursor(self)
+        return _ServerSideCursor(self) if server_side else PREPARED(self)
 
     async def _start_transaction(self) -> None:
         """Write BEGIN; the cursor that called this writes its statement next, and nothing comes between."""

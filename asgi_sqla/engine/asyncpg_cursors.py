@@ -31,7 +31,7 @@ _OF_21 = hasattr(_adapters.AsyncAdapt_asyncpg_cursor, "_rowcount")
 """Whether SQLAlchemy's own cursor has its public attributes as properties, as from 2.1 on."""
 
 
-class PreparedCursor(_adapters.AsyncAdapt_asyncpg_cursor):  # type: ignore[misc]  # no types
+class _PreparedCursor(_adapters.AsyncAdapt_asyncpg_cursor):  # type: ignore[misc]  # no types
     """A cursor of a connection that begins its transactions without a word of the server."""
 
     __slots__ = ()
@@ -64,12 +64,17 @@ class PreparedCursor(_adapters.AsyncAdapt_asyncpg_cursor):  # type: ignore[misc]
         finally:
             mutex.release()
 
-    def _keep(self: Any, rows: list[Any], status: bytes | None, attributes: Any) -> None:
+    def _keep(self, rows: list[Any], status: bytes | None, attributes: Any) -> None:
         words = status.split(b" ") if status else [b""]
         count = int(words[-1]) if words[0] in _COUNTED and words[-1].isdigit() else -1
         described = [(one.name, one.type.oid, None, None, None, None, None) for one in attributes] or None
-        self._rows = deque(rows)
+        cursor: Any = self
+        cursor._rows = deque(rows)
         if _OF_21:
-            self._description, self._rowcount = described, count
+            cursor._description, cursor._rowcount = described, count
         else:
-            self.description, self.rowcount = described, count
+            cursor.description, cursor.rowcount = described, count
+
+
+PREPARED: type[Any] = _PreparedCursor
+"""What our adapters make."""

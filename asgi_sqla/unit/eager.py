@@ -127,13 +127,12 @@ class EagerTask:
         except StopIteration:
             self._end(None)
         except BaseException as exc:
-            trace: Any = exc.__traceback__
-            self._end(exc.with_traceback(trace.tb_next))  # without this frame, which would keep the failure with itself
-            del trace
+            self._end(exc)
         finally:
             _leave(loop, self)
             if outer is not None:
                 _enter(loop, outer)
+            del self  # the traceback of a failure has this frame, and would keep the failure with itself
 
     def _end(self, failure: BaseException | None) -> None:
         self._failure, self._work = failure, None
