@@ -384,6 +384,9 @@ async def test_a_server_session_that_is_ended_is_retried(place: Place, where: st
     assert isinstance(failure, DBAPIError)
     assert failure.connection_invalidated
     told = PSYCOPG_TELLS or place.pipelining or place.backend.name == "asyncpg" or where != "in COMMIT"
+    if place.pipelining and where == "in the INSERT":
+        # COMMIT was still on its way, so the server may reset the connection, and its last word is lost now and then.
+        told = "terminating connection" in str(failure)
     assert called == (["rolled back"] if told else [])
     assert (IN_DOUBT in getattr(failure, "__notes__", [])) is not told
     assert place.backend.names() == ["kept"]
