@@ -122,7 +122,8 @@ async def test_an_unused_request_holds_few_blocks_of_memory(sqlite: Backend) -> 
         gc.enable()
         sys.settrace(tracer)
 
-    assert statistics.mode(added) == 4  # a thread of an earlier test may end meanwhile
+    # A thread of an earlier test may end meanwhile; a context that holds more variables has one node more.
+    assert statistics.mode(added) in (4, 5)
 
 
 @pytest.mark.parametrize("status", [201, 422])

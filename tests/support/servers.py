@@ -45,6 +45,7 @@ class Server:
                 "interface": "asgi3",
                 "log_config": None,
                 "timeout_graceful_shutdown": 3,
+                "timeout_keep_alive": 60,  # a busy machine makes clients late, who would find their socket closed
                 "ws": "websockets-sansio",
                 **options,
             },
