@@ -12,7 +12,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ class Cluster:
         pid = (self.data / "postmaster.pid").read_text().splitlines()[0]
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for each in (pid, *children):
-            os.kill(int(each), signal.SIGSTOP if on else signal.SIGCONT)
+            with suppress(ProcessLookupError):  # a session that has ended since they were listed
+                os.kill(int(each), signal.SIGSTOP if on else signal.SIGCONT)
 
     def _control(self, command: str, *arguments: str) -> None:
         self._run("pg_ctl", ("-w", "-D", str(self.data), *arguments, command))
