@@ -61,7 +61,7 @@ async def used(place: Place, size: tuple[int, int]) -> dict[Key, Times]:
             raise AssertionError(f"{place.name} {key}: {now} rows where there should be {before + requests}")
         before = now
 
-    async with _apps(place) as apps:
+    async with applications(place) as apps:
         return await _by_statement(apps, size, check)
 
 
@@ -76,7 +76,7 @@ async def _by_statement(
 
 async def round_trips(network: Network) -> dict[Key, int]:
     """Return how often the driver waits for the server in one request."""
-    async with _apps(network.place) as apps:
+    async with applications(network.place) as apps:
         database = Database(network.place.url)
         apps["asyncpg", "unused", OURS] = raw.ours_unused(database)
         return {key: await _count(app, network) for key, app in apps.items()}
@@ -98,7 +98,7 @@ async def _count(app: App, network: Network) -> int:
 
 
 @asynccontextmanager
-async def _apps(place: Place) -> AsyncIterator[dict[Key, App]]:
+async def applications(place: Place) -> AsyncIterator[dict[Key, App]]:
     """Make the applications of every driver; their engines are disposed at the end."""
     apps: dict[Key, App] = {}
     async with AsyncExitStack() as stack:

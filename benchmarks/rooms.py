@@ -19,7 +19,7 @@ from typing import Any
 import asgi_sqla
 from benchmarks.calls import Client, receive
 from benchmarks.databases import Place, postgresql, sqlite
-from benchmarks.inprocess import HAND, OURS, READS, WRITES, _apps
+from benchmarks.inprocess import HAND, OURS, READS, WRITES, applications
 from benchmarks.tables import table
 
 PACKAGE = str(Path(asgi_sqla.__file__).parent)
@@ -57,7 +57,7 @@ async def count(app: Callable[..., Awaitable[None]]) -> Counter[str]:
 async def measure(place: Place) -> dict[tuple[str, str, str], Counter[str]]:
     """Return the instructions of every async driver and statement, ours and hand-written."""
     found = {}
-    async with _apps(place) as apps:
+    async with applications(place) as apps:
         for key, app in apps.items():
             if key[0] not in IN_THREADS and key[1] in (READS, WRITES) and key[2] in (HAND, OURS):
                 found[key] = await count(app)

@@ -156,6 +156,7 @@ async def test_what_cannot_be_awaited() -> None:
     async def work() -> None:
         with pytest.raises(RuntimeError, match="bad yield: 'odd'"):
             await Odd()
+        await asyncio.sleep(0)
         await asyncio.sleep(0.01)
         told.append("handled")
 

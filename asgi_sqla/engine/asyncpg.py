@@ -241,7 +241,7 @@ class _Ahead:
     def commit_with_next(self, now: bool) -> None:
         """Have the adapter write COMMIT just after the next statement, unless other statements travel already."""
         adapted = self._adapted
-        if now and type(adapted) is _Pipelined:
+        if now and adapted.is_plain:
             adapted.__class__ = _Lone
         elif type(adapted) is _Lone and not (now or self.commit_sent):
             adapted._leave()

@@ -227,7 +227,8 @@ def prepare(engine: Engine) -> None:
         raw = engine.dialect.get_driver_connection(adapted)
         raw.server_cursor_factory = factory
         become_pipelined(raw)
-        adapt(adapted)
+        if isinstance(raw, PipelinedConnection):
+            adapt(adapted)
 
     event.listen(engine, "connect", on_connect)
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from psycopg import Column, pq
+from psycopg import Column
 from sqlalchemy.dialects.postgresql import psycopg as sqlalchemy_psycopg
 
 _adapters: Any = sqlalchemy_psycopg  # much of it has no types
 
-IDLE: Any = pq.TransactionStatus.IDLE
 FIRST_OF_USERS = 16_384
 """The first OID that PostgreSQL gives to a type that is not built in; of those psycopg may learn more at any time."""
 MOST = 1_000
@@ -38,23 +37,14 @@ class _Adapted(_adapters.AsyncAdapt_psycopg_connection):  # type: ignore[misc]  
         return super().cursor(name) if name or not _ENTERS else _Cursor(self)
 
     def rollback(self) -> None:
-        conn: Any = self._connection
-        if has_nothing_to_roll_back(conn):
-            conn.commit_sent, conn.refusal = False, None
-        else:
+        if not self._connection.rolls_back_nothing():
             super().rollback()
 
 
 def adapt(adapted: Any) -> None:
-    """Make SQLAlchemy's adapter of a connection one of ours; one of another kind stays what it is."""
+    """Make SQLAlchemy's adapter of one of our connections one of ours; one of another kind stays what it is."""
     if type(adapted) is _adapters.AsyncAdapt_psycopg_connection:
         adapted.__class__ = _Adapted
-
-
-def has_nothing_to_roll_back(conn: Any) -> bool:
-    """Return whether ``rollback()`` would neither send a word nor raise."""
-    idle: bool = conn.pgconn.transaction_status == IDLE
-    return idle and not (conn._num_transactions or conn._tpc or conn._pipeline)
 
 
 def described(cursor: Any, result: Any) -> list[Column]:

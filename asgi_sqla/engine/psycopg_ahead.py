@@ -15,8 +15,6 @@ from psycopg import AsyncConnection, Connection, errors, pq
 from psycopg._connection_base import BaseConnection
 from psycopg.generators import execute
 
-from asgi_sqla.engine.psycopg_adapted import has_nothing_to_roll_back
-
 IDLE: Any = pq.TransactionStatus.IDLE
 FAILED: Any = pq.ExecStatus.FATAL_ERROR
 
@@ -43,7 +41,22 @@ class PipelinedConnection(BaseConnection[Any]):
         """Send COMMIT with the next statement, if a cursor of ours sends it in a pipeline."""
         self.commits = now
         if now:
-            self.commit_sent, self.refusal = False, None
+            self._forget_commit()
+
+    def rolls_back_nothing(self) -> bool:
+        """Return whether ``rollback()`` would neither send a word nor raise; then there is no need to call it.
+
+        The pool asks for it after each COMMIT too.
+        """
+        idle: bool = self.pgconn.transaction_status == IDLE
+        nothing = idle and not (self._num_transactions or self._tpc or self._pipeline)
+        if nothing:
+            self._forget_commit()
+        return nothing
+
+    def _forget_commit(self) -> None:
+        """Forget the COMMIT that travelled with a statement."""
+        self.commit_sent, self.refusal = False, None
 
     def _start_query(self: Any) -> Generator[Any, Any, None]:
         """Begin, if the cursor below did not, and send what is left to send."""
@@ -59,7 +72,7 @@ class PipelinedConnection(BaseConnection[Any]):
         yield from self._exec_command(ahead)
 
     def _rollback_gen(self: Any) -> Generator[Any, Any, None]:
-        self.commit_sent, self.refusal = False, None
+        self._forget_commit()
         return super()._rollback_gen()
 
     def _commit_gen(self: Any) -> Generator[Any, Any, None]:
@@ -82,10 +95,8 @@ class _Sync(PipelinedConnection, Connection[Any]):
     __slots__ = ()
 
     def rollback(self: Any) -> None:
-        """Roll back; the pool asks for that after each COMMIT too."""
-        if has_nothing_to_roll_back(self):
-            self.commit_sent, self.refusal = False, None
-        else:
+        """Roll back what there is."""
+        if not self.rolls_back_nothing():
             super().rollback()
 
 

@@ -39,7 +39,7 @@ class EagerTask:
         self._must_cancel: bool = False
         self._failure: BaseException | None = None
         self._told: Callable[[Any], object] | None = None
-        """Called at its end, in its thread; one is enough for those who wait for it in turn."""
+        """Called at its end, on its event loop."""
         self._context.run(self._step)
 
     def done(self) -> bool:
@@ -92,10 +92,6 @@ class EagerTask:
         """Return what it runs."""
         return self._work
 
-    def get_context(self) -> Context:
-        """Return the context that it runs in."""
-        return self._context
-
     def get_name(self) -> str:
         """Return what it is, for messages."""
         return "the end of a unit of work"
@@ -114,11 +110,11 @@ class EagerTask:
                 waits = work.throw(asyncio.CancelledError())
             else:
                 waits = work.send(None)
+            if waits is not None and not getattr(waits, "_asyncio_future_blocking", False):
+                waits = work.throw(RuntimeError(f"{self.get_name()} got a bad yield: {waits!r}"))
             if waits is None:  # a bare yield, as that of sleep(0)
                 loop.call_soon(self._step, context=self._context)
                 return
-            if not getattr(waits, "_asyncio_future_blocking", False):
-                waits = work.throw(RuntimeError(f"{self.get_name()} got a bad yield: {waits!r}"))
             waits._asyncio_future_blocking = False  # as a task says that it has understood
             waits.add_done_callback(self._step, context=self._context)
             self._fut_waiter = waits
