@@ -140,6 +140,7 @@ async def test_its_failure_is_freed_with_it() -> None:
         await to_completion(running)
         gone = weakref.ref(running)
         del running
+        await asyncio.sleep(0)  # who waits goes on within its last step
         assert gone() is None
     finally:
         gc.enable()

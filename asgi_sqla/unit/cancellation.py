@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import anyio
 
+from asgi_sqla.engine.waiter import Waiter
 from asgi_sqla.session.guard import running_loop
 from asgi_sqla.unit.eager import EagerTask
 from asgi_sqla.unit.threads import call_on
@@ -95,16 +96,16 @@ async def to_completion(
         return finished
     running: Any = work
     if isinstance(work, CoroutineType):  # isinstance with an abstract class takes ten times as long
-        end: asyncio.Future[None] = loop.create_future()
+        end = Waiter(loop)
         running = loop.create_task(_telling(end, work))
     elif running.done():
         return _ended(running, None)
     else:
-        end = loop.create_future()
+        end = Waiter(loop)
         here = type(running) is EagerTask  # it ends on this event loop
-        running.add_done_callback(partial(_set, end) if here else partial(call_on, loop, _set, end))
+        running.add_done_callback(end.wake if here else partial(call_on, loop, end.wake))
     cancelled: BaseException | None = None
-    timer = loop.call_later(CANCELLED_LIMIT, _set, end) if bounded else None
+    timer = loop.call_later(CANCELLED_LIMIT, end.wake) if bounded else None
     try:
         await end
         if not running.done():  # the timer fired
@@ -125,12 +126,12 @@ def _ended(running: Running, cancelled: BaseException | None) -> Finished:
     return FINE if failure is None and cancelled is None else Finished(failure, cancelled)
 
 
-async def _telling(end: asyncio.Future[None], work: Coroutine[Any, Any, object]) -> object:
-    """Do ``work``, and set ``end`` last: one turn of the event loop before the task would report its own end."""
+async def _telling(end: Waiter, work: Coroutine[Any, Any, object]) -> object:
+    """Do ``work``, and wake ``end`` last: one turn of the event loop before the task would report its own end."""
     try:
         return await work
     finally:
-        _set(end)
+        end.wake()
 
 
 async def finish(work: Any) -> Finished:
@@ -180,9 +181,9 @@ async def _wait_until(loop: asyncio.AbstractEventLoop, running: Running, limit: 
     cancelled = None
     deadline = loop.time() + limit
     while not running.done() and loop.time() < deadline:
-        end: asyncio.Future[None] = loop.create_future()
-        running.add_done_callback(partial(call_on, loop, _set, end))
-        timer = loop.call_at(deadline, _set, end)
+        end = Waiter(loop)
+        running.add_done_callback(partial(call_on, loop, end.wake))
+        timer = loop.call_at(deadline, end.wake)
         try:
             await end
         except asyncio.CancelledError as exc:
@@ -203,8 +204,3 @@ def _failure_of(running: Running) -> BaseException | None:
 def _comes_again() -> bool:
     """Return whether a cancellation was anyio's, which repeats it at each await until its scope is left."""
     return anyio.current_effective_deadline() == -math.inf
-
-
-def _set(end: asyncio.Future[None], _done: object = None) -> None:
-    if not end.done():
-        end.set_result(None)

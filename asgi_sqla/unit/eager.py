@@ -121,16 +121,13 @@ class EagerTask:
             if self._must_cancel and waits.cancel():
                 self._must_cancel = False
         except StopIteration:
-            self._end(None)
+            self._work = None
         except BaseException as exc:
-            self._end(exc)
+            self._failure, self._work = exc, None
         finally:
             _leave(loop, self)
             if outer is not None:
                 _enter(loop, outer)
+            if self._work is None and self._told is not None:
+                self._told(self)  # only now, as who waits goes on in this call
             del self  # the traceback of a failure has this frame, and would keep the failure with itself
-
-    def _end(self, failure: BaseException | None) -> None:
-        self._failure, self._work = failure, None
-        if self._told is not None:
-            self._told(self)
