@@ -15,7 +15,7 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 
-from asgi_sqla.engine.asyncpg_messages import unsynced
+from asgi_sqla.engine.asyncpg_messages import unsynced, write_with_next
 
 ASKING_LIMIT = 1.0
 """Seconds to ask a server to end a statement."""
@@ -40,7 +40,7 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no t
         """Write what travels with the next message."""
         sql, self.ahead = self.ahead, None
         if sql is not None:
-            self._transport.write(unsynced(sql))
+            write_with_next(self._transport, unsynced(sql))
 
     def executemany(self, *args: Any, **kwargs: Any) -> Any:
         """Execute, and send what travels with that."""
