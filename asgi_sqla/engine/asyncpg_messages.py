@@ -1,13 +1,12 @@
 """The few messages of PostgreSQL's protocol that are written or read beside asyncpg.
 
-Holds: their bytes, and how they go out in the same write as what asyncpg writes next.
+Holds: their bytes. Pure functions.
 Must not know: connections, or when a message is sent.
 """
 
 from __future__ import annotations
 
-from functools import cache, partial
-from typing import Any
+from functools import cache
 
 COMMIT = b"Q\0\0\0\x0cCOMMIT;\0"
 """The message Query, as asyncpg would send it."""
@@ -23,25 +22,6 @@ a length of 5 or 11.
 """
 FATAL = (b"VFATAL\0", b"VPANIC\0")
 """Fields of an error after which the server closes the connection."""
-
-
-def write_with_next(transport: Any, message: bytes) -> None:
-    """Write ``message`` in front of what is written next: one packet, for which the server wakes once.
-
-    A transport without a ``__dict__``, as uvloop's, writes it now; uvloop itself joins what one turn writes.
-    """
-    attributes = getattr(transport, "__dict__", None)
-    if attributes is None:
-        transport.write(message)
-        return
-    earlier = attributes.get("write")
-    first = message if earlier is None else earlier.args[1] + message
-    attributes["write"] = partial(_write_both, transport, first)
-
-
-def _write_both(transport: Any, first: bytes, then: Any) -> None:
-    del transport.write
-    transport.write(b"".join((first, then)))
 
 
 @cache
