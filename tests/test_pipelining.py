@@ -317,6 +317,19 @@ async def test_a_cancelled_task(place: Place) -> None:
     assert await place.run(lambda session: answer(session, 7)) == 7
 
 
+async def test_a_long_statement(place: Place) -> None:
+    """One that is longer than what the network takes at once, and one whose answer is; then the connection goes on."""
+    length = 20_000_000
+
+    def case(session: Session) -> None:
+        assert session.scalar(text("SELECT length(CAST(:value AS text))"), {"value": "x" * length}) == length
+        session.rollback()
+        assert session.scalar(text("SELECT repeat('x', :value)"), {"value": length}) == "x" * length
+        assert answer(session, 8) == 8
+
+    await place.run(case)
+
+
 async def test_a_killed_backend(place: Place) -> None:
     """The first statement on its connection fails as on a lost one, and the next session has a new one."""
     await place.run(lambda session: answer(session, 1))

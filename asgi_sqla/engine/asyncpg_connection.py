@@ -101,8 +101,9 @@ def _sender(transport: Any) -> Callable[[bytes, int], int] | None:
     uvloop's joins what one turn of the event loop writes by itself.
     """
     found = getattr(transport.get_extra_info("socket"), "_sock", None)
-    plain = MORE and isinstance(found, socket.socket) and transport.get_extra_info("sslcontext") is None
-    return found.send if plain and found.family != AF_UNIX else None
+    if not MORE or not isinstance(found, socket.socket) or transport.get_extra_info("sslcontext") is not None:
+        return None
+    return None if found.family == AF_UNIX else found.send
 
 
 async def _checked(running: Coroutine[Any, Any, str]) -> str:

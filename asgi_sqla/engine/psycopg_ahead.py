@@ -8,20 +8,16 @@ Must not know: which statements travel, engines, sessions.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator
 from typing import Any
 
-from psycopg import AsyncConnection, Connection, errors, pq, waiting
+from psycopg import AsyncConnection, Connection, errors, pq
 from psycopg._connection_base import BaseConnection
 from psycopg.generators import execute
 
-from asgi_sqla.engine.waiter import Waiter
+from asgi_sqla.engine.psycopg_waiting import WaitingConnection
 
-ACTIVE: Any = pq.TransactionStatus.ACTIVE
 IDLE: Any = pq.TransactionStatus.IDLE
-READ: Any = waiting.WAIT_R
-READABLE: Any = waiting.READY_R
 FAILED: Any = pq.ExecStatus.FATAL_ERROR
 
 
@@ -106,58 +102,10 @@ class _Sync(PipelinedConnection, Connection[Any]):
             super().rollback()
 
 
-class _Async(PipelinedConnection, AsyncConnection[Any]):
+class _Async(PipelinedConnection, WaitingConnection):
     """An async connection."""
 
     __slots__ = ()
-
-    async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
-        """Do what ``gen`` does, and wait where it has to, with fewer turns of the event loop than psycopg's own.
-
-        What is not plainly a statement is left to psycopg: a COPY, a pipeline, a limit, and an interruption.
-        """
-        if args or kwargs or self._pipeline or self.pgconn.transaction_status == ACTIVE:
-            return await super().wait(gen, *args, **kwargs)
-        try:
-            ready = next(gen)
-        except StopIteration as end:
-            return end.value
-        interruption: BaseException | None = None
-        loop, number = asyncio.get_running_loop(), self.pgconn.socket
-        while ready == READ:
-            waiter = Waiter(loop)
-            try:
-                loop.add_reader(number, waiter.wake)
-                try:
-                    await waiter
-                finally:
-                    loop.remove_reader(number)
-            except (OSError, asyncio.CancelledError) as exc:
-                interruption = exc
-                break
-            try:
-                ready = gen.send(READABLE)
-            except StopIteration as end:
-                return end.value
-        return await super().wait(_Begun(gen, ready, interruption))
-
-
-class _Begun:
-    """What a generator that has begun has left to do, for who expects one that has not."""
-
-    __slots__ = ("_gen", "_interruption", "_ready")
-
-    def __init__(self, gen: Any, ready: Any, interruption: BaseException | None) -> None:
-        self._gen, self._ready, self._interruption = gen, ready, interruption
-
-    def __next__(self) -> Any:
-        interruption, self._interruption = self._interruption, None
-        if interruption is not None:
-            raise interruption
-        return self._ready
-
-    def send(self, ready: Any) -> Any:
-        return self._gen.send(ready)
 
 
 def _run(conn: Any, statements: bytes) -> Generator[Any, Any, None]:
