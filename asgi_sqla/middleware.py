@@ -30,7 +30,7 @@ from asgi_sqla.asgi.verdict import (
 from asgi_sqla.database import Database, db
 from asgi_sqla.engine.callables import is_async, takes
 from asgi_sqla.engine.given import checked_count, known_arguments
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.unit.context import note_middleware
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from asgi_sqla.database import Database, db
 from asgi_sqla.engine.deadlines import checked_deadline
 from asgi_sqla.engine.given import checked_count, known_arguments
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.classes import A_co, S_co, check_session_options
 from asgi_sqla.unit.scope import Arguments, Propagation, SessionScope

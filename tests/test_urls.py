@@ -13,7 +13,8 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 
-from asgi_sqla.engine.urls import BACKENDS, Target, parse, shown, translate
+from asgi_sqla.engine.showing import shown
+from asgi_sqla.engine.urls import BACKENDS, Target, parse, translate
 from asgi_sqla.errors import ConfigurationError, MissingDriverError
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import exc
 
 from asgi_sqla.engine.callables import takes
 from asgi_sqla.engine.classification import ErrorKind, kind_for_answer
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.unit.logs import WARNING, tell
 

@@ -17,7 +17,7 @@ from asgi_sqla.asgi.request import Request
 from asgi_sqla.asgi.retry import Attempt, replay
 from asgi_sqla.engine.callables import drop_awaitable, is_async, takes
 from asgi_sqla.engine.deadlines import Deadline, checked_deadline, is_seconds
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from asgi_sqla.asgi.exchange import (
     send_nothing,
 )
 from asgi_sqla.asgi.parts import TRAILERS, WHOLE, InParts
-from asgi_sqla.engine.urls import printable
+from asgi_sqla.engine.showing import printable
 from asgi_sqla.unit.context import enter, leave, outside
 from asgi_sqla.unit.logs import DEBUG, tell
 from asgi_sqla.unit.stage import ENDED, OPEN

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from asgi_sqla.asgi.kinds import Read, Write
 from asgi_sqla.engine.callables import drop_awaitable, is_async, takes
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.unit.logs import WARNING, tell
 from asgi_sqla.unit.marks import Mark, parse

@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asgi_sqla.engine.callables import drop_awaitable, is_async, takes
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgi_sqla.asgi.exchange import ANSWERED, COMPLETE, FAILED, KEY, STARTED, WAITING, Answered, Rules
 from asgi_sqla.asgi.settling import Exchange
-from asgi_sqla.engine.urls import printable
+from asgi_sqla.engine.showing import printable
 from asgi_sqla.session.guard import current_user
 from asgi_sqla.unit.context import enter, inherited, leave, leave_anywhere, outside
 from asgi_sqla.unit.sessions import NONE, Sessions

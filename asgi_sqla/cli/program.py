@@ -16,7 +16,7 @@ from sqlalchemy import MetaData
 from asgi_sqla.cli.choosing import Chosen, Named
 from asgi_sqla.cli.commands import MIGRATING, SAID, demo, init
 from asgi_sqla.cli.reporting import Group, progress
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.migrations import MigrateResult, Migrations
 from asgi_sqla.settings import LOCATION, migrations_from

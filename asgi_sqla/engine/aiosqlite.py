@@ -27,6 +27,7 @@ from sqlalchemy.engine import Engine
 from asgi_sqla.engine.aiosqlite_cursors import Cursor, StreamingCursor
 from asgi_sqla.engine.loops import await_, in_greenlet
 from asgi_sqla.engine.sqlite_reads import Reads
+from asgi_sqla.engine.waiter import Waiter
 
 adapters: Any = sqlalchemy_aiosqlite  # much of it has no types
 
@@ -60,9 +61,10 @@ class TurnTaking(Reads, aiosqlite.Connection):
         if self._connection is None or not self._running:
             raise ValueError("no active connection")  # as aiosqlite does, and as SQLAlchemy understands it
         self.begun += 1
-        number, future = self.begun, asyncio.get_running_loop().create_future()
+        number, future = self.begun, Waiter(asyncio.get_running_loop())
         turn = _Turn(self, future, function, args)
-        self._tx.put_nowait((future, turn))
+        told: Any = future  # aiosqlite's thread sets its result on the event loop
+        self._tx.put_nowait((told, turn))
         try:
             await future
         except asyncio.CancelledError:
@@ -94,7 +96,7 @@ class _Turn:
     def __init__(
         self,
         raw: TurnTaking,
-        future: asyncio.Future[Any] | None,
+        future: Waiter | None,
         function: Callable[..., Any],
         args: tuple[Any, ...],
     ) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import exc
 
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError, DeadlineExceededError
 
 

@@ -29,7 +29,8 @@ from asgi_sqla.engine.poolers import name_the_switch
 from asgi_sqla.engine.pools import PoolStatus, Role, status_of
 from asgi_sqla.engine.read_only import keep_read_only
 from asgi_sqla.engine.replicas import Replicas
-from asgi_sqla.engine.urls import Target, shown, translate
+from asgi_sqla.engine.showing import shown
+from asgi_sqla.engine.urls import Target, translate
 from asgi_sqla.errors import ConfigurationError, MissingDriverError, WrongEventLoopError
 
 Listener: TypeAlias = tuple[str, Callable[..., object]]

@@ -14,7 +14,7 @@ from sqlalchemy.engine.events import ConnectionEvents, DialectEvents
 from sqlalchemy.pool.events import PoolEvents
 
 from asgi_sqla.engine.callables import is_async, takes
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 
 _EVENTS: Mapping[str, Callable[..., Any]] = {

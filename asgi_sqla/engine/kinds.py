@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.pool import Pool
 
 from asgi_sqla.engine.callables import is_async
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from asgi_sqla.engine.callables import is_async, takes
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 
 

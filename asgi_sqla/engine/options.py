@@ -20,7 +20,8 @@ from asgi_sqla.engine.isolation import with_level
 from asgi_sqla.engine.kinds import ENGINE, check_kinds
 from asgi_sqla.engine.observers import checked_observers
 from asgi_sqla.engine.poolers import checked_pooler
-from asgi_sqla.engine.urls import hidden, parse, shown
+from asgi_sqla.engine.showing import hidden, shown
+from asgi_sqla.engine.urls import parse
 from asgi_sqla.errors import ConfigurationError
 
 TransactionMode: TypeAlias = Literal["deferred", "immediate"]

@@ -18,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Engine, ExceptionContext
 
 from asgi_sqla.engine.classification import sqlstate_of
-from asgi_sqla.engine.urls import hidden, shown
+from asgi_sqla.engine.showing import hidden, shown
 from asgi_sqla.errors import ConfigurationError
 
 _ASYNCPG = {"statement_cache_size": 0, "prepared_statement_cache_size": 0, "prepared_statement_name_func": None}

@@ -20,7 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty
 
 from asgi_sqla.engine.deadlines import Deadline, running_deadline
-from asgi_sqla.engine.urls import shown
+from asgi_sqla.engine.showing import shown
 from asgi_sqla.errors import DeadlineExceededError, PoolExhaustedError
 
 E = TypeVar("E", bound=Exception)

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from asgi_sqla.engine.drivers import cut
 from asgi_sqla.engine.engines import Engines
-from asgi_sqla.engine.urls import shown
+from asgi_sqla.engine.showing import shown
 
 CURRENT = "SELECT pg_current_wal_insert_lsn()::text"
 """The position of a primary. With ``synchronous_commit=off`` a COMMIT is answered before its record is written, so only

@@ -17,7 +17,8 @@ from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from asgi_sqla.engine.urls import Target, shown
+from asgi_sqla.engine.showing import shown
+from asgi_sqla.engine.urls import Target
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 

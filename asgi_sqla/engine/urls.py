@@ -2,7 +2,7 @@
 
 Pure: nothing is imported, opened or connected; the caller says what is installed.
 
-Holds: the table of drivers, the names of options in each driver, and which parts of a value may be shown.
+Holds: the table of drivers, and the names of options in each driver.
 Must not know: engines, event loops, sessions.
 """
 
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from asgi_sqla.engine.showing import shown
 from asgi_sqla.errors import ConfigurationError, MissingDriverError
 
 
@@ -58,34 +59,7 @@ _ASYNCPG_KNOWN = frozenset(
     ("gsslib", "host", "krbsrvname", "passfile", "password", "port", "prepared_statement_cache_size")
     + ("service", "ssl", "target_session_attrs", "user")
 )
-_SECRET = "(?i:odbc_connect|pass(?!file)|pwd|secret|token)"  # noqa: S105  # a pattern
-_USER = r"://[^/\s]*:"
 _SETTING = r"(?:-c\s*|--)(?P<name>[\w.]+)=(?P<value>(?:\\.|\S)*)\s*"
-
-
-def shown(url: URL) -> str:
-    """Return ``url`` as errors and logs may show it: without its passwords, also those in its query."""
-    hidden = {key: "..." for key in url.query if re.search(_SECRET, key)}
-    return url.update_query_dict(hidden).render_as_string(hide_password=True)
-
-
-def hidden(value: object) -> str:
-    """Return the ``repr`` of any value, or only its type if it may contain a password, such as a URL."""
-    if isinstance(value, URL):
-        return shown(value)
-    text = repr(value)
-    package = type(value).__module__.partition(".")[0]
-    safe = package == "asgi_sqla" or (
-        package == "sqlalchemy" and not re.search(_SECRET, text)
-    )  # SQLAlchemy's repr shows the query
-    if not safe and ("@" in text or re.search(_USER, text) or re.search(_SECRET, text)):
-        return f"a {type(value).__name__} (not shown, as it may hold a password)"
-    return text
-
-
-def printable(text: str) -> str:
-    """Return a client's ``text`` on one line, so that a path cannot forge a line of the log."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def parse(url: str | URL, argument: str = "url") -> URL:

@@ -12,7 +12,7 @@ from typing import Any
 
 from asgi_sqla.database import Database
 from asgi_sqla.engine.pools import PoolStatus
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.health.page import POLICY, State, render
 from asgi_sqla.middleware import Application

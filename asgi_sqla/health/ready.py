@@ -18,7 +18,7 @@ import anyio
 from asgi_sqla.database import Database
 from asgi_sqla.engine.kinds import SECONDS, Kind, check_kinds
 from asgi_sqla.engine.pools import PoolStatus
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.health.server import Answer, Read, Server
 from asgi_sqla.middleware import Application

@@ -19,8 +19,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from asgi_sqla.engine.showing import shown
 from asgi_sqla.engine.sqlite import is_inside
-from asgi_sqla.engine.urls import shown
 from asgi_sqla.migrations.state import MigrationError
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")

@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from asgi_sqla.database import Database
 from asgi_sqla.engine.kinds import SECONDS, check_kinds
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError, WrongEventLoopError, needing
 from asgi_sqla.migrations.lock import locked
 from asgi_sqla.migrations.state import MigrateResult, Status

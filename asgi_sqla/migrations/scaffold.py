@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 
 ENV = '''"""Run by Alembic for every command; see asgi_sqla.migrations.run_env."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from asgi_sqla.engine.given import checked_count
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.unit.logs import ERROR, WARNING, tell
 from asgi_sqla.unit.panel import Limits, concerned

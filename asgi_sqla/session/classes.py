@@ -16,10 +16,9 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
-from sqlalchemy.util import get_cls_kwargs
 
 from asgi_sqla.engine.given import mapping
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.guard import GuardedSession
 from asgi_sqla.session.methods import guarding, refusing, unless_over
@@ -44,7 +43,6 @@ CALLS = (
 """The methods of ``Session`` that may talk to the database: one user at a time, and none after the end."""
 LOCAL = ("add", "add_all", "begin", "enable_relationship_loading", "expire", "expire_all", "expunge", "query")
 """The methods that only change the session: none after its end."""
-_SESSION = frozenset(get_cls_kwargs(Session))
 _FIXED = frozenset(("class_", "close_resets_only", "sync_session_class"))
 _ENDS = ("aclose", "close", "commit", "invalidate", "reset", "rollback")
 """The methods that end a session; its unit calls them on the sync session inside an ``AsyncSession`` too."""

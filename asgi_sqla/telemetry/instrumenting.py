@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 from asgi_sqla.database import Database
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError, needing
 from asgi_sqla.observe import Report
 from asgi_sqla.observe.adding import add_observer

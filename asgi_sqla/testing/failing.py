@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from asgi_sqla.database import Database
 from asgi_sqla.engine.given import checked_count
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.testing.statements import CONTROL, checked_database, is_of
 

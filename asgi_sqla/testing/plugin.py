@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from asgi_sqla import Database, testing
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.testing import Callback, Statements
 
 OPTION = "asgi_sqla_database"

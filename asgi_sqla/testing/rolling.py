@@ -14,7 +14,7 @@ from anyio import to_thread
 
 from asgi_sqla.database import Database
 from asgi_sqla.engine.engines import Engines
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.listeners import blocking_warnings
 from asgi_sqla.testing.copies import Copy

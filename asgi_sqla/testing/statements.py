@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 
 from asgi_sqla.database import Database, db
 from asgi_sqla.engine.given import checked_count
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError, WrongEventLoopError
 
 CONTROL = ("BEGIN", "SAVEPOINT", "RELEASE", "ROLLBACK", "COMMIT", "SET ", "PRAGMA")

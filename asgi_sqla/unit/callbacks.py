@@ -12,13 +12,13 @@ from __future__ import annotations
 import inspect
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anyio
 from sqlalchemy.orm import SessionTransaction
 
 from asgi_sqla.engine.callables import drop_awaitable, is_async, takes
-from asgi_sqla.engine.urls import hidden
+from asgi_sqla.engine.showing import hidden
 from asgi_sqla.errors import ConfigurationError
 from asgi_sqla.session.guard import loop_is_running
 from asgi_sqla.session.outcome import Fate, Outcome
@@ -113,33 +113,36 @@ class Callbacks:
         return due if Callbacks.watch is None else Callbacks.watch(due)
 
 
-class Scope(Protocol):
-    """A unit of work that a callback is called in."""
+if TYPE_CHECKING:
+    from typing import Protocol
 
-    _kind: Literal["request", "message", "scope", "callback"]
-    """What it is, for its report."""
+    class Scope(Protocol):
+        """A unit of work that a callback is called in."""
 
-    @property
-    def name(self) -> str:
-        """Its name."""
-        ...
+        _kind: Literal["request", "message", "scope", "callback"]
+        """What it is, for its report."""
 
-    @property
-    def ended(self) -> bool:
-        """Whether it has ended."""
-        ...
+        @property
+        def name(self) -> str:
+            """Its name."""
+            ...
 
-    async def _close(self, commit: bool, cause: BaseException | None = None) -> object:
-        """End it."""
+        @property
+        def ended(self) -> bool:
+            """Whether it has ended."""
+            ...
 
-    def _close_now(self, commit: bool, cause: BaseException | None = None) -> None:
-        """End it in this thread."""
+        async def _close(self, commit: bool, cause: BaseException | None = None) -> object:
+            """End it."""
 
-    def _tell_writes(self, outer: Any) -> None:
-        """Count what was written in it as written in the ``outer`` unit."""
+        def _close_now(self, commit: bool, cause: BaseException | None = None) -> None:
+            """End it in this thread."""
 
-    def _empty(self) -> None:
-        """Release everything."""
+        def _tell_writes(self, outer: Any) -> None:
+            """Count what was written in it as written in the ``outer`` unit."""
+
+        def _empty(self) -> None:
+            """Release everything."""
 
 
 def run(callback: Callback, unit: Scope, outer: object) -> BaseException | None:

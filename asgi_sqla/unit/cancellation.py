@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Coroutine
 from functools import partial
 from types import CoroutineType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 
@@ -48,26 +48,29 @@ class Finished(NamedTuple):
 FINE = Finished()
 
 
-class Running(Protocol):
-    """Work in another thread or task."""
+if TYPE_CHECKING:
+    from typing import Protocol
 
-    def done(self) -> bool:
-        """Whether it has ended."""
-        ...
+    class Running(Protocol):
+        """Work in another thread or task."""
 
-    def exception(self) -> BaseException | None:
-        """Return what it raised."""
-        ...
+        def done(self) -> bool:
+            """Whether it has ended."""
+            ...
 
-    def cancelled(self) -> bool:
-        """Whether it was itself cancelled."""
-        ...
+        def exception(self) -> BaseException | None:
+            """Return what it raised."""
+            ...
 
-    def cancel(self) -> object:
-        """Cancel it."""
+        def cancelled(self) -> bool:
+            """Whether it was itself cancelled."""
+            ...
 
-    def add_done_callback(self, fn: Callable[[Any], object], /) -> object:
-        """Call ``fn`` when it has ended."""
+        def cancel(self) -> object:
+            """Cancel it."""
+
+        def add_done_callback(self, fn: Callable[[Any], object], /) -> object:
+            """Call ``fn`` when it has ended."""
 
 
 def begun(work: Coroutine[Any, Any, object] | Running) -> Coroutine[Any, Any, object] | Running:

@@ -20,12 +20,13 @@ from asgi_sqla.errors import STILL_IN_USE, SessionInUseError, UnitOfWorkDoomedEr
 from asgi_sqla.session.guard import GuardedSession, running_loop
 from asgi_sqla.session.outcome import DISCARDED
 from asgi_sqla.unit import operations
-from asgi_sqla.unit.cancellation import CANCELLED_LIMIT, Finished, Running
+from asgi_sqla.unit.cancellation import CANCELLED_LIMIT, Finished
 from asgi_sqla.unit.logs import ERROR, tell, tell_in_use
 from asgi_sqla.unit.places import Step, end_readers_at_once, give_up, start_off_the_loop
 from asgi_sqla.unit.sessions import UnitSession
 
 if TYPE_CHECKING:
+    from asgi_sqla.unit.cancellation import Running
     from asgi_sqla.unit.observed import Observing
 
 CUT = "the database has not answered COMMIT or ROLLBACK for %g seconds; its connection is cut, and %s"

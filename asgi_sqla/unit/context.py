@@ -10,19 +10,21 @@ import os
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar, Token
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from asgi_sqla.errors import OWN_SCOPE, NoUnitOfWorkError, ended
 from asgi_sqla.session.guard import loop_is_running
 
+if TYPE_CHECKING:
+    from typing import Protocol
 
-class Unit(Protocol):
-    """The part of a unit that this room knows."""
+    class Unit(Protocol):
+        """The part of a unit that this room knows."""
 
-    @property
-    def ended(self) -> bool:
-        """Whether it has ended."""
-        ...
+        @property
+        def ended(self) -> bool:
+            """Whether it has ended."""
+            ...
 
 
 class StandIn:

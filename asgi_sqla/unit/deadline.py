@@ -7,12 +7,15 @@ Must not know: how a deadline is kept, or who sets one.
 from __future__ import annotations
 
 from contextvars import Token
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from asgi_sqla.engine.classification import ErrorKind
 from asgi_sqla.engine.deadlines import Deadline, deadline_of
 from asgi_sqla.session.transient import longest_pause
-from asgi_sqla.unit.context import Unit, enter, inherited, outside
+from asgi_sqla.unit.context import enter, inherited, outside
+
+if TYPE_CHECKING:
+    from asgi_sqla.unit.context import Unit
 
 Until: TypeAlias = float | Deadline | None
 """Seconds from the moment that a unit opens, or a deadline that it shares with others."""

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Engine
 
-from asgi_sqla.engine.urls import shown
+from asgi_sqla.engine.showing import shown
 from asgi_sqla.session import lines
 from asgi_sqla.session.recording import NEVER_IDLE
 from asgi_sqla.unit.report import DatabaseReport, EndReport, StatementReport

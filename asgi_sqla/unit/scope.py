@@ -25,13 +25,14 @@ from asgi_sqla.session.guard import running_loop
 from asgi_sqla.session.transactions import failure_in, leave_lost
 from asgi_sqla.session.transient import pause
 from asgi_sqla.unit.checks import check_function
-from asgi_sqla.unit.context import Unit, inherited, leave_anywhere, outside
+from asgi_sqla.unit.context import inherited, leave_anywhere, outside
 from asgi_sqla.unit.deadline import Until, enter_until, started
 from asgi_sqla.unit.logs import tell_cancelled
 from asgi_sqla.unit.unit import Job, UnitOfWork
 from asgi_sqla.unit.written import mark_of
 
 if TYPE_CHECKING:
+    from asgi_sqla.unit.context import Unit
     from asgi_sqla.unit.marks import Mark
     from asgi_sqla.unit.observed import Observing
     from asgi_sqla.unit.sessions import Database

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import anyio
 
-from asgi_sqla.unit.context import Unit, inherited
+from asgi_sqla.unit.context import inherited
 from asgi_sqla.unit.sessions import NONE, Sessions
 
 if TYPE_CHECKING:
+    from asgi_sqla.unit.context import Unit
     from asgi_sqla.unit.marks import Mark
 
 LASTS = 60.0
