@@ -115,7 +115,7 @@ class Serving:
             except BaseException as exc:
                 raised = exc
             if raised is not None or (arrival._made is not None and arrival._made._used):
-                await arrival.unit()._finish(raised)
+                await (arrival._made or arrival.unit())._finish(raised)
         finally:
             try:  # cheaper than to look before
                 leave(token)

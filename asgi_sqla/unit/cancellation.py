@@ -111,6 +111,9 @@ async def to_completion(
     timer = loop.call_later(CANCELLED_LIMIT, end.wake) if bounded else None
     try:
         await end
+        if type(running) is EagerTask and running.done():  # as mostly
+            failure = running.exception()
+            return FINE if failure is None else Finished(failure)
         if not running.done():  # the timer fired
             cancelled = await _shielded(_wait(loop, running, cut, 0.0))
     except asyncio.CancelledError as exc:
