@@ -23,6 +23,7 @@ from asgi_sqla.engine import read_only
 from asgi_sqla.engine.classification import is_spent, sqlstate_of
 from asgi_sqla.engine.drivers import DRIVERS
 from asgi_sqla.engine.instant import instant
+from asgi_sqla.engine.interrupting import end_if_cancelled
 from asgi_sqla.engine.refusals import is_refusal
 from asgi_sqla.session.blocking import warn_of_blocking
 from asgi_sqla.session.guard import GuardedSession, running_loop
@@ -203,6 +204,7 @@ def _handle_error(context: ExceptionContext) -> BaseException | None:
         _note_lost_statement(watched, outcome, context)
         if is_spent(original, writes=watched.session.guard_writes):
             context.is_disconnect = True  # SQLAlchemy then discards it, and all that the pool had before
+        end_if_cancelled(connection, original)
     if isinstance(error, Exception) and not ends_by_rollback:  # a failed ROLLBACK is no reason for a retry
         _note_error(outcome, error, original)
     if context.execution_context is not None and not context.is_disconnect:
