@@ -192,12 +192,12 @@ def _handle_error(context: ExceptionContext) -> BaseException | None:
     if connection is None or watched is None:
         return None
     outcome, original = watched.outcome, context.original_exception
-    instead = watched.instead_of(context)
-    error = instead or context.sqlalchemy_exception or original
-    ends_by_rollback = context.execution_context is None and not outcome.committing
+    error = (instead := watched.instead_of(context)) or context.sqlalchemy_exception or original
+    ends = context.execution_context is None and context.statement is None  # or a statement was not sent
+    ends_by_rollback = ends and not outcome.committing
     if context.statement is not None and not isinstance(original, Exception):  # aiosqlite's may have no context yet
         outcome.note_cancelled()
-    if context.execution_context is None:
+    if ends:
         _note_failed_end(watched, outcome, context)
     else:
         outcome.committing = False
