@@ -28,12 +28,12 @@ import aiosqlite
 import pytest
 from sqlalchemy import event, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, MissingGreenlet, OperationalError, ProgrammingError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from support.databases import NO_OWNER, Backend, Base, Item
 from support.marks import WAYS, pipelined
 from support.servers import wait_until
 
-from asgi_sqla import Database, session_scope
+from asgi_sqla import Database, current_unit, session_scope
 from asgi_sqla.engine import aiosqlite as ours
 from asgi_sqla.engine import pipelining as room
 from asgi_sqla.testing import rolled_back
@@ -398,6 +398,32 @@ class TestWaiting:
         assert time.monotonic() - begun < 1.5
         assert wait_until(lambda: threading.active_count() == before)
         assert await scalar(database, text("SELECT 1")) == 1
+
+    async def test_a_commit_that_is_cancelled_before_its_flush_was_sent(self, database: Database) -> None:
+        """Its work is rolled back, and not in doubt."""
+        told: list[str] = []
+
+        async def work() -> None:
+            async with session_scope(database) as session:
+                raw = await driver(session)
+                current_unit().on_rollback(told.append, "rolled back")
+                session.add(Item(name="a"))
+                raw._tx.put_nowait((None, partial(time.sleep, 0.3)))
+                await session.commit()
+
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(work(), 0.1)
+        assert told == ["rolled back"]
+        assert await scalar(database, COUNT) == 0
+
+    async def test_a_cancelled_statement_of_an_engine_of_ones_own(self, sqlite: Backend) -> None:
+        """It ends at once as well, although nothing of its adapter is ours."""
+        engine = create_async_engine(sqlite.url.replace("sqlite", "sqlite+aiosqlite", 1))
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(scalar(Database(async_engine=engine), FOR_EVER), 0.1)
+        assert time.monotonic() - begun < 1.5
+        await engine.dispose()
 
     async def test_a_cancelled_stream(self, database: Database) -> None:
         """The connection of a cancelled fetch is not used again."""

@@ -22,7 +22,7 @@ on_one = pytest.mark.parametrize("backend", NAMES if ASKED_FOR else POSTGRESQL[:
 on_one_postgresql = pytest.mark.parametrize("backend", POSTGRESQL[:1], indirect=True)
 """For such tests with statements of PostgreSQL's own."""
 
-pipelined = pytest.mark.skipif(PLAIN, reason="ASGI_SQLA_TEST_PLAIN is set, and this is about what travels together")
+pipelined = pytest.mark.skipif(PLAIN, reason="ASGI_SQLA_TEST_PLAIN is set, and this is about pipelining")
 """For tests of what only ``pipelining=True`` does, or of the adapters that do it."""
 WAYS = [pytest.param(True, marks=pipelined), pytest.param(False)]
 """Both values of ``pipelining=``, for cases that have to come out the same."""
