@@ -55,7 +55,8 @@ async def test_a_missing_value_leaves_the_transaction(database: Database, backen
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_flush_in_commit_that_lacks_a_value(database: Database, backend: Backend, kind: str) -> None:
     """COMMIT was not sent: its work is rolled back, as is told, and the connection goes back to the pool."""
-    given_up, told = closed(database, kind), []
+    given_up = closed(database, kind)
+    told: list[str] = []
 
     def work(session: Session) -> None:
         current_unit().on_rollback(told.append, "rolled back")
