@@ -32,7 +32,7 @@ from asgi_sqla.engine.loops import await_
 LIMIT = 5.0
 """Seconds that a server has to hear of it."""
 AGAIN = 0.01
-"""Seconds until a cancelled statement of aiosqlite is interrupted again: the first time, it may not have begun."""
+"""Seconds until a cancelled statement of aiosqlite is interrupted, and until it is again: it may not have begun."""
 
 Request: TypeAlias = Callable[[], object]
 """Asks a server to end a statement: called in a thread, or under an async driver in SQLAlchemy's greenlet."""
@@ -70,16 +70,19 @@ def end_if_cancelled(connection: Connection, error: BaseException) -> None:
         return
     with suppress(RuntimeError):  # its loop has gone, and its greenlet with it
         loop = asyncio.get_running_loop()
-        _interrupt_until_closed(loop, connection.connection.driver_connection, loop.time() + LIMIT)
+        raw, end = connection.connection.driver_connection, loop.time() + LIMIT
+        # Not at once: what has ended needs no interrupt, which would hit the end of its transaction instead.
+        loop.call_later(AGAIN, _interrupt_until_closed, loop, connection, raw, end)
 
 
-def _interrupt_until_closed(loop: asyncio.AbstractEventLoop, raw: Any, end: float) -> None:
+def _interrupt_until_closed(loop: asyncio.AbstractEventLoop, connection: Connection, raw: Any, end: float) -> None:
     found = getattr(raw, "_connection", None)
-    if found is None or loop.time() > end:
+    # If it went back to the pool after all, its next user must not be interrupted.
+    if found is None or loop.time() > end or _is_over(connection) or connection.connection.driver_connection is not raw:
         return
     with suppress(found.ProgrammingError):  # it is being closed
         found.interrupt()
-    loop.call_later(AGAIN, _interrupt_until_closed, loop, raw, end)
+    loop.call_later(AGAIN, _interrupt_until_closed, loop, connection, raw, end)
 
 
 def _is_shared(pool: Pool) -> bool:
