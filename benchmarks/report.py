@@ -20,11 +20,14 @@ class Kept(Protocol):
         ...
 
 
-def command_line(description: str | None) -> argparse.Namespace:
-    """Read the arguments of a run."""
+def command_line(description: str | None, *, bank: bool = False) -> argparse.Namespace:
+    """Read the arguments of a run; with a ``bank``, ``database`` is what they are for its ``Database``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="a tenth of the requests")
     parser.add_argument("--output", type=Path, help="the file to write the table to")
+    if bank:
+        plain, message = {"pipelining": False}, "no statement travels with another: pipelining=False"
+        parser.add_argument("--plain", dest="database", action="store_const", const=plain, default={}, help=message)
     return parser.parse_args()
 
 

@@ -50,6 +50,8 @@ class Case(NamedTuple):
     witness: Engine
     urls: dict[str, str]
     engine_options: dict[str, Any]
+    database: dict[str, Any]
+    """Other arguments of the bank's ``Database``."""
 
 
 class Outcome(NamedTuple):
@@ -87,7 +89,8 @@ def orders(count: int) -> list[dict[str, int]]:
 async def run(case: Case, kind: str, retries: int, requests: int) -> Outcome:
     """Have every transfer done, and look at the books."""
     open_accounts(case.witness)
-    with served(Settings(case.urls[kind], kind, retries, {**POOL, **case.engine_options})) as client:
+    options = {**POOL, **case.engine_options}
+    with served(Settings(case.urls[kind], kind, retries, options, case.database)) as client:
         start = time.monotonic()
         answers = await client.order(case.path, orders(requests))
         seconds = time.monotonic() - start
@@ -113,17 +116,17 @@ def _books(witness: Engine, answers: dict[int, Answer]) -> tuple[bool, bool]:
 
 
 @contextmanager
-def cases() -> Iterator[list[Case]]:
-    """Start the databases."""
+def cases(database: dict[str, Any]) -> Iterator[list[Case]]:
+    """Start the databases; ``database`` is other arguments of the bank's ``Database``."""
     with postgresql() as place, sqlite() as file, mariadb() as maria:
         level = {"isolation_level": "SERIALIZABLE"}
         urls = {"async": place.url, "sync": place.sync_url}
-        found = [Case("PostgreSQL, SERIALIZABLE", "/transfer", place.witness, urls, level)]
+        found = [Case("PostgreSQL, SERIALIZABLE", "/transfer", place.witness, urls, level, database)]
         if maria is not None:
             urls = {kind: with_driver(maria, driver) for kind, driver in (("async", "asyncmy"), ("sync", "pymysql"))}
-            found.append(Case("MariaDB, lock order", "/transfer-in-place", maria, urls, {}))
+            found.append(Case("MariaDB, lock order", "/transfer-in-place", maria, urls, {}, database))
         urls = {"async": file.url, "sync": file.sync_url}
-        found.append(Case("SQLite, deferred", "/transfer", file.witness, urls, {}))
+        found.append(Case("SQLite, deferred", "/transfer", file.witness, urls, {}, database))
         yield found
 
 
@@ -171,7 +174,7 @@ async def main(arguments: argparse.Namespace) -> int:
     """Run everything; return 1 if a promise was broken."""
     requests = 200 if arguments.short else 2_000
     outcomes = []
-    with cases() as all_cases:
+    with cases(arguments.database) as all_cases:
         for case in all_cases:
             for kind in ("async", "sync"):
                 for retries in (RETRIES, 0):
@@ -181,4 +184,4 @@ async def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main(command_line(__doc__))))
+    sys.exit(asyncio.run(main(command_line(__doc__, bank=True))))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import AsyncIterator, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.changed import change_databases
 from support.databases import (
-    PLAIN,
-    POOLED,
     Backend,
     backend_names,
     connections_out,
@@ -33,19 +31,9 @@ psycopg is the sync driver under asyncpg too; asyncpg the async one under psycop
 
 
 def pytest_configure() -> None:
-    """Change every ``Database`` of a PostgreSQL URL, if there is a pooler, or if nothing shall travel."""
+    """Change every ``Database``, if the environment asks for that."""
     keep_tracer_from_spinning()
-    if POOLED or PLAIN:
-        room: Any = import_module("asgi_sqla.engine.options")
-        checked = room.checked
-
-        def checked_and_changed(arguments: Any, known: Any) -> Any:
-            made = checked(arguments, known)
-            recipe, of_postgresql = made.recipe, made.url is not None and made.url.get_backend_name() == "postgresql"
-            pooler, pipelining = recipe.pooler or (POOLED and of_postgresql), recipe.pipelining and not PLAIN
-            return made._replace(recipe=recipe._replace(pooler=pooler, pipelining=pipelining))
-
-        room.checked = checked_and_changed
+    change_databases()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from support.changed import PLAINLY
+from support.databases import PLAIN
 from support.servers import PATIENCE, wait_until
 
 LAYOUT = Path(__file__).parent / "layout"
@@ -68,6 +70,8 @@ def shell(**variables: str) -> dict[str, str]:
     theirs = ("ASGI_SQLA_", "DATABASE_", "MAIL_", "PYTEST_", "PYTHONPATH", "PYTHONSAFEPATH")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    if PLAIN:
+        kept["PYTHONPATH"] = str(PLAINLY)
     return {**kept, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **variables}
 
 

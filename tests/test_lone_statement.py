@@ -23,6 +23,7 @@ from sqlalchemy.orm.exc import FlushError, StaleDataError
 from support.asgi import Call, respond
 from support.databases import NO_OWNER, Backend, Item, check_owners, make_backend
 from support.drivers import PSYCOPG_TELLS
+from support.marks import WAYS, pipelined
 from support.scopes import in_scope
 from support.tls import tls
 from support.wire import Connection, Wire, wire
@@ -145,7 +146,7 @@ def _nobody_listens() -> Iterator[None]:
         event.listen(Engine, "commit", check_owners)
 
 
-@pytest.fixture(params=[True, False], ids=["fast", "plain"])
+@pytest.fixture(params=WAYS, ids=["fast", "plain"])
 def pipelining(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
@@ -278,6 +279,7 @@ async def test_behind_tls(place: Place, tmp_path: Path) -> None:
     assert len(place.backend.names()) == 9
 
 
+@pipelined
 def test_under_uvloop(tmp_path: Path) -> None:
     """Its transports hand over what they read as asyncio's do."""
     uvloop = pytest.importorskip("uvloop")
@@ -764,6 +766,7 @@ async def test_a_row_that_a_trigger_swallows(place: Place) -> None:
     await place.is_usable()
 
 
+@pipelined
 @pytest.mark.parametrize("pipelining", [True])
 async def test_what_a_trigger_writes_elsewhere_is_told(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     """The one case that differs: a trigger swallows the row and writes another. The log says that it was committed."""

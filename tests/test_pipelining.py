@@ -21,6 +21,7 @@ from sqlalchemy import bindparam, event, insert, make_url, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 from support.databases import Backend, Item, make_backend
+from support.marks import WAYS, pipelined
 from support.tls import tls
 from support.wire import wire
 
@@ -77,7 +78,7 @@ class Place:
         return dbapi.run_async(call) if self.kind == "async" else call(dbapi)
 
 
-@pytest.fixture(params=[True, False], ids=["pipelined", "plain"])
+@pytest.fixture(params=WAYS, ids=["pipelined", "plain"])
 def pipelining(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
@@ -749,6 +750,7 @@ def failing_import(name: str) -> Any:
     raise ImportError(name)
 
 
+@pipelined
 @pytest.mark.parametrize("pipelining", [True])
 @pytest.mark.parametrize("what", ["another version", "a missing name", "an import that fails"])
 async def test_an_unknown_driver_falls_back(

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, create_engine, delete, insert, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
-from support.databases import Backend, Item, make_backend, postgresql_url
+from support.databases import PLAIN, Backend, Item, make_backend, postgresql_url
 from support.marks import POSTGRESQL
 from support.poolers import Losing, Pooler, start
 from support.scopes import in_scope
@@ -233,7 +233,8 @@ async def test_round_trips(place: Place) -> None:
             taken.append(counting.round_trips - before)
         await database.async_dispose()
 
-    assert tuple(taken) == TRIPS[place.backend.name]
+    reads, writes = TRIPS[place.backend.name]
+    assert taken == [reads, writes + (PLAIN and place.backend.name != "psycopg2")]
 
 
 async def test_a_retry(place: Place) -> None:

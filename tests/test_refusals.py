@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -14,10 +14,10 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.util import await_only
 from support.asgi import Call, http_scope, respond
-from support.databases import Backend
+from support.databases import Backend, connections_out
 from support.drivers import PSYCOPG_TELLS
 from support.failing import engine_of, insert, lose_network
-from support.marks import KINDS, POSTGRESQL, on_postgresql
+from support.marks import KINDS, POSTGRESQL, WAYS, on_postgresql
 
 from asgi_sqla import ERROR_RESPONSES, Database, SQLAlchemyMiddleware, current_unit
 from asgi_sqla.engine.refusals import is_refusal
@@ -25,6 +25,16 @@ from asgi_sqla.session.listeners import IN_DOUBT
 
 on_telling = pytest.mark.parametrize("backend", [name for name in POSTGRESQL if name != "psycopg2"], indirect=True)
 """psycopg2 does not pass on the server's words about a connection that is then closed."""
+
+
+@pytest.fixture(params=WAYS, ids=["pipelined", "plain"])
+async def database(request: pytest.FixtureRequest, backend: Backend) -> AsyncIterator[Database]:
+    """Return a ``Database`` with our adapters, and one with SQLAlchemy's own."""
+    database = Database(backend.url, pipelining=request.param)
+    yield database
+    out = connections_out(database)
+    await database.async_dispose()
+    assert out == 0
 
 
 class Shop:
@@ -167,6 +177,10 @@ ADMIN, LOST = (
             True,
         ),
         "asyncpg's, before it sent anything": (ended(asyncpg.InterfaceError("connection is closed")), True),
+        "that of SQLAlchemy's own adapter": (
+            ended(asyncpg.InterfaceError("cannot call Transaction.commit(): the underlying connection is closed")),
+            True,
+        ),
         "no word of the server": (ended(asyncpg.ConnectionDoesNotExistError(LOST)), False),
         "the server crashed": (ended(psycopg.errors.CrashShutdown("crash of another process")), False),
         "an earlier error": (ended(psycopg.OperationalError(LOST), context=ADMIN), False),

@@ -20,6 +20,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import closing
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -27,21 +28,23 @@ import aiosqlite
 import pytest
 from sqlalchemy import event, func, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, MissingGreenlet, OperationalError, ProgrammingError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from support.databases import NO_OWNER, Backend, Base, Item
+from support.marks import WAYS, pipelined
 from support.servers import wait_until
 
-from asgi_sqla import Database, session_scope
+from asgi_sqla import Database, current_unit, session_scope
 from asgi_sqla.engine import aiosqlite as ours
 from asgi_sqla.engine import pipelining as room
 from asgi_sqla.testing import rolled_back
 
 FOR_EVER = text("WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n")
+ONE_ROW = text("WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x FROM n WHERE x < 2")
 COUNT = select(func.count()).select_from(Item)
 NUMBERS = text("WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < :most) SELECT x FROM n")
 
 
-@pytest.fixture(params=[True, False], ids=["one turn", "plain"])
+@pytest.fixture(params=WAYS, ids=["one turn", "plain"])
 def pipelining(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
@@ -372,6 +375,56 @@ class TestWaiting:
         await add(database, "next")
         assert sqlite.names() == ["next"]
 
+    @pytest.mark.parametrize("when", ["at work", "before it begins", "in a fetch"])
+    async def test_a_cancelled_statement_ends_at_once(self, database: Database, when: str) -> None:
+        """It is interrupted, so its thread ends with it."""
+        raws: list[Any] = []
+
+        async def work() -> None:
+            async with session_scope(database) as session:
+                raws.append(await driver(session))
+                if when == "before it begins":
+                    raws[0]._tx.put_nowait((None, partial(time.sleep, 0.3)))
+                if when != "in a fetch":
+                    await session.scalar(FOR_EVER)
+                found = await session.stream(ONE_ROW, execution_options={"yield_per": 1})
+                assert await found.fetchone() == (1,)
+                await found.fetchone()
+
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(work(), 0.1)
+        assert time.monotonic() - begun < 1.5
+        thread = getattr(raws[0], "_thread", raws[0])  # an older connection is one
+        assert wait_until(lambda: not thread.is_alive())
+        assert await scalar(database, text("SELECT 1")) == 1
+
+    async def test_a_commit_that_is_cancelled_before_its_flush_was_sent(self, database: Database) -> None:
+        """Its work is rolled back, and not in doubt."""
+        told: list[str] = []
+
+        async def work() -> None:
+            async with session_scope(database) as session:
+                raw = await driver(session)
+                current_unit().on_rollback(told.append, "rolled back")
+                session.add(Item(name="a"))
+                raw._tx.put_nowait((None, partial(time.sleep, 0.3)))
+                await session.commit()
+
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(work(), 0.1)
+        assert told == ["rolled back"]
+        assert await scalar(database, COUNT) == 0
+
+    async def test_a_cancelled_statement_of_an_engine_of_ones_own(self, sqlite: Backend) -> None:
+        """It ends at once as well, although nothing of its adapter is ours."""
+        engine = create_async_engine(sqlite.url.replace("sqlite", "sqlite+aiosqlite", 1))
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(scalar(Database(async_engine=engine), FOR_EVER), 0.1)
+        assert time.monotonic() - begun < 1.5
+        await engine.dispose()
+
     async def test_a_cancelled_stream(self, database: Database) -> None:
         """The connection of a cancelled fetch is not used again."""
 
@@ -611,6 +664,7 @@ async def read_a_stream(session: AsyncSession) -> None:
     assert [len(part) async for part in stream.partitions(15)] == [15, 5]
 
 
+@pipelined
 class TestOurs:
     """What is not as it was."""
 
@@ -629,19 +683,6 @@ class TestOurs:
         async with session_scope(database) as session:
             await work(session)
         assert counting.turns == turns
-
-    async def test_a_cancelled_statement_ends_at_once(self, database: Database) -> None:
-        """It is interrupted, so its thread ends with it."""
-        before = threading.active_count()
-
-        async def work() -> None:
-            await scalar(database, FOR_EVER)
-
-        begun = time.monotonic()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(work(), 0.1)
-        assert time.monotonic() - begun < 1.5
-        assert wait_until(lambda: threading.active_count() == before)
 
     async def test_a_statement_that_is_cancelled_before_it_begins(self, database: Database, sqlite: Backend) -> None:
         """It is not executed."""

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 from support.asgi import Call, http_scope, respond
+from support.changed import python_path
 from support.databases import Backend, connections_out
 from support.failing import BrokenError, engine_of, insert
 from support.servers import wait_until
@@ -335,7 +336,7 @@ def run_program(program: str) -> str:
         capture_output=True,
         text=True,
         timeout=PATIENCE,
-        env={**os.environ, "PYTHONPATH": str(Path(threads.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": python_path(Path(threads.__file__).parents[2])},
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

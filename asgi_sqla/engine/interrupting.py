@@ -3,16 +3,21 @@
 A request to end a statement names its connection, and may arrive after the statement has ended. It must not hit the
 next user of the connection. So the connection is marked first, and its next user connects anew.
 
+The statement of a cancelled task is ended under aiosqlite as well. Its thread would go on with it, and SQLAlchemy next
+closes the connection, which waits for the thread.
+
 Holds: how each driver asks, and the mark.
 Must not know: sessions, units, or why a statement is ended.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from threading import Lock
 from typing import Any, TypeAlias
@@ -26,6 +31,8 @@ from asgi_sqla.engine.loops import await_
 
 LIMIT = 5.0
 """Seconds that a server has to hear of it."""
+AGAIN = 0.01
+"""Seconds until a cancelled statement of aiosqlite is interrupted, and until it is again: it may not have begun."""
 
 Request: TypeAlias = Callable[[], object]
 """Asks a server to end a statement: called in a thread, or under an async driver in SQLAlchemy's greenlet."""
@@ -38,7 +45,7 @@ def interruption(connection: Connection) -> Request | None:
     """
     make = _DRIVERS.get(connection.dialect.driver)
     pool = connection.engine.pool
-    if make is None or isinstance(pool, StaticPool | SingletonThreadPool):  # others may share that connection
+    if make is None or _is_shared(pool):
         return None
     try:
         if _is_over(connection):
@@ -51,6 +58,36 @@ def interruption(connection: Connection) -> Request | None:
     except (AttributeError, InvalidRequestError, SAWarning):  # it was closed at this moment
         return None
     return make(raw, connection.dialect.is_async, pool)
+
+
+def end_if_cancelled(connection: Connection, error: BaseException) -> None:
+    """End the statement that raised ``error`` if its task was cancelled and its driver goes on with it.
+
+    SQLAlchemy closes the connection next.
+    """
+    goes_on = not isinstance(error, Exception) and connection.dialect.driver == "aiosqlite"
+    if not goes_on or _is_shared(connection.engine.pool) or _is_over(connection):
+        return
+    with suppress(RuntimeError):  # its loop has gone, and its greenlet with it
+        loop = asyncio.get_running_loop()
+        raw, end = connection.connection.driver_connection, loop.time() + LIMIT
+        # Not at once: what has ended needs no interrupt, which would hit the end of its transaction instead.
+        loop.call_later(AGAIN, _interrupt_until_closed, loop, connection, raw, end)
+
+
+def _interrupt_until_closed(loop: asyncio.AbstractEventLoop, connection: Connection, raw: Any, end: float) -> None:
+    found = getattr(raw, "_connection", None)
+    # If it went back to the pool after all, its next user must not be interrupted.
+    if found is None or loop.time() > end or _is_over(connection) or connection.connection.driver_connection is not raw:
+        return
+    with suppress(found.ProgrammingError):  # it is being closed
+        found.interrupt()
+    loop.call_later(AGAIN, _interrupt_until_closed, loop, connection, raw, end)
+
+
+def _is_shared(pool: Pool) -> bool:
+    """Return whether others may use the same connection."""
+    return isinstance(pool, StaticPool | SingletonThreadPool)
 
 
 def _is_over(connection: Connection) -> bool:

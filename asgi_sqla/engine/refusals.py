@@ -17,7 +17,10 @@ from asgi_sqla.engine.classification import sqlstate_of
 
 FATAL = frozenset(("57P01", "25P03", "25P04"))
 """ADMIN_SHUTDOWN, and the two timeouts of a transaction; a notice with one of these codes is no error to any driver."""
-NOT_SENT = ("cannot switch to state", "cannot perform operation: connection is closed", "connection is closed")
+NOT_SENT = (
+    *("cannot switch to state", "cannot perform operation: connection is closed", "connection is closed"),
+    "cannot call Transaction.commit(): the underlying connection is closed",  # what SQLAlchemy's own adapter calls
+)
 """How the messages of asyncpg begin if it sent nothing: the server has gone, or its last words are just being read."""
 
 

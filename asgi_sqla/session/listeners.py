@@ -23,6 +23,7 @@ from asgi_sqla.engine import read_only
 from asgi_sqla.engine.classification import is_spent, sqlstate_of
 from asgi_sqla.engine.drivers import DRIVERS
 from asgi_sqla.engine.instant import instant
+from asgi_sqla.engine.interrupting import end_if_cancelled
 from asgi_sqla.engine.refusals import is_refusal
 from asgi_sqla.session.blocking import warn_of_blocking
 from asgi_sqla.session.guard import GuardedSession, running_loop
@@ -191,18 +192,19 @@ def _handle_error(context: ExceptionContext) -> BaseException | None:
     if connection is None or watched is None:
         return None
     outcome, original = watched.outcome, context.original_exception
-    instead = watched.instead_of(context)
-    error = instead or context.sqlalchemy_exception or original
-    ends_by_rollback = context.execution_context is None and not outcome.committing
+    error = (instead := watched.instead_of(context)) or context.sqlalchemy_exception or original
+    ends = context.execution_context is None and context.statement is None  # or a statement was not sent
+    ends_by_rollback = ends and not outcome.committing
     if context.statement is not None and not isinstance(original, Exception):  # aiosqlite's may have no context yet
         outcome.note_cancelled()
-    if context.execution_context is None:
+    if ends:
         _note_failed_end(watched, outcome, context)
     else:
         outcome.committing = False
         _note_lost_statement(watched, outcome, context)
         if is_spent(original, writes=watched.session.guard_writes):
             context.is_disconnect = True  # SQLAlchemy then discards it, and all that the pool had before
+        end_if_cancelled(connection, original)
     if isinstance(error, Exception) and not ends_by_rollback:  # a failed ROLLBACK is no reason for a retry
         _note_error(outcome, error, original)
     if context.execution_context is not None and not context.is_disconnect:

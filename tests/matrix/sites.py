@@ -21,6 +21,7 @@ from typing import Any, Self
 import httpx
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
+from support.changed import python_path
 from support.databases import Base, postgresql_url
 
 HERE = Path(__file__).parent
@@ -111,7 +112,7 @@ class Site:
         self._arguments = server.arguments(self.port, app)
         self._environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH")))),
+            "PYTHONPATH": python_path(HERE.parent),
             "PYTHONUNBUFFERED": "1",
             "MATRIX_URL": url.set(drivername="postgresql").render_as_string(hide_password=False),
             "MATRIX_GATES": str(folder),

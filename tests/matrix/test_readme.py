@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from support.changed import python_path
 
 from matrix.sites import PATIENCE, free_port, wait_until
 
@@ -59,7 +60,9 @@ def test_a_block_serves_an_order(tmp_path: Path, title: str) -> None:
 
     with (tmp_path / "log").open("wb") as log:
         command = [sys.executable, "-m", "uvicorn", "--port", str(port), target]
-        server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env={"PYTHONPATH": str(tmp_path)})
+        server = subprocess.Popen(
+            command, cwd=tmp_path, stdout=log, stderr=log, env={"PYTHONPATH": python_path(tmp_path)}
+        )
     try:
         started = wait_until(lambda: "Uvicorn running" in (tmp_path / "log").read_text(), PATIENCE)
         url = f"http://127.0.0.1:{port}/orders?item=tea"

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from support.changed import python_path
 
 README = Path(__file__).parent / "README.rst"
 SECTION = re.compile(r"^Workers\n-+\n.*?(?=^\S[^\n]*\n---+\n|\Z)", re.MULTILINE | re.DOTALL)
@@ -26,5 +27,8 @@ def test_every_block_runs(tmp_path: Path) -> None:
     assert len(blocks) >= 6
     (tmp_path / "jobs.py").write_text("\n".join(map(textwrap.dedent, blocks)))
     subprocess.run(
-        [sys.executable, "-c", "import jobs"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": "."}, check=True
+        [sys.executable, "-c", "import jobs"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": python_path(".")},
+        check=True,
     )

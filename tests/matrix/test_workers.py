@@ -18,6 +18,7 @@ from typing import IO, Any
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
+from support.changed import python_path
 from support.databases import postgresql_url
 from support.services import missing, redis_url
 
@@ -180,7 +181,7 @@ class Running:
             "ASGI_SQLA_TEST_WAY": self.kind.way,
             "ASGI_SQLA_TEST_QUEUE": self.id,
             "ASGI_SQLA_TEST_REDIS_URL": redis_url() or "redis://nowhere",
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH")))),
+            "PYTHONPATH": python_path(TESTS),
             "PYTHONWARNINGS": "ignore",
         }
         with self._log.open("a") as log:

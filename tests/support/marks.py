@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.databases import ASKED_FOR, MARIADB_DRIVERS, POSTGRESQL_DRIVERS, backend_names
+from support.databases import ASKED_FOR, MARIADB_DRIVERS, PLAIN, POSTGRESQL_DRIVERS, backend_names
 
 KINDS = ["sync", "async"]
 NAMES = backend_names()
@@ -21,3 +21,8 @@ on_one = pytest.mark.parametrize("backend", NAMES if ASKED_FOR else POSTGRESQL[:
 """For tests of frameworks and servers rather than databases: they run on one, unless others are requested."""
 on_one_postgresql = pytest.mark.parametrize("backend", POSTGRESQL[:1], indirect=True)
 """For such tests with statements of PostgreSQL's own."""
+
+pipelined = pytest.mark.skipif(PLAIN, reason="ASGI_SQLA_TEST_PLAIN is set, and this is about pipelining")
+"""For tests of what only ``pipelining=True`` does, or of the adapters that do it."""
+WAYS = [pytest.param(True, marks=pipelined), pytest.param(False)]
+"""Both values of ``pipelining=``, for cases that have to come out the same."""
