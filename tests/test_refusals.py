@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -88,18 +89,33 @@ async def test_a_session_that_was_ended_before_its_commit_is_retried(
     database: Database, backend: Backend, kind: str
 ) -> None:
     """As by a restart or a failover: the server's last words wait in the socket, and COMMIT meets them."""
-
-    def terminate(connection: Connection) -> None:
-        cursor = connection.connection.cursor()  # past every event
-        cursor.execute("SELECT pg_backend_pid()")
-        (pid,) = cursor.fetchone() or (None,)
-        with backend.witness.connect() as witness:
-            assert witness.scalar(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid}) is True
-        if connection.dialect.is_async:
-            await_only(asyncio.sleep(0.05))  # asyncpg cannot read the words once a write to a Unix socket has failed
-
-    once(database, kind, terminate)
+    once(database, kind, partial(terminate, backend))
     await order_once_refused(database, backend, kind)
+
+
+def terminate(backend: Backend, connection: Connection) -> None:
+    cursor = connection.connection.cursor()  # past every event
+    cursor.execute("SELECT pg_backend_pid()")
+    (pid,) = cursor.fetchone() or (None,)
+    with backend.witness.connect() as witness:
+        assert witness.scalar(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid}) is True
+    if connection.dialect.is_async:
+        await_only(asyncio.sleep(0.05))  # asyncpg cannot read the words once a write to a Unix socket has failed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@on_telling
+async def test_a_refusal_after_a_textual_commit_is_in_doubt(database: Database, backend: Backend, kind: str) -> None:
+    """What the server refuses is the second COMMIT; the first one, of a listener, has committed."""
+
+    def commit(connection: Connection) -> None:
+        connection.exec_driver_sql("COMMIT")
+        terminate(backend, connection)
+
+    once(database, kind, commit)
+    shop = Shop(database, kind)
+    assert await shop.order() == 503
+    assert (shop.told, backend.names()) == ([], ["tea"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -245,7 +245,8 @@ def _note_failed_end(watched: Watched, outcome: Outcome, context: ExceptionConte
         if any(not one.connection.in_transaction() for one in others):
             # A session with several connections commits them one after the other.
             outcome.note_committed(Committed.APPLICATION)
-        if context.is_disconnect and not is_refusal(original):
+        # A textual COMMIT just before it has committed, whatever becomes of this one.
+        if context.is_disconnect and (watched.sent_commit or not is_refusal(original)):
             _note_doubt(watched.session, outcome)
             (context.sqlalchemy_exception or original).add_note(IN_DOUBT)
         elif not unanswered:
