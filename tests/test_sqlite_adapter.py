@@ -44,6 +44,17 @@ COUNT = select(func.count()).select_from(Item)
 NUMBERS = text("WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < :most) SELECT x FROM n")
 
 
+def can_write(sqlite: Backend) -> bool:
+    """Write a row by a connection that does not wait; return whether that was possible."""
+    with closing(sqlite3.connect(sqlite.url.removeprefix("sqlite:///"), timeout=0)) as connection:
+        try:
+            connection.execute("INSERT INTO item (name) VALUES ('written')")
+            connection.commit()
+        except sqlite3.OperationalError:
+            return False
+    return True
+
+
 @pytest.fixture(params=WAYS, ids=["one turn", "plain"])
 def pipelining(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
@@ -424,6 +435,45 @@ class TestWaiting:
             await asyncio.wait_for(scalar(Database(async_engine=engine), FOR_EVER), 0.1)
         assert time.monotonic() - begun < 1.5
         await engine.dispose()
+
+    @pytest.mark.parametrize("journal", ["delete", "wal"])
+    @pytest.mark.parametrize("writes", [True, False])
+    async def test_a_cancelled_stream_lets_others_write(
+        self, database: Database, sqlite: Backend, writes: bool, journal: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """At once, and not when the collector has freed what it was reading with; its own work is rolled back."""
+        with sqlite.witness.connect() as witness:
+            witness.exec_driver_sql(f"PRAGMA journal_mode={journal}")
+        numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900000) SELECT i FROM n"
+        kept: list[Any] = []  # as the traceback of an error keeps it
+
+        async def read() -> None:
+            async with session_scope(database) as session:
+                if writes:
+                    session.add(Item(name="lost"))
+                    await session.flush()
+                counting = text(f"SELECT i, (SELECT count(*) FROM item) FROM ({numbers})")
+                rows = await session.stream(counting, execution_options={"yield_per": 1})
+                kept.append(rows)
+                async for _ in rows:
+                    reading.set()
+
+        reading = asyncio.Event()
+        gc.disable()
+        try:
+            task = asyncio.ensure_future(read())
+            await reading.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            kept.append(caught.value)
+            async with asyncio.timeout(5):
+                while not can_write(sqlite):  # noqa: ASYNC110  # no event tells of it
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
+        assert sqlite.names() == ["written"]
+        assert [record for record in caplog.records if record.name == "asgi_sqla"] == []
 
     async def test_a_cancelled_stream(self, database: Database) -> None:
         """The connection of a cancelled fetch is not used again."""

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from operator import methodcaller
 from typing import Any
+from weakref import WeakSet
 
 import aiosqlite
 from sqlalchemy.dialects.sqlite import aiosqlite as sqlalchemy_aiosqlite
@@ -51,6 +52,8 @@ class TurnTaking(Reads, aiosqlite.Connection):
     """How many turns the event loop has asked for."""
     ended: int = 0
     """How many the thread has ended, in their order."""
+    streams: WeakSet[Any]
+    """sqlite3's cursors whose rows are still to come."""
 
     def idle(self) -> Any:
         """Return sqlite3's connection if the thread has nothing to do and may be left out; else None."""
@@ -73,6 +76,25 @@ class TurnTaking(Reads, aiosqlite.Connection):
             raise
         return turn.result
 
+    def stop(self) -> Any:
+        """Close, and end the thread."""
+        self._let_go()
+        return super().stop()
+
+    async def close(self) -> None:
+        """Close, and wait for that."""
+        self._let_go()
+        await super().close()
+
+    def _let_go(self) -> None:
+        """Have the thread end what is open before it closes the connection.
+
+        SQLite keeps a connection that was closed with an unfinished statement, and its locks, until that is freed.
+        """
+        if self._connection is not None and self._running:
+            self.begun += 1
+            self._tx.put_nowait((None, _Turn(self, None, _end_all, (self._connection, self.streams))))
+
     def _interrupt(self, number: int) -> None:
         """Interrupt until the thread has ended a turn."""
         if self.ended < number and self._connection is not None:
@@ -86,6 +108,13 @@ class TurnTaking(Reads, aiosqlite.Connection):
         turn = _Turn(self, None, partial(fn, **kwargs), args)
         await super()._execute(turn)  # type: ignore[no-untyped-call]  # aiosqlite's own has no types
         return turn.result
+
+
+def _end_all(driver: Any, streams: WeakSet[Any]) -> None:
+    for cursor in list(streams):
+        cursor.close()
+    if driver.in_transaction:
+        driver.rollback()
 
 
 class _Turn:
@@ -208,6 +237,7 @@ def prepare(engine: Engine) -> None:
         if plain or type(raw) is not aiosqlite.Connection:
             return adapted
         raw.__class__ = TurnTaking  # SQLAlchemy has opened it, which no other class of it could take part in
+        raw.streams = WeakSet()
         return _Adapted(adapted.dbapi, raw)
 
     dialect.connect = connect_adapted

@@ -105,6 +105,7 @@ class StreamingCursor(Cursor):
     def _execute(self, driver: Any, *args: Any) -> None:
         """Fetch the first row as well, because SQLAlchemy asks for that one at once."""
         self._cursor = cursor = driver.cursor()
+        self._adapted._connection.streams.add(cursor)
         cursor.execute(*args)
         self._rows = deque(cursor.fetchmany(1))
         self._note(cursor)
@@ -133,9 +134,10 @@ class StreamingCursor(Cursor):
         """End the statement; one that does not only read may have to commit, and so to wait."""
         super().close()
         cursor, self._cursor = self._cursor, None
-        if cursor is None:
+        raw = self._adapted._connection
+        if cursor is None or not raw._running:  # a connection that is closed has ended its statements
             return
-        if self._reads and self._adapted._connection.idle() is not None:
+        if self._reads and raw.idle() is not None:
             cursor.close()
         else:
             self._adapted.turn(cursor.close)

@@ -173,8 +173,11 @@ class GuardedSession(Session):
         ``discarding`` closes a connection instead, if its cursor would first read a million rows to their end.
         """
         for context in list(self._guard_streams):
-            if discarding and forget_rows(context.root_connection):
-                context.root_connection.invalidate()
+            connection = context.root_connection
+            if connection.closed or connection.invalidated:  # its cursors have ended with it, and cannot be closed
+                continue
+            if discarding and forget_rows(connection):
+                connection.invalidate()
             else:
                 context.cursor.close()
 
