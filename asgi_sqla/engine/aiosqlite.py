@@ -237,7 +237,8 @@ def prepare(engine: Engine) -> None:
         if plain or type(raw) is not aiosqlite.Connection:
             return adapted
         raw.__class__ = TurnTaking  # SQLAlchemy has opened it, which no other class of it could take part in
-        raw.streams = WeakSet()
+        made: Any = raw
+        made.streams = WeakSet()
         return _Adapted(adapted.dbapi, raw)
 
     dialect.connect = connect_adapted
