@@ -16,7 +16,7 @@ from asyncpg.protocol import Protocol  # type: ignore[import-untyped]
 from asyncpg.transaction import Transaction, TransactionState  # type: ignore[import-untyped]
 from sqlalchemy.dialects.postgresql import asyncpg as sqlalchemy_asyncpg
 
-from asgi_sqla.engine.asyncpg_connection import COMMIT_REFUSED, CONNECTION, write_with_next
+from asgi_sqla.engine.asyncpg_connection import COMMIT_REFUSED, CONNECTION
 from asgi_sqla.engine.asyncpg_cursors import PREPARED
 from asgi_sqla.engine.asyncpg_cursors import PRIVATE as OF_CURSORS
 from asgi_sqla.engine.asyncpg_last import Last
@@ -80,7 +80,7 @@ class _Pipelined(adapters.AsyncAdapt_asyncpg_connection):  # type: ignore[misc] 
             await super()._start_transaction()
             return
         transaction = Transaction(con, level, self.readonly, self.deferrable)
-        write_with_next(con, begin(level, self.readonly, self.deferrable))
+        con._transport.write(begin(level, self.readonly, self.deferrable))
         transaction._state = STARTED
         self._keep(transaction)
 

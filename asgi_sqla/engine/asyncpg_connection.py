@@ -10,17 +10,13 @@ Must not know: adapters, engines, sessions.
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 
 from asgi_sqla.engine.asyncpg_messages import unsynced
 
-MORE: int = getattr(socket, "MSG_MORE", 0)
-"""Linux's flag for a message that another one follows; it waits for that for 200 ms at most."""
-AF_UNIX: int | None = getattr(socket, "AF_UNIX", None)
 ASKING_LIMIT = 1.0
 """Seconds to ask a server to end a statement."""
 _asking: set[Any] = set()
@@ -31,11 +27,10 @@ COMMIT_REFUSED: str = "a statement had failed, so PostgreSQL answered COMMIT: RO
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     """A connection on which COMMIT of a failed transaction is an error."""
 
-    __slots__ = ("_send", "ahead", "commit_sent", "last", "refusal")
+    __slots__ = ("ahead", "commit_sent", "last", "refusal")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._send = _sender(self._transport)
         self.ahead: str | None = None
         self.last: str | None = None
         self.commit_sent: bool = False
@@ -45,7 +40,7 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no t
         """Write what travels with the next message."""
         sql, self.ahead = self.ahead, None
         if sql is not None:
-            write_with_next(self, unsynced(sql))
+            self._transport.write(unsynced(sql))
 
     def executemany(self, *args: Any, **kwargs: Any) -> Any:
         """Execute, and send what travels with that."""
@@ -81,29 +76,6 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no t
 
 CONNECTION: type[Any] = _Connection
 """What our engines give to asyncpg."""
-
-
-def write_with_next(con: Any, message: bytes) -> None:
-    """Write ``message``, and have the kernel hold it for what is written next: one packet, and one wake-up."""
-    transport, send, sent = con._transport, getattr(con, "_send", None), 0
-    if send is not None and not transport.get_write_buffer_size():
-        try:
-            sent = send(message, MORE)
-        except OSError:  # the transport will meet it too
-            sent = 0
-    if sent < len(message):
-        transport.write(message[sent:])
-
-
-def _sender(transport: Any) -> Callable[[bytes, int], int] | None:
-    """Return ``send()`` of the socket of asyncio's own transport; None for others, and for those that encrypt.
-
-    uvloop's joins what one turn of the event loop writes by itself.
-    """
-    found = getattr(transport.get_extra_info("socket"), "_sock", None)
-    if not MORE or not isinstance(found, socket.socket) or transport.get_extra_info("sslcontext") is not None:
-        return None
-    return None if found.family == AF_UNIX else found.send
 
 
 async def _checked(running: Coroutine[Any, Any, str]) -> str:
