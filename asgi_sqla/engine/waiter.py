@@ -34,7 +34,8 @@ class Waiter:
         if not self._is_done:
             self._asyncio_future_blocking = True  # as a future says to its task
             yield self
-        self.result()
+        if self._failure is not None:
+            raise self._failure
 
     def wake(self, _ended: object = None) -> None:
         """Let the waiter go on, in this call if no task is running; do nothing if it has been woken or cancelled."""

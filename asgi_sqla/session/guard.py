@@ -43,6 +43,8 @@ def current_user() -> User:
         return get_ident()
 
 
+_current_task = asyncio.current_task
+
 running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop
 """Return the asyncio event loop that runs in this thread; None if there is none, as under trio."""
 
@@ -233,7 +235,10 @@ class GuardedSession(Session):
 
     def _guard_enter(self) -> bool:
         """Let the caller in; return False if it is in already, further up its own stack."""
-        user = get_ident() if self.guard_loop is None else self._guard_task(self.guard_loop)
+        loop = self.guard_loop
+        user: Any = get_ident() if loop is None else None
+        if loop is not None and ((user := _current_task(loop)) is None or running_loop() is not loop):
+            raise self._guard_strayed()
         if user == self._guard_user:
             return False
         if self._guard_end is not None:
@@ -248,15 +253,8 @@ class GuardedSession(Session):
             self.guard_users.add(current_user())
         return True
 
-    def _guard_task(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
-        """Return the running task; raise WrongEventLoopError unless it runs on ``loop``."""
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            task = None
-        if task is not None and task.get_loop() is loop:
-            return task
-        raise WrongEventLoopError(
+    def _guard_strayed(self) -> WrongEventLoopError:
+        return WrongEventLoopError(
             f"an AsyncSession of {self.guard_unit} was used outside the event loop it was made on; "
             f"code on another event loop must open its own unit of work: {OWN_SCOPE}"
         )

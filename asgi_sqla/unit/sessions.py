@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from weakref import ref
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -86,8 +86,10 @@ class Sessions:
     def asynchronous(self, database: object) -> UnitSession | None:
         """Return the ``AsyncSession`` of ``database``, if there is one; raise on another event loop than the unit's."""
         running = running_loop()
-        if running is None or self._loop is not running:
-            self._check_loop(running)
+        if running is not None and self._loop is None and self._awaits:
+            self._loop = running
+        elif running is None or self._loop is not running:
+            self._refuse_loop(running)
         if self.users is not None:
             self.users.add(current_user())
         return self._by_database.get((database, True))
@@ -144,11 +146,8 @@ class Sessions:
         outcomes = [one.outcome for one in self.all]
         return [one.error for one in outcomes if one.error is not None and (one.unhandled or not unhandled)]
 
-    def _check_loop(self, running: asyncio.AbstractEventLoop | None) -> None:
-        """Make the running event loop the one for this unit's AsyncSessions; raise if another one is."""
-        if self._loop is None and self._awaits and running is not None:
-            self._loop = running
-            return
+    def _refuse_loop(self, running: asyncio.AbstractEventLoop | None) -> NoReturn:
+        """Raise, because the running event loop is not the one of this unit's AsyncSessions."""
         where = "where no asyncio event loop runs" if running is None else "on another event loop"
         where = where if self._awaits else "in a sync scope"
         raise WrongEventLoopError(
