@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import configparser
 import re
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,11 @@ ROOT = Path(__file__).parent.parent
 HOUSE = Path(asgi_sqla.__file__).parent
 CONTRIBUTING = (ROOT / "CONTRIBUTING.rst").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+TOP = {
+    *(".editorconfig", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.rst", "CONTRIBUTING.rst", "LICENSE"),
+    *("README.rst", "noxfile.py", "pyproject.toml", ".ci", "asgi_sqla", "benchmarks", "tests"),
+}
+"""What may lie at the top."""
 MAX_WORDS = 35
 """In a sentence."""
 
@@ -42,6 +49,15 @@ def files() -> Iterator[Path]:
     for path in (*ROOT.iterdir(), *written):
         if path.suffix in {".ini", ".py", ".rst", ".toml", ".yaml"} or path.name == ".editorconfig":
             yield path
+
+
+def test_nothing_else_is_committed() -> None:
+    """A file that a tool has left at the top must not be published."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("this is not a checkout, or git is not installed")
+    tracked = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {name.partition("/")[0] for name in tracked.split("\0") if name} == TOP
 
 
 def test_every_session_of_nox_is_described() -> None:
