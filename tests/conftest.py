@@ -101,9 +101,15 @@ def sqlite(tmp_path: Path) -> Iterator[Backend]:
 
 
 @pytest.fixture
-async def database(backend: Backend) -> AsyncIterator[Database]:
+def pipelining() -> bool:
+    """Return how the ``Database`` of a test is made; modules that need both ways have a fixture of that name."""
+    return True
+
+
+@pytest.fixture
+async def database(backend: Backend, pipelining: bool) -> AsyncIterator[Database]:
     """Return a ``Database`` on the backend, and check after the test that no connection is out."""
-    database = Database(backend.url)
+    database = Database(backend.url, pipelining=pipelining)
     yield database
     out = connections_out(database)
     await database.async_dispose()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from sqlalchemy import bindparam, event, text
 from sqlalchemy.exc import SQLAlchemyError, StatementError
 from sqlalchemy.orm import Session
-from support.databases import Backend, Item, connections_out
+from support.databases import Backend, Item
 from support.failing import engine_of
 from support.marks import KINDS, WAYS
 from support.scopes import in_scope
@@ -20,13 +19,9 @@ from asgi_sqla import Database, current_unit, session_scope
 
 
 @pytest.fixture(params=WAYS, ids=["pipelined", "plain"])
-async def database(request: pytest.FixtureRequest, backend: Backend) -> AsyncIterator[Database]:
-    """Return a ``Database`` with our adapters, and one with SQLAlchemy's own."""
-    database = Database(backend.url, pipelining=request.param)
-    yield database
-    out = connections_out(database)
-    await database.async_dispose()
-    assert out == 0
+def pipelining(request: pytest.FixtureRequest) -> bool:
+    """Have a ``Database`` with our adapters, and one with SQLAlchemy's own."""
+    return bool(request.param)
 
 
 def closed(database: Database, kind: str) -> list[Any]:

@@ -26,6 +26,7 @@ from sqlalchemy.dialects.sqlite import aiosqlite as sqlalchemy_aiosqlite
 from sqlalchemy.engine import Engine
 
 from asgi_sqla.engine.aiosqlite_cursors import Cursor, StreamingCursor
+from asgi_sqla.engine.interrupting import AGAIN
 from asgi_sqla.engine.loops import await_, in_greenlet
 from asgi_sqla.engine.sqlite_reads import Reads
 from asgi_sqla.engine.waiter import Waiter
@@ -41,8 +42,6 @@ PRIVATE: tuple[tuple[type[Any], tuple[str, ...]], ...] = (
 )
 """What this room uses, and its owners do not promise; SQLAlchemy itself uses ``_connection`` and ``_tx``."""
 _ATTRIBUTES = ("_connection", "_running", "_tx")
-AGAIN = 0.01
-"""Seconds until a statement that has not ended is interrupted again: the first time, it may not have begun."""
 
 
 class TurnTaking(Reads, aiosqlite.Connection):

@@ -37,7 +37,7 @@ class WaitingConnection(AsyncConnection[Any]):
             return end.value
         interruption: BaseException | None = None
         loop, number = asyncio.get_running_loop(), self.pgconn.socket
-        while ready == READ and interruption is None:
+        while ready == READ:
             waiter = Waiter(loop)
             try:
                 loop.add_reader(number, waiter.wake)
@@ -47,7 +47,7 @@ class WaitingConnection(AsyncConnection[Any]):
                     loop.remove_reader(number)
             except (OSError, asyncio.CancelledError) as exc:
                 interruption = exc
-                continue
+                break
             try:
                 ready = gen.send(READABLE)
             except StopIteration as end:

@@ -1,7 +1,6 @@
-"""What a task waits for, and goes on from at once: with a future it would go on in the next turn of its event loop.
+"""What a task waits for instead of a future, to go on in the turn of the event loop that wakes it, not in the next.
 
-asyncio lets a task wait for whatever has the methods of a future. A turn costs an event loop about as much as a COMMIT
-costs the rest of us, and each wait for a database would have one more.
+asyncio lets a task wait for any object with the methods of a future. Each wait for a database saves one turn.
 
 Holds: the one class.
 Must not know: what is waited for.

@@ -236,8 +236,8 @@ class GuardedSession(Session):
     def _guard_enter(self) -> bool:
         """Let the caller in; return False if it is in already, further up its own stack."""
         loop = self.guard_loop
-        user: Any = get_ident() if loop is None else None
-        if loop is not None and ((user := _current_task(loop)) is None or running_loop() is not loop):
+        user: User | None = get_ident() if loop is None else _current_task(loop)
+        if user is None or (loop is not None and running_loop() is not loop):
             raise self._guard_strayed()
         if user == self._guard_user:
             return False

@@ -111,9 +111,6 @@ async def to_completion(
     timer = loop.call_later(CANCELLED_LIMIT, end.wake) if bounded else None
     try:
         await end
-        if type(running) is EagerTask and running.done():  # as mostly
-            failure = running.exception()
-            return FINE if failure is None else Finished(failure)
         if not running.done():  # the timer fired
             cancelled = await _shielded(_wait(loop, running, cut, 0.0))
     except asyncio.CancelledError as exc:
@@ -128,7 +125,13 @@ async def to_completion(
 
 
 def _ended(running: Running, cancelled: BaseException | None) -> Finished:
-    failure = _failure_of(running)
+    failure: BaseException | None
+    if not running.done():
+        failure = TimeoutError("the database has not answered in time, and the caller does not wait any longer")
+    elif running.cancelled():
+        failure = asyncio.CancelledError()
+    else:
+        failure = running.exception()
     return FINE if failure is None and cancelled is None else Finished(failure, cancelled)
 
 
@@ -197,14 +200,6 @@ async def _wait_until(loop: asyncio.AbstractEventLoop, running: Running, limit: 
         finally:
             timer.cancel()
     return cancelled
-
-
-def _failure_of(running: Running) -> BaseException | None:
-    if not running.done():
-        return TimeoutError("the database has not answered in time, and the caller does not wait any longer")
-    if running.cancelled():
-        return asyncio.CancelledError()
-    return running.exception()
 
 
 def _comes_again() -> bool:
