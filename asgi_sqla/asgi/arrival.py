@@ -10,17 +10,14 @@ Must not know: what a unit does, or how sessions are ended.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from threading import Lock
 from typing import Any
 
 from asgi_sqla.asgi.exchange import COMPLETE, KEY, OVER, STARTED, WAITING, Rules, Stage, send_nothing
 from asgi_sqla.asgi.parts import WHOLE
 from asgi_sqla.asgi.request import Request
+from asgi_sqla.engine.moment import moment
 from asgi_sqla.unit.context import StandIn, enter, leave
 from asgi_sqla.unit.stage import ENDED
-
-_making = Lock()
-"""Held while the unit of some request takes over from its stand-in, which is a moment."""
 
 
 class Arrival(StandIn):
@@ -36,14 +33,14 @@ class Arrival(StandIn):
     """Read by a second layer of the middleware inside the first one."""
     _scope: Any
     """None as soon as the request ends."""
-    _send: Any
+    _send: Callable[[Any], Awaitable[None]]
     _start: Any
 
     def unit(self) -> Request:
         """Return the unit of the request, made by the first call."""
         if self._made is None:
             made: Any = Request(self._rules, self._scope, self._receive, self._send)
-            with _making:
+            with moment:
                 if self._made is None:
                     self._made = made
                     # Only now: another thread may be in ``send`` or at the end, which look for a unit after their step.
@@ -70,9 +67,8 @@ class Arrival(StandIn):
             unit: Request = self._made or self.unit()
             return unit.send(message)
         if self._made is None:
-            forwarded: Awaitable[None] = self._send(message)
-            return forwarded
-        with _making:  # a thread has made the unit meanwhile, which knows now how far the response is
+            return self._send(message)
+        with moment:  # a thread has made the unit meanwhile, which knows now how far the response is
             made: Request = self._made
         return made.send(message)
 

@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from threading import Lock
 from typing import Any, TypeAlias
 
 from sqlalchemy.engine import Connection
@@ -28,6 +27,7 @@ from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
 from asgi_sqla.engine.cancelling import asking_first
 from asgi_sqla.engine.loops import await_
+from asgi_sqla.engine.moment import moment
 
 LIMIT = 5.0
 """Seconds that a server has to hear of it."""
@@ -137,7 +137,7 @@ def _kill_query(pool: Pool, thread: int, port: int | None) -> None:
 
     It ends every query of the pool that is to be ended meanwhile, because a hundred clients may hang up at once.
     """
-    with _lock:
+    with moment:
         if pool in _to_kill:
             _to_kill[pool].append((thread, port))
             return
@@ -150,7 +150,7 @@ def _kill_query(pool: Pool, thread: int, port: int | None) -> None:
         while (one := _next(pool)) is not None:
             _kill_if_ours(cursor, *one)
     except BaseException:
-        with _lock:
+        with moment:
             _to_kill.pop(pool, None)
         raise
     finally:
@@ -160,7 +160,7 @@ def _kill_query(pool: Pool, thread: int, port: int | None) -> None:
 
 
 def _next(pool: Pool) -> tuple[int, int | None] | None:
-    with _lock:
+    with moment:
         if _to_kill[pool]:
             return _to_kill[pool].popleft()
         del _to_kill[pool]
@@ -180,7 +180,6 @@ def _kill_if_ours(cursor: Any, thread: int, port: int | None) -> None:
         cursor.execute(f"KILL QUERY {thread}")
 
 
-_lock = Lock()
 _to_kill: dict[Pool, deque[tuple[int, int | None]]] = {}
 """The threads whose queries one connection is ending, for each pool."""
 

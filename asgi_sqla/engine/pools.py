@@ -10,7 +10,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
-from threading import Lock
 from time import monotonic
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -20,6 +19,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, QueuePool
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty
 
 from asgi_sqla.engine.deadlines import Deadline, running_deadline
+from asgi_sqla.engine.moment import moment
 from asgi_sqla.engine.showing import shown
 from asgi_sqla.errors import DeadlineExceededError, PoolExhaustedError
 
@@ -85,7 +85,6 @@ class _Bounded(QueuePool):
     max_waiting: int | None = None
     waiting: int = 0
     """How many tasks and threads wait for a connection."""
-    _lock: Lock
     _logged: float = 0.0
 
     def _do_get(self) -> ConnectionPoolEntry:
@@ -95,7 +94,7 @@ class _Bounded(QueuePool):
             return self._pool.get(False)
         except Empty:
             pass  # outside the handler, so that no error has this one as its context
-        with self._lock:
+        with moment:
             refused = self.max_waiting is not None and self.waiting >= self.max_waiting
             self.waiting += not refused
         if refused:
@@ -111,7 +110,7 @@ class _Bounded(QueuePool):
         except (PoolTimeoutError, DeadlineExceededError) as exc:
             raise self._explained(exc)  # noqa: B904  # it is the same error
         finally:
-            with self._lock:
+            with moment:
                 self.waiting -= 1
 
     def _get_until(self, deadline: Deadline) -> ConnectionPoolEntry:
@@ -140,7 +139,7 @@ class _Bounded(QueuePool):
 def bounded(pool: type[QueuePool], max_waiting: int | None) -> type[QueuePool]:
     """Return ``pool`` with a bound; the bound is in the class, because SQLAlchemy makes a pool anew from its class."""
     # Its logger keeps the name that users configure, as SQLAlchemy derives that from the class.
-    members: dict[str, Any] = {"__module__": pool.__module__, "max_waiting": max_waiting, "_lock": Lock()}
+    members: dict[str, Any] = {"__module__": pool.__module__, "max_waiting": max_waiting}
     if pool._queue_class is AsyncAdaptedQueue:
         members["_queue_class"] = _Queue
     return type(pool.__name__, (_Bounded, pool), members)

@@ -217,7 +217,7 @@ def _isolating(base: type[Session], isolation_level: str) -> Callable[..., Any]:
         if not isinstance(bind, Engine) or bind.get_execution_options().get("isolation_level") == isolation_level:
             return bind
         if bind not in self.guard_binds:  # the session finds its connections by their engines
-            self.guard_binds[bind] = bind.execution_options(isolation_level=isolation_level)
+            self.guard_binds = {**self.guard_binds, bind: bind.execution_options(isolation_level=isolation_level)}
         return self.guard_binds[bind]
 
     return get_bind

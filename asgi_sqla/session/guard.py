@@ -10,20 +10,21 @@ Must not know: units, engines, or why a session ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from threading import Lock, get_ident
 from time import monotonic
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 
 from greenlet import getcurrent  # type: ignore[import-untyped]
 from sqlalchemy.engine import Engine
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 
 from asgi_sqla.engine.drivers import forget_rows
 from asgi_sqla.errors import OWN_SCOPE, ConfigurationError, WrongEventLoopError, ended, in_use
 from asgi_sqla.session.gate import Gate, acquire_late
 from asgi_sqla.session.outcome import Outcome
-from asgi_sqla.session.transactions import GuardedTransaction
+from asgi_sqla.session.transactions import TRANSACTION, GuardedTransaction
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -76,6 +77,8 @@ class GuardedSession(Session):
     """What it did, if its database has observers."""
     guard_gate: Gate | None = None
     """Closed while its unit commits in the middle."""
+    guard_binds: Mapping[Engine, Engine] = MappingProxyType({})
+    """The engines of an isolation level of its own, by those that they were made from."""
     guard_left: float = 0.0
     """When the last call on it returned, by the monotonic clock."""
     _guard_user: User | None = None
@@ -88,7 +91,6 @@ class GuardedSession(Session):
         self.guard_outcome: Outcome = Outcome()
         self.guard_lock: Lock = Lock()
         """Held during a call; held forever after the end."""
-        self.guard_binds: dict[Engine, Engine] = {}
         super().__init__(*args, **kwargs)
 
     def __call__(self, *_args: object, **_kwargs: object) -> NoReturn:
@@ -112,6 +114,11 @@ class GuardedSession(Session):
         transaction = super().begin(nested)
         transaction.__class__ = GuardedTransaction  # SQLAlchemy hard-codes the class
         return transaction
+
+    def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
+        if self._transaction is not None or not (begin or self.autobegin):
+            return super()._autobegin_t(begin)
+        return TRANSACTION(self, SessionTransactionOrigin.BEGIN if begin else SessionTransactionOrigin.AUTOBEGIN)
 
     def close(self) -> None:
         """Reset, as only the unit closes for good. If this discards work, a later verdict to commit is an error."""

@@ -48,6 +48,7 @@ _watched: dict[ref[Connection], ref[Watched]] = {}
 
 It is read before each statement, and so by nothing slower than C.
 """
+_forget = _watched.pop
 _heard: WeakSet[Dialect] = WeakSet()
 
 
@@ -83,18 +84,17 @@ def _after_begin(session: Any, transaction: SessionTransaction, connection: Conn
         return  # a savepoint
     if guarded.guard_loop is None and blocking_warnings[-1] and running_loop() is not None:
         warn_of_blocking(session)
-    reading = isinstance(session, ReadOnlySession)
     unit = guarded.guard_hooks
     watch = Watched if unit is None or unit._deadline is None else Limited
     watched = watch(session, connection, outcome, autocommit=guarded.guard_autocommit and read_only.is_kept(connection))
     outcome.connections = (*outcome.connections, watched)
-    _watched[ref(connection, _watched.pop)] = ref(watched)  # removed with the connection
+    _watched[ref(connection, _forget)] = ref(watched)  # removed with the connection
     if guarded.guard_record is not None:
         guarded.guard_record.begun(watched, connection)
     if connection.dialect not in _heard:
         _heard.add(connection.dialect)
         _hear(connection.dialect)
-    if reading and not transaction.nested:
+    if isinstance(session, ReadOnlySession) and not transaction.nested:
         read_only.begin(connection)
     if unit is not None and unit._hears_begin and not transaction.nested:
         if watched.autocommit and unit._begin_hooks:

@@ -1,10 +1,13 @@
-"""What ``begin()`` and ``begin_nested()`` of our sessions return: their ends are calls on the session too.
+"""The transactions of our sessions: what they need not prepare, and the guard of their ends.
+
+SQLAlchemy prepares each for a rollback, by four weak dictionaries. One that only reads never uses them, nor does its
+COMMIT; they are a fifth of all objects that a request holds while it waits for the database.
 
 A thread that outlives its cancelled request may leave its ``with session.begin():`` while the unit ends. SQLAlchemy
 would let both use the connection at once. The connection would stay checked out, or return to the pool in a
-transaction.
+transaction. So the ends of what ``begin()`` and ``begin_nested()`` return are calls on the session too.
 
-Holds: the guard of a transaction's ends, and what is done about a lost savepoint.
+Holds: the classes of transactions, and what is done about a lost savepoint.
 Must not know: units, engines, or how a session is guarded.
 """
 
@@ -13,10 +16,64 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from greenlet import getcurrent  # type: ignore[import-untyped]
 from sqlalchemy.exc import PendingRollbackError
-from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
+from sqlalchemy.orm.session import SessionTransactionState
+
+_KNOWN = frozenset(
+    ("_is_transaction_boundary", "_parent", "_new", "_deleted", "_dirty", "_key_switches", "session", "_flushing")
+    + ("flush", "origin", "SessionTransactionOrigin", "BEGIN", "AUTOBEGIN", "weakref", "WeakKeyDictionary")
+)
+"""All that the code of SQLAlchemy names that prepares a transaction."""
+_ACTIVE = SessionTransactionState.ACTIVE
+
+
+class _OnDemand:
+    """A dictionary that is made when it is first asked for; within a flush it is that of the transaction around it."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, one: Any, _owner: type) -> Any:
+        if one is None:  # asked of the class
+            return self
+        around = one.parent
+        made: Any = WeakKeyDictionary() if around is None else getattr(around, self._name)
+        setattr(one, self._name, made)  # from now on it is found there
+        return made
+
+
+class PlainTransaction(SessionTransaction):
+    """A transaction, or the inner one of a flush, that prepares nothing; SQLAlchemy prepares a savepoint."""
+
+    _new: Any = _OnDemand("_new")
+    _deleted: Any = _OnDemand("_deleted")
+    _dirty: Any = _OnDemand("_dirty")
+    _key_switches: Any = _OnDemand("_key_switches")
+
+    def _take_snapshot(self) -> None:
+        """Prepare nothing."""
+
+    def _begin(self, nested: bool = False) -> SessionTransaction:
+        heard = self.session.dispatch.after_transaction_create
+        if nested or heard or TRANSACTION is not PlainTransaction or self._state is not _ACTIVE:
+            return super()._begin(nested)
+        return PlainTransaction(self.session, SessionTransactionOrigin.SUBTRANSACTION, self)
+
+
+def is_known() -> bool:
+    """Return whether SQLAlchemy prepares those dictionaries and nothing else."""
+    code = getattr(getattr(SessionTransaction, "_take_snapshot", None), "__code__", None)
+    return code is not None and _KNOWN.issuperset(code.co_names)
+
+
+TRANSACTION: type[SessionTransaction] = PlainTransaction if is_known() else SessionTransaction
+"""The class of a transaction that a session begins by itself."""
 
 
 def _guarding(name: str) -> Callable[..., Any]:
@@ -35,7 +92,7 @@ def _guarding(name: str) -> Callable[..., Any]:
     return call
 
 
-class GuardedTransaction(SessionTransaction):
+class GuardedTransaction(PlainTransaction):
     """A transaction or savepoint that one task or thread at a time may end, and none after the unit's end."""
 
     commit: Callable[..., Any] = _guarding("commit")

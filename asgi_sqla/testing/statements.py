@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
 from typing import Any
 
 from sqlalchemy import event
@@ -42,12 +41,10 @@ def count_statements(database: Database | None = None) -> Iterator[Statements]:
     """
     of = checked_database(database, "count_statements")
     statements = Statements()
-    lock = Lock()
 
     def note(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
         if is_of(connection, of) and not statement.lstrip().upper().startswith(CONTROL):
-            with lock:
-                statements.append(statement)
+            statements.append(statement)
 
     event.listen(Engine, "before_cursor_execute", note)
     try:

@@ -111,7 +111,7 @@ async def to_completion(
     timer = loop.call_later(CANCELLED_LIMIT, end.wake) if bounded else None
     try:
         await end
-        if not running.done():  # the timer fired
+        if timer is not None and not running.done():  # it fired
             cancelled = await _shielded(_wait(loop, running, cut, 0.0))
     except asyncio.CancelledError as exc:
         # Checked now: if a scope is cancelled later, a plain task.cancel() must not be taken for anyio's.
@@ -128,7 +128,7 @@ def _ended(running: Running, cancelled: BaseException | None) -> Finished:
     failure: BaseException | None
     if not running.done():
         failure = TimeoutError("the database has not answered in time, and the caller does not wait any longer")
-    elif running.cancelled():
+    elif type(running) is not EagerTask and running.cancelled():  # that one knows its own CancelledError
         failure = asyncio.CancelledError()
     else:
         failure = running.exception()

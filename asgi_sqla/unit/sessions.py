@@ -7,13 +7,13 @@ Must not know: how a session is made, or how it ends.
 from __future__ import annotations
 
 import asyncio
-from threading import Lock
 from typing import TYPE_CHECKING, NoReturn
 from weakref import ref
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import SessionTransaction
 
+from asgi_sqla.engine.moment import moment
 from asgi_sqla.errors import OWN_SCOPE, WrongEventLoopError, ended
 from asgi_sqla.session.guard import GuardedSession, User, current_user, running_loop
 from asgi_sqla.session.outcome import Outcome
@@ -61,16 +61,14 @@ class UnitSession:
 class Sessions:
     """The sessions of ``unit``, in the order of first use."""
 
-    __slots__ = ("_awaits", "_by_database", "_loop", "_unit", "all", "closed", "lock", "users", "writes")
+    __slots__ = ("_awaits", "_loop", "_unit", "all", "closed", "users", "writes")
 
     def __init__(self, unit: object, *, awaits: bool = True) -> None:
         self._unit = ref(unit)  # a strong reference would keep both alive
         self._awaits = awaits
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.lock: Lock = Lock()
         self.closed: bool = False
-        """Set under ``lock`` when the unit ends: a session made later raises, as nothing would end it."""
-        self._by_database: dict[tuple[object, bool], UnitSession] = {}
+        """Set within ``moment`` when the unit ends: a session made later raises, as nothing would end it."""
         self.all: tuple[UnitSession, ...] = ()
         self.writes: bool = False
         """Whether any of them may have something to commit."""
@@ -81,7 +79,7 @@ class Sessions:
         """Return the ``Session`` of ``database``, if there is one."""
         if self.users is not None and not isinstance(user := current_user(), int):
             self.users.add(user)  # a thread counts when it uses the session: plain dependencies run in threads
-        return self._by_database.get((database, False))
+        return self._of(database, asynchronous=False)
 
     def asynchronous(self, database: object) -> UnitSession | None:
         """Return the ``AsyncSession`` of ``database``, if there is one; raise on another event loop than the unit's."""
@@ -92,24 +90,37 @@ class Sessions:
             self._refuse_loop(running)
         if self.users is not None:
             self.users.add(current_user())
-        return self._by_database.get((database, True))
+        return self._of(database, asynchronous=True)
 
     def add(self, made: UnitSession) -> UnitSession:
         """Add a session ``made`` on first use, and return it; of two threads at once, both get the first one."""
+        unit: Any = self._unit()  # alive, and a unit
         asynchronous = made.async_session is not None
         made.loop = self._loop if asynchronous else None
-        with self.lock:
-            if not self.closed:
-                held = self._by_database.setdefault((made.database, asynchronous), made)
-                if held is made:
-                    self.all = (*self.all, made)
-                    made.session.guard(self._unit(), made.loop, self.users)  # type: ignore[arg-type]  # alive
-                    self.writes = self.writes or made.session.guard_writes
-                    if made.session.guard_record is not None:
-                        self._unit()._observe(made.database)  # type: ignore[attr-defined]  # alive, and a unit
-                return held
-        made.session.guard_close()
-        raise ended(self._unit())
+        with moment:
+            first = self._of(made.database, asynchronous)
+            if first is None and not self.closed:
+                made.session.guard(unit, made.loop, self.users)
+                self.all = (*self.all, made)
+                self.writes = self.writes or made.session.guard_writes
+                first = made
+        if first is None:
+            made.session.guard_close()
+            raise ended(unit)
+        if first is made and made.session.guard_record is not None:
+            unit._observe(made.database)
+        return first
+
+    def close(self) -> None:
+        """Refuse new ones from now on."""
+        with moment:
+            self.closed = self is not NONE
+
+    def _of(self, database: object, asynchronous: bool) -> UnitSession | None:
+        for one in self.all:
+            if one.database is database and (one.async_session is not None) is asynchronous:
+                return one
+        return None
 
     def note_users(self) -> None:
         """Record from now on who uses the sessions."""

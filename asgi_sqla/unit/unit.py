@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Connection
 
+from asgi_sqla.engine.moment import moment
 from asgi_sqla.errors import ended
 from asgi_sqla.session.outcome import DISCARDED
 from asgi_sqla.unit.callbacks import (
@@ -139,8 +140,9 @@ class UnitOfWork(Staged, Observed, Timed, Written):
             raise ended(self)
         self._used = True
         if self._sessions is NONE:
-            # A dictionary's setdefault is atomic: two threads that call this at once get the same object.
-            self.__dict__.setdefault("_sessions", Sessions(self, awaits=self._awaits))
+            with moment:  # two threads that call this at once get the same object
+                if self._sessions is NONE:
+                    self._sessions = Sessions(self, awaits=self._awaits)
         return self._sessions
 
     def _reads_in_autocommit(self) -> bool:
@@ -196,9 +198,7 @@ class UnitOfWork(Staged, Observed, Timed, Written):
         ``cause`` is the exception that ends the unit.
         """
         self._stage = ENDING
-        if self._sessions is not NONE:
-            with self._sessions.lock:
-                self._sessions.closed = True
+        self._sessions.close()
         try:
             if self._has_work():
                 return await self._run(self._end(commit), commit, closing=True, cause=cause)
@@ -229,8 +229,7 @@ class UnitOfWork(Staged, Observed, Timed, Written):
     def _close_now(self, commit: bool, cause: BaseException | None = None) -> None:
         """Do in this thread what ``_close`` does, and raise its failure; for a unit without an event loop."""
         self._stage = ENDING
-        with self._sessions.lock:
-            self._sessions.closed = self._sessions is not NONE
+        self._sessions.close()
         failure, fatal = None, None
         try:
             self._end(commit).close(cause, inline)
