@@ -66,6 +66,7 @@ class Request(Reading, InParts, UnitOfWork):
     # What every request reads and writes, an unused one too; in the dictionary of the instance it would cost more.
     __slots__ = ("_at", "_receive", "_rules", "_scope", "_send", "_stage", "_start", "_used")
 
+    _settle_for = UnitOfWork._settle
     _kind = "request"
     _called: tuple[Any, Any] = ("a request", "that is over")
     """Its method and path, after it has released its scope."""
@@ -123,7 +124,8 @@ class Request(Reading, InParts, UnitOfWork):
         """Tell the unit around this one, which ``token`` knows, and release everything."""
         self._stage = ENDED
         if self._used:
-            self._tell(outside(token))
+            if (around := outside(token)) is not None:
+                self._tell(around)
             self._called = scope.get("method"), scope.get("path")
             self._empty()
         if self._at is WAITING:

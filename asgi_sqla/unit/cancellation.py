@@ -121,6 +121,8 @@ async def to_completion(
     finally:
         if timer is not None:
             timer.cancel()
+    if cancelled is None and type(running) is EagerTask and running.succeeded:  # as nearly always
+        return FINE
     return _ended(running, cancelled)
 
 
@@ -128,7 +130,7 @@ def _ended(running: Running, cancelled: BaseException | None) -> Finished:
     failure: BaseException | None
     if not running.done():
         failure = TimeoutError("the database has not answered in time, and the caller does not wait any longer")
-    elif type(running) is not EagerTask and running.cancelled():  # that one knows its own CancelledError
+    elif running.cancelled():
         failure = asyncio.CancelledError()
     else:
         failure = running.exception()

@@ -26,7 +26,7 @@ class EagerTask:
     # anyio reads two private names of the task that is current.
     __slots__ = (
         *("__weakref__", "_cancels", "_context", "_failure", "_fut_waiter", "_loop", "_must_cancel", "_told"),
-        "_work",
+        *("_work", "succeeded"),
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, object]) -> None:
@@ -38,6 +38,8 @@ class EagerTask:
         self._cancels: int = 0
         self._must_cancel: bool = False
         self._failure: BaseException | None = None
+        self.succeeded: bool = False
+        """Whether it has ended without raising anything."""
         self._told: Callable[[Any], object] | None = None
         """Called at its end, on its event loop."""
         self._context.run(self._step)
@@ -121,7 +123,7 @@ class EagerTask:
             if self._must_cancel and waits.cancel():
                 self._must_cancel = False
         except StopIteration:
-            self._work = None
+            self._work, self.succeeded = None, True
         except BaseException as exc:
             self._failure, self._work = exc, None
         finally:
