@@ -26,8 +26,8 @@ _HEARD_OF_OBJECTS = ("deleted_to_detached", "persistent_to_detached", "persisten
 
 def may_end_at_once(sessions: Iterable[UnitSession]) -> bool:
     """Return whether committing, rolling back and closing ``sessions`` waits for nothing."""
-    for one in sessions:  # noqa: SIM110  # for each unit with a sync session
-        if one.session.in_transaction() and not _waits_for_nothing(one):
+    for one in sessions:  # for each unit with a sync session
+        if one.session.in_transaction() and (one.session.guard_outcome.wrote or not _waits_for_nothing(one)):
             return False
     return True
 

@@ -18,13 +18,14 @@ import anyio
 from asgi_sqla.engine.waiter import Waiter
 from asgi_sqla.session.guard import running_loop
 from asgi_sqla.unit.eager import EagerTask
-from asgi_sqla.unit.threads import call_on
+from asgi_sqla.unit.threads import Call, call_on
 
 CANCELLED_LIMIT = 3.0
 """Seconds that a cancelled caller waits for a COMMIT, and any caller for a ROLLBACK; then the connections are cut."""
 CUT_LIMIT = 1.0
 """Seconds that cut work has to end; then it is cancelled, or goes on without anybody waiting for it."""
 
+_OURS = (EagerTask, Call)
 _left: set[Running] = set()
 """Work that goes on by itself; an event loop keeps only weak references to its tasks."""
 
@@ -121,7 +122,7 @@ async def to_completion(
     finally:
         if timer is not None:
             timer.cancel()
-    if cancelled is None and type(running) is EagerTask and running.succeeded:  # as nearly always
+    if cancelled is None and type(running) in _OURS and running.succeeded:  # as nearly always
         return FINE
     return _ended(running, cancelled)
 
