@@ -66,7 +66,7 @@ class Request(Reading, InParts, UnitOfWork):
     # What every request reads and writes, an unused one too; in the dictionary of the instance it would cost more.
     __slots__ = ("_at", "_receive", "_rules", "_scope", "_send", "_stage", "_start", "_used")
 
-    _settle_for = UnitOfWork._settle
+    _settle_for = UnitOfWork._settle  # pyright: ignore[reportAssignmentType]  # what it is called with is both
     _kind = "request"
     _called: tuple[Any, Any] = ("a request", "that is over")
     """Its method and path, after it has released its scope."""

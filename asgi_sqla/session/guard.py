@@ -21,6 +21,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 
 from asgi_sqla.engine.drivers import forget_rows
+from asgi_sqla.engine.waiter import task_on
 from asgi_sqla.errors import OWN_SCOPE, ConfigurationError, WrongEventLoopError, ended, in_use
 from asgi_sqla.session.gate import Gate, acquire_late
 from asgi_sqla.session.outcome import Outcome
@@ -43,8 +44,6 @@ def current_user() -> User:
     except RuntimeError:
         return get_ident()
 
-
-_current_task = asyncio.current_task
 
 running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop
 """Return the asyncio event loop that runs in this thread; None if there is none, as under trio."""
@@ -243,7 +242,7 @@ class GuardedSession(Session):
     def _guard_enter(self) -> bool:
         """Let the caller in; return False if it is in already, further up its own stack."""
         loop = self.guard_loop
-        user: User | None = get_ident() if loop is None else _current_task(loop)
+        user: User | None = get_ident() if loop is None else task_on(loop)
         if user is None or (loop is not None and running_loop() is not loop):
             raise self._guard_strayed()
         if user == self._guard_user:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any
 
-_current = asyncio.current_task
+from asgi_sqla.engine.waiter import task_on
+
 _enter: Callable[[Any, Any], None] = asyncio._enter_task
 _leave: Callable[[Any, Any], None] = asyncio._leave_task
 
@@ -102,7 +103,7 @@ class EagerTask:
         loop = self._loop
         work: Any = self._work
         self._fut_waiter = None
-        outer = _current(loop)
+        outer = task_on(loop)
         if outer is not None:
             _leave(loop, outer)
         _enter(loop, self)
