@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -129,3 +130,73 @@ async def test_an_application_may_take_the_unit_out_of_the_scope(database: Datab
         await respond(send)
 
     assert (await Call(SQLAlchemyMiddleware(app, database))()).status == 200
+
+
+def start(**more: Any) -> dict[str, Any]:
+    """Return the start of a response."""
+    return {"type": "http.response.start", "status": 200, "headers": [], **more}
+
+
+def body(*, more: bool) -> dict[str, Any]:
+    """Return a part of the body."""
+    return {"type": "http.response.body", "body": b"part", "more_body": more}
+
+
+DEBUG = {"type": "http.response.debug", "info": {}}
+PATH = {"type": "http.response.pathsend", "path": __file__}
+TRAILERS = {"type": "http.response.trailers", "headers": [], "more_trailers": False}
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ([DEBUG, start()], False),
+        ([start(), DEBUG], False),
+        ([start(), body(more=True)], False),
+        ([start(), body(more=True), DEBUG], False),
+        ([start(), {"type": "http.response.body"}], True),
+        ([DEBUG, start(), body(more=True), body(more=False)], True),
+        ([start(), PATH], True),
+        ([start(trailers=True), body(more=False), TRAILERS], True),
+    ],
+    ids=["late start", "start", "part", "part and more", "body", "parts", "path", "trailers"],
+)
+async def test_a_unit_that_is_made_late_knows_how_far_the_response_is(
+    database: Database, sqlite: Backend, sent: list[dict[str, Any]], kept: bool
+) -> None:
+    """What is written after a whole response is committed, and what is written within one that never ends is not."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in sent:
+            await send(message)
+        write(database)
+
+    await Call(SQLAlchemyMiddleware(app, database))()
+    assert sqlite.names() == (["written"] if kept else [])
+
+
+async def test_an_unused_request_keeps_no_part_of_its_body(database: Database) -> None:
+    """The stand-in notes of which kind the last message was, and not the message."""
+    parts: list[Any] = []
+
+    class Part(dict[str, Any]):
+        """A message that can be weakly referred to."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        part = Part(body(more=False))
+        parts.append(weakref.ref(part))
+        await send(part)
+        del part
+        parts.append(parts[0]())
+
+    async def send(_message: Any) -> None:
+        """Drop it."""
+
+    await SQLAlchemyMiddleware(app, database)({"type": "http", "method": "GET", "path": "/"}, receive, send)
+    assert parts[1] is None
+
+
+async def receive() -> dict[str, Any]:
+    """Return an empty body."""
+    return {"type": "http.request", "body": b"", "more_body": False}

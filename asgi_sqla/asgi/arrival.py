@@ -1,7 +1,7 @@
 """A request that has not asked for its unit of work, as most of those that use no database never do.
 
-What is current for it is a stand-in that can make the unit, and its ``send`` notes how far the response is. So such a
-request makes one small object. Once there is a unit, every message and the end go through that.
+What is current for it is a stand-in that can make the unit, and its ``send`` notes what tells how far the response is.
+So such a request makes one small object. Once there is a unit, every message and the end go through that.
 
 Holds: the stand-in, and the path of a request that has neither retries nor a deadline.
 Must not know: what a unit does, or how sessions are ended.
@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from asgi_sqla.asgi.exchange import COMPLETE, KEY, OVER, STARTED, WAITING, Rules, Stage, send_nothing
-from asgi_sqla.asgi.parts import WHOLE
+from asgi_sqla.asgi.exchange import COMPLETE, KEY, OVER, STARTED, Rules, send_nothing
+from asgi_sqla.asgi.parts import TRAILERS, WHOLE
 from asgi_sqla.asgi.request import Request
 from asgi_sqla.engine.moment import moment
 from asgi_sqla.unit.context import StandIn, enter, leave
@@ -23,9 +23,10 @@ from asgi_sqla.unit.stage import ENDED
 class Arrival(StandIn):
     """A request, as it came. It has no ``__init__``, which would be a call for each request."""
 
-    __slots__ = ("_at", "_made", "_receive", "_rules", "_scope", "_send", "_start")
+    __slots__ = ("_last", "_made", "_receive", "_rules", "_scope", "_send", "_start")
 
-    _at: Stage
+    _last: str | None
+    """The kind of the last message since the start that announced no more of the body."""
     _made: Any
     """The unit, which is a ``Request``; None until somebody asks for it."""
     _receive: Any
@@ -35,6 +36,7 @@ class Arrival(StandIn):
     """None as soon as the request ends."""
     _send: Callable[[Any], Awaitable[None]]
     _start: Any
+    """The start of the response; None before it, and once the request has ended."""
 
     def unit(self) -> Request:
         """Return the unit of the request, made by the first call."""
@@ -44,30 +46,25 @@ class Arrival(StandIn):
                 if self._made is None:
                     self._made = made
                     # Only now: another thread may be in ``send`` or at the end, which look for a unit after their step.
-                    made._at, self._at = self._at, OVER
-                    if made._at is not WAITING:
+                    if self._start is not None:
                         made._start = self._start
+                        made._at = COMPLETE if self._last in WHOLE or self._last == TRAILERS else STARTED
                     if self._scope is None:
-                        made._stage = ENDED
+                        made._stage, made._at = ENDED, OVER
         unit: Request = self._made
         return unit
 
     def send(self, message: Any) -> Awaitable[None]:
-        """Note how far the response is, and forward; a unit decides itself what it forwards."""
-        at = self._at
-        if at is WAITING:
-            if message["type"] == "http.response.start":
-                self._start = message
-                self._at = STARTED
-        elif at is STARTED:
-            kind = message["type"]  # to compare is faster than to look in a set
-            if (kind == "http.response.body" or kind in WHOLE) and not message.get("more_body"):
-                self._at = COMPLETE
-        elif at is not COMPLETE:
-            unit: Request = self._made or self.unit()
-            return unit.send(message)
+        """Note what tells how far the response is, and forward; a unit decides itself what it forwards."""
         if self._made is None:
-            return self._send(message)
+            if self._start is None:
+                if message["type"] == "http.response.start":
+                    self._last = None
+                    self._start = message
+            elif "more_body" not in message or not message["more_body"]:
+                self._last = message["type"]  # what that means is asked when there is a unit
+            if self._made is None:
+                return self._send(message)
         with moment:  # a thread has made the unit meanwhile, which knows now how far the response is
             made: Request = self._made
         return made.send(message)
@@ -96,7 +93,7 @@ class Serving:
             await self._serve(self._rules, scope, receive, send)
             return
         scope[KEY] = arrival = Arrival()
-        arrival._at, arrival._made = WAITING, None
+        arrival._start = arrival._made = None
         arrival._scope, arrival._receive = scope, receive  # all four at once would make a tuple
         arrival._send, arrival._rules = send, self._rules
         token = enter(arrival)
@@ -118,12 +115,12 @@ class Serving:
                 del scope[KEY]
             except (ValueError, KeyError) as exc:
                 arrival.unit()._tell_lost(exc, scope)
+            if arrival._start is None and arrival._made is None:  # a task that starts one now is told by the unit
+                arrival.unit()
             # Contexts captured by a pooled connection or a long-lived task keep this object alive.
             arrival._scope = arrival._receive = arrival._rules = arrival._start = None
             if arrival._made is not None:
                 arrival._made._release(scope, token)
-            elif arrival._at is WAITING:
-                arrival._at = OVER
             arrival._send = send_nothing
 
     async def _serve_other(self, scope: Any, receive: Any, send: Any) -> None:
