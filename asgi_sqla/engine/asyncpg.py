@@ -37,6 +37,8 @@ PRIVATE: tuple[tuple[type[Any], tuple[str, ...]], ...] = (
 )
 """What this room uses, and its owners do not promise."""
 
+_OF_20 = hasattr(adapters.AsyncAdapt_asyncpg_connection, "_started")
+"""Whether SQLAlchemy's own adapter notes twice that a transaction is open, as before 2.1."""
 STARTED: Any = TransactionState.STARTED
 
 
@@ -124,7 +126,7 @@ class _Pipelined(adapters.AsyncAdapt_asyncpg_connection):  # type: ignore[misc] 
 
     def _keep(self: Any, transaction: Any) -> None:
         self._connection._top_xact = self._transaction = transaction
-        if hasattr(self, "_started"):  # in SQLAlchemy 2.0
+        if _OF_20:
             self._started = transaction is not None
 
 

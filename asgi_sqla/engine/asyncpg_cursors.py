@@ -31,6 +31,12 @@ _OF_21 = hasattr(_adapters.AsyncAdapt_asyncpg_cursor, "_rowcount")
 """Whether SQLAlchemy's own cursor has its public attributes as properties, as from 2.1 on."""
 
 
+class _Columns(tuple[Any, ...]):  # noqa: SLOT001  # a tuple has room for no slot
+    """asyncpg's attributes of a prepared statement, and how a cursor describes them; kept in SQLAlchemy's cache."""
+
+    described: list[tuple[Any, ...]]
+
+
 class _PreparedCursor(_adapters.AsyncAdapt_asyncpg_cursor):  # type: ignore[misc]  # no types
     """A cursor of a connection that begins its transactions without a word of the server."""
 
@@ -38,8 +44,9 @@ class _PreparedCursor(_adapters.AsyncAdapt_asyncpg_cursor):  # type: ignore[misc
 
     async def _prepare_and_execute(self, operation: Any, parameters: Any) -> None:
         adapted: Any = self._adapt_connection
-        con, cache, mutex = adapted._connection, adapted._prepared_statement_cache, adapted._execute_mutex
-        found = None if cache is None or not adapted.is_plain or mutex.locked() else cache.get(operation)
+        cache: Any = adapted._prepared_statement_cache
+        con, mutex = adapted._connection, adapted._execute_mutex
+        found = None if not cache or not adapted.is_plain or mutex.locked() else cache.get(operation)
         if found is None or found[2] <= self._invalidate_schema_cache_asof or con.is_closed():
             await super()._prepare_and_execute(operation, parameters)
             return
@@ -60,14 +67,19 @@ class _PreparedCursor(_adapters.AsyncAdapt_asyncpg_cursor):  # type: ignore[misc
             except Exception as exc:
                 self._handle_exception(exc)
             else:
-                self._keep(rows, status, found[1])
+                columns = found[1]
+                if type(columns) is not _Columns:
+                    columns = _Columns(columns)
+                    columns.described = [(one.name, one.type.oid, None, None, None, None, None) for one in columns]
+                    cache[operation] = found[0], columns, found[2]
+                self._keep(rows, status, columns)
         finally:
             mutex.release()
 
-    def _keep(self, rows: list[Any], status: bytes | None, attributes: Any) -> None:
+    def _keep(self, rows: list[Any], status: bytes | None, columns: _Columns) -> None:
         words = status.split(b" ") if status else [b""]
         count = int(words[-1]) if words[0] in _COUNTED and words[-1].isdigit() else -1
-        described = [(one.name, one.type.oid, None, None, None, None, None) for one in attributes] or None
+        described = list(columns.described) or None
         cursor: Any = self
         cursor._rows = deque(rows)
         if _OF_21:
