@@ -318,7 +318,7 @@ class Database(Generic[S_co, A_co]):
         if not unit.read_only and self._configuration is not None:
             return self._engines, "write"
         self._ready()
-        role: Role = "read" if unit._reads_in_autocommit() else "snapshot"
+        role: Role = "snapshot" if unit._needs_transactions() else "read"
         after = unit._after
         if role in self._reading and after is None and not self._substituted:
             return self._reading[role], role

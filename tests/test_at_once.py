@@ -362,6 +362,53 @@ def note_expired(_target: object, _names: object) -> None:
 # What no end at once may change.
 
 
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("expires", [False, True])
+@pytest.mark.parametrize("only_reads", [False, True])
+async def test_what_is_left_is_that_of_a_commit(
+    backend: Backend, only_reads: bool, expires: bool, begins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record, its objects, its callbacks and the next transaction are the same as after ``session.commit()``."""
+    with backend.witness.begin() as connection:
+        connection.execute(insert(Item).values(name="there"))
+    ended: list[str] = []
+
+    async def run() -> dict[str, Any]:
+        database = Database(backend.url, session_options={"expire_on_commit": expires})
+        said: dict[str, Any] = {}
+
+        def work(session: Session) -> Item:
+            if begins:
+                session.begin()
+            current_unit().on_commit(ended.append, "committed")
+            return session.scalars(select(Item)).one()
+
+        async def app(_scope: Any, _receive: Any, send: Any) -> None:
+            session: Any = database.session
+            item = await to_thread.run_sync(work, session)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            outcome = session.guard_outcome
+            said["record"] = outcome.committed, outcome.kept, outcome.rolled_back, outcome.connections, outcome.state
+            said["item"] = "name" in vars(item), item in session, session.in_transaction(), session.guard_lock.locked()
+            said["out"] = connections_out(database)
+            said["again"] = (await to_thread.run_sync(work, session)) is item
+            await send({"type": "http.response.body", "body": b""})
+
+        await Call(SQLAlchemyMiddleware(app, database, read_only={"GET"} if only_reads else ()))()
+        said["ended"] = ended.copy(), connections_out(database)
+        ended.clear()
+        await database.async_dispose()
+        return said
+
+    found = await run()
+    with monkeypatch.context() as patched:
+        patched.setattr(at_once, "let_go", lambda operation, one: operation(one.session))
+        assert found == await run()
+    with monkeypatch.context() as patched:
+        patched.setattr(at_once, "may_end_at_once", lambda _sessions: False)
+        assert found == await run()
+
+
 async def test_a_session_in_use_is_an_error_as_ever(database: Database) -> None:
     """A thread that still reads has its session for itself, and the response is an error."""
 

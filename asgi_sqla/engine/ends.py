@@ -11,7 +11,7 @@ Must not know: sessions, or where an end runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.default import DefaultDialect
@@ -66,7 +66,8 @@ def waits_for_nothing(connection: Connection) -> bool:
     """Return whether commit, rollback and return to the pool of ``connection`` wait for nothing."""
     if connection.closed or connection.invalidated:
         return False
-    engine, fairy = connection.engine, cast("Any", connection.connection)
+    engine = connection.engine
+    fairy: Any = connection.connection
     raw: Any = fairy.dbapi_connection
     # First what is false for most, as every unit with a sync session asks.
     known = _DRIVERS.get(engine.dialect.driver)

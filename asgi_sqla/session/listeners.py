@@ -109,7 +109,8 @@ def _before_commit(session: Any) -> None:
     outcome.committing = True
 
 
-def _after_commit(session: Any) -> None:
+def note_commit(session: Any) -> None:
+    """Record that a session has committed."""
     guarded: GuardedSession = session
     outcome, transaction = guarded.guard_outcome, session.get_transaction()
     outcome.committing = False
@@ -271,6 +272,6 @@ _LISTENERS: Mapping[str, Callable[..., Any]] = {
 
 event.listen(GuardedSession, "after_begin", _after_begin)
 event.listen(GuardedSession, "before_commit", instant(_before_commit))
-event.listen(GuardedSession, "after_commit", instant(_after_commit))
+event.listen(GuardedSession, "after_commit", instant(note_commit))
 event.listen(GuardedSession, "after_soft_rollback", instant(_after_soft_rollback))
 event.listen(ReadOnlySession, "before_flush", refuse_flush)

@@ -10,10 +10,16 @@ Must not know: the order of an end, or what drivers and pools wait for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 from asgi_sqla.engine import ends
+from asgi_sqla.session.guard import GuardedSession
+from asgi_sqla.session.listeners import note_commit
 from asgi_sqla.session.outcome import SOUND
+from asgi_sqla.unit import operations
 from asgi_sqla.unit.cancellation import FINE, Finished
+from asgi_sqla.unit.places import Operation
 from asgi_sqla.unit.sessions import UnitSession
 
 MOST_OBJECTS = 100
@@ -41,8 +47,30 @@ def end_now(end: Callable[[], object]) -> Finished:
     return FINE
 
 
+def let_go(operation: Operation, one: UnitSession) -> object:
+    """Take a step of an end that waits for nothing: where there is nothing to commit, a commit is less than that."""
+    session = one.session
+    if operation is operations.commit and not session.expire_on_commit and session.guard_record is None:
+        operation = partial(operations.commit, end=_release)
+    return operation(session)
+
+
+def _release(session: GuardedSession) -> None:
+    """Do what ``session.commit()`` does to what has only read, in a third of its time: give the connections back."""
+    outermost = session._guard_enter()
+    try:
+        session.guard_outcome.check()
+        transaction: Any = session.get_transaction()
+        note_commit(session)
+        transaction.close()
+    finally:
+        if outermost:
+            session._guard_leave()
+
+
 def _waits_for_nothing(one: UnitSession) -> bool:
-    session, outcome = one.session, one.outcome
+    session = one.session
+    outcome = session.guard_outcome
     for watched in outcome.connections:  # first, as most transactions are open in their drivers
         if not ends.waits_for_nothing(watched.connection):
             return False
@@ -55,7 +83,7 @@ def _waits_for_nothing(one: UnitSession) -> bool:
         and outcome.error is None  # after one a driver may have to be asked
         and outcome.travelled is None
         and not (outcome.streams or session.twophase or session.get_nested_transaction())
-        and not (session.new or session.deleted or session.dirty)
+        and session._is_clean()
         and ends.is_unheard(session.dispatch, _HEARD)
         and _has_few_objects(one)
     )

@@ -73,10 +73,10 @@ class End:
         loop = running_loop()
         for one in self._sessions:
             if loop is None or one.loop is not loop:
-                from asgi_sqla.unit.at_once import end_now, may_end_at_once  # only who has sync sessions pays for it
+                from asgi_sqla.unit.at_once import end_now, let_go, may_end_at_once  # only who has sync sessions pays
 
                 if may_end_at_once(self._sessions):
-                    return end_now(functools.partial(end, inline))
+                    return end_now(functools.partial(end, let_go))
                 return start_off_the_loop(end, self._sessions, inline, functools.partial(self._fail, end))
         return util.greenlet_spawn(end, inline)
 

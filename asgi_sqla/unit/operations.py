@@ -6,6 +6,8 @@ Must not know: the order of an end, or in which thread or task an operation runs
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from asgi_sqla.engine.drivers import FAILED, OPEN
 from asgi_sqla.errors import SessionInUseError, UnitOfWorkEndedError
 from asgi_sqla.session.guard import GuardedSession
@@ -13,15 +15,15 @@ from asgi_sqla.session.outcome import Committed
 from asgi_sqla.unit.logs import ERROR, tell
 
 
-def commit(session: GuardedSession) -> None:
-    """Commit, and record who did."""
+def commit(session: GuardedSession, end: Callable[[GuardedSession], None] | None = None) -> None:
+    """Commit, or ``end`` the transaction by less if that does the same, and record who did."""
     outcome = session.guard_outcome
     if outcome.streams:
         session.guard_close_streams()
     before, outcome.committed = outcome.committed, None
     outcome.at_end = True
     try:
-        session.commit()
+        session.commit() if end is None else end(session)
     except Exception:
         raise
     except BaseException:  # it may have been raised anywhere: the driver knows whether COMMIT was sent

@@ -145,9 +145,9 @@ class UnitOfWork(Staged, Observed, Timed, Written):
                     self._sessions = Sessions(self, awaits=self._awaits)
         return self._sessions
 
-    def _reads_in_autocommit(self) -> bool:
-        """Return whether its sessions need no transaction: the unit only reads, and nothing asked for one."""
-        return self.read_only and self.isolation_level is None and not self._begin_hooks
+    def _needs_transactions(self) -> bool:
+        """Return whether its sessions need transactions even if it only reads: something asked for them."""
+        return self.isolation_level is not None or bool(self._begin_hooks)
 
     def _may_be_repeated(self) -> bool:
         """Return whether a retry is safe: nothing was committed, or may have been.
