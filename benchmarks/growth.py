@@ -96,7 +96,7 @@ async def concurrency(place: Place, scale: Scale) -> dict[tuple[str, int], float
             await work.write_async(session)
 
     taken: dict[tuple[str, int], list[float]] = {}
-    for number in range(max(2, rounds // 12) + 1):
+    for number in range(max(2, rounds // 6) + 1):
         for at_once in scale.at_once:
             for name, unit in (("hand-written", hand_written), ("asgi_sqla", ours)):
                 before, total = place.rows(), at_once * max(1, 4 * requests // at_once)
