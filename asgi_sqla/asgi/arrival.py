@@ -56,15 +56,14 @@ class Arrival(StandIn):
 
     def send(self, message: Any) -> Awaitable[None]:
         """Note what tells how far the response is, and forward; a unit decides itself what it forwards."""
+        if self._start is None:
+            if message["type"] == "http.response.start":
+                self._last = None
+                self._start = message
+        elif "more_body" not in message or not message["more_body"]:
+            self._last = message["type"]  # what that means is asked when there is a unit
         if self._made is None:
-            if self._start is None:
-                if message["type"] == "http.response.start":
-                    self._last = None
-                    self._start = message
-            elif "more_body" not in message or not message["more_body"]:
-                self._last = message["type"]  # what that means is asked when there is a unit
-            if self._made is None:
-                return self._send(message)
+            return self._send(message)
         with moment:  # a thread has made the unit meanwhile, which knows now how far the response is
             made: Request = self._made
         return made.send(message)

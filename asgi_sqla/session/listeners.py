@@ -10,8 +10,9 @@ Must not know: what is decided on an outcome.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
-from weakref import WeakSet, ref
+from weakref import ref
 
 from greenlet import getcurrent  # type: ignore[import-untyped]
 from sqlalchemy import event
@@ -49,7 +50,8 @@ _watched: dict[ref[Connection], ref[Watched]] = {}
 It is read before each statement, and so by nothing slower than C.
 """
 _forget = _watched.pop
-_heard: WeakSet[Dialect] = WeakSet()
+_heard: dict[int, ref[Dialect]] = {}
+"""The dialects that are listened to, by their ``id()``."""
 
 
 def watched_of(connection: Connection) -> Watched | None:
@@ -91,8 +93,7 @@ def _after_begin(session: Any, transaction: SessionTransaction, connection: Conn
     _watched[ref(connection, _forget)] = ref(watched)  # removed with the connection
     if guarded.guard_record is not None:
         guarded.guard_record.begun(watched, connection)
-    if connection.dialect not in _heard:
-        _heard.add(connection.dialect)
+    if id(connection.dialect) not in _heard:
         _hear(connection.dialect)
     if isinstance(session, ReadOnlySession) and not transaction.nested:
         read_only.begin(connection)
@@ -143,14 +144,14 @@ def _after_soft_rollback(session: Any, rolled_back: SessionTransaction) -> None:
 
 def _hear(dialect: Dialect) -> None:
     """Listen to every statement and error of ``dialect``; nothing is kept of its connections outside our sessions."""
+    _heard[id(dialect)] = ref(dialect, partial(_heard.pop, id(dialect)))
     for name, function in _LISTENERS.items():
         event.listen(dialect, name, function)
 
 
 def _do_execute(cursor: Any, statement: str, parameters: Any, context: Any, send: str = "do_execute") -> bool | None:
     root = context.root_connection
-    found = _watched.get(ref(root))
-    watched = None if found is None else found()
+    watched = None if (found := _watched.get(ref(root))) is None else found()
     if watched is None:
         if root.closed:  # its unit ended while a thread that outlived the request was about to use it
             raise ResourceClosedError("this connection was closed when its session ended")

@@ -98,7 +98,7 @@ class Sessions:
         asynchronous = made.async_session is not None
         made.loop = self._loop if asynchronous else None
         with moment:
-            first = self._of(made.database, asynchronous)
+            first = self._of(made.database, asynchronous) if self.all else None
             if first is None and not self.closed:
                 made.session.guard(unit, made.loop, self.users)
                 self.all = (*self.all, made)
