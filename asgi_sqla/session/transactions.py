@@ -1,7 +1,7 @@
 """The transactions of our sessions: what they need not prepare, and the guard of their ends.
 
 SQLAlchemy prepares each for a rollback, by four weak dictionaries. One that only reads never uses them, nor does its
-COMMIT; they are a fifth of all objects that a request holds while it waits for the database.
+COMMIT; they are a tenth of all objects that a request holds while it waits for the database.
 
 A thread that outlives its cancelled request may leave its ``with session.begin():`` while the unit ends. SQLAlchemy
 would let both use the connection at once. The connection would stay checked out, or return to the pool in a

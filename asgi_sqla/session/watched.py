@@ -49,7 +49,7 @@ class Watched:
         self.autocommit: bool = autocommit
         """Whether its statements run without a transaction, as those of most read-only units do."""
         raw: Any = None if autocommit else connection.connection.dbapi_connection
-        self._raw: Any = raw and connection.dialect.get_driver_connection(raw)
+        self._raw: Any = None if raw is None else connection.dialect.get_driver_connection(raw)
         self._seen = False
         """Whether the driver has said that a transaction is open."""
         self._suspect = False
