@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from threading import RLock
 
-moment = RLock()
+moment: RLock = RLock()
 """Hold it for some steps of the interpreter, and never while anything is waited for. What the collector calls inside
 may take it again."""
 
