@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -186,14 +185,12 @@ def engine(tmp_path: Any) -> Iterator[Engine]:
     made.dispose()
 
 
-@contextmanager
-def afresh(engine: Engine) -> Iterator[Engine]:
+def start_afresh(engine: Engine) -> None:
     """Put the one row back."""
     Base.metadata.drop_all(engine)
     Base.metadata.create_all(engine)
     with Session(engine) as session, session.begin():
         session.add(Key(name="there"))
-    yield engine
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "another SQLAlchemy"])
@@ -203,13 +200,15 @@ def test_a_transaction_of_ours_does_what_that_of_sqlalchemy_does(
     engine: Engine, work: Callable[[Session], Any], expire: bool, known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each object is in the same state afterwards, on the same rows."""
-    with afresh(engine), Session(engine, expire_on_commit=expire) as session:
+    start_afresh(engine)
+    with Session(engine, expire_on_commit=expire) as session:
         expected = work(session)
     if not known:
         for room in (guard, transactions):
             monkeypatch.setattr(room, "TRANSACTION", SessionTransaction)
     database = Database(str(engine.url), session_options={"expire_on_commit": expire})
-    with afresh(engine), session_scope(database) as own:
+    start_afresh(engine)
+    with session_scope(database) as own:
         assert type(own._autobegin_t()) is (transactions.PlainTransaction if known else SessionTransaction)
         own.rollback()
         found = work(own)

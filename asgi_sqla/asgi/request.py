@@ -124,8 +124,7 @@ class Request(Reading, InParts, UnitOfWork):
         """Tell the unit around this one, which ``token`` knows, and release everything."""
         self._stage = ENDED
         if self._used:
-            if (around := outside(token)) is not None:
-                self._tell(around)
+            self._tell(outside(token))
             self._called = scope.get("method"), scope.get("path")
             self._empty()
         if self._at is WAITING:

@@ -142,8 +142,7 @@ class Exchange:
             tell_committed(self._unit, f"{type(raised).__name__} raised" if raised else "returned without a response")
         if finished is not FINE and finished.failure is not None:
             self._surface(finished.failure)
-        if raised is not None or self._failure is not None:
-            await self._finish_with(raised)
+        await self._finish_with(raised)
         if finished.cancelled is not None:
             raise finished.cancelled
 

@@ -53,7 +53,7 @@ class PipelinedConnection(BaseConnection[Any]):
         idle: bool = self.pgconn.transaction_status == IDLE
         nothing = idle and not (self._num_transactions or self._tpc or self._pipeline)
         if nothing:
-            self.commit_sent, self.refusal = False, None
+            self._forget_commit()
         return nothing
 
     def _forget_commit(self) -> None:

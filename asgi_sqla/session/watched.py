@@ -48,8 +48,7 @@ class Watched:
         self._peek, self._words = driver.peek, driver.words
         self.autocommit: bool = autocommit
         """Whether its statements run without a transaction, as those of most read-only units do."""
-        raw: Any = None if autocommit else connection.connection.dbapi_connection
-        self._raw: Any = None if raw is None else connection.dialect.get_driver_connection(raw)
+        self._raw: Any = None if autocommit else connection.connection.driver_connection
         self._seen = False
         """Whether the driver has said that a transaction is open."""
         self._suspect = False
@@ -135,17 +134,10 @@ class Watched:
         """Record that the database refused the COMMIT: the transaction has ended, and nothing of it was kept."""
         self._raw = None
 
-    def look(self, *, asking: bool) -> None:  # noqa: C901  # for each COMMIT, where a helper would cost a call
+    def look(self, *, asking: bool) -> None:
         """Check whether the transaction that SQLAlchemy assumes still exists."""
-        if self.outcome.state is UNDONE:
+        if self.outcome.state is UNDONE or self._is_as_believed():
             return
-        if self._raw is not None and not self._suspect and self._ended_by is None:
-            try:
-                word = self._words[self._peek(self._raw)]
-            except Exception:  # the driver has closed the connection
-                word = UNKNOWN
-            if word is OPEN and self.connection.get_transaction() is self._root:  # the same one
-                return
         if self._suspect and (asking or self._called):
             self._ask_by_statement()
         word = self.word()
@@ -158,6 +150,16 @@ class Watched:
                 self.outcome.note_committed(Committed.APPLICATION)
             elif self.outcome.wrote:  # a procedure that commits
                 self.outcome.note_committed(Committed.STATEMENT)
+
+    def _is_as_believed(self) -> bool:
+        """Return whether the driver says that the transaction is open, and it is still the same one."""
+        if self._raw is None or self._suspect or self._ended_by is not None:
+            return False
+        try:
+            word = self._words[self._peek(self._raw)]
+        except Exception:  # the driver has closed the connection
+            return False
+        return word is OPEN and self.connection.get_transaction() is self._root
 
     @property
     def sent_commit(self) -> bool:

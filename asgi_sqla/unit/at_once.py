@@ -11,11 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 from asgi_sqla.engine import ends
-from asgi_sqla.session.guard import GuardedSession
-from asgi_sqla.session.listeners import note_commit
 from asgi_sqla.session.outcome import SOUND
 from asgi_sqla.unit import operations
 from asgi_sqla.unit.cancellation import FINE, Finished
@@ -32,7 +29,7 @@ _HEARD_OF_OBJECTS = ("deleted_to_detached", "persistent_to_detached", "persisten
 
 def may_end_at_once(sessions: Iterable[UnitSession]) -> bool:
     """Return whether committing, rolling back and closing ``sessions`` waits for nothing."""
-    for one in sessions:  # for each unit with a sync session
+    for one in sessions:
         if one.session.in_transaction() and (one.session.guard_outcome.wrote or not _waits_for_nothing(one)):
             return False
     return True
@@ -51,21 +48,8 @@ def let_go(operation: Operation, one: UnitSession) -> object:
     """Take a step of an end that waits for nothing: where there is nothing to commit, a commit is less than that."""
     session = one.session
     if operation is operations.commit and not session.expire_on_commit and session.guard_record is None:
-        operation = partial(operations.commit, end=_release)
+        operation = partial(operations.commit, end=operations.release)
     return operation(session)
-
-
-def _release(session: GuardedSession) -> None:
-    """Do what ``session.commit()`` does to what has only read, in a third of its time: give the connections back."""
-    outermost = session._guard_enter()
-    try:
-        session.guard_outcome.check()
-        transaction: Any = session.get_transaction()
-        note_commit(session)
-        transaction.close()
-    finally:
-        if outermost:
-            session._guard_leave()
 
 
 def _waits_for_nothing(one: UnitSession) -> bool:

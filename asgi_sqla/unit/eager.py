@@ -27,7 +27,7 @@ class EagerTask:
     # anyio reads two private names of the task that is current.
     __slots__ = (
         *("__weakref__", "_cancels", "_context", "_failure", "_fut_waiter", "_loop", "_must_cancel", "_told"),
-        *("_work", "succeeded"),
+        "_work",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, object]) -> None:
@@ -39,8 +39,6 @@ class EagerTask:
         self._cancels: int = 0
         self._must_cancel: bool = False
         self._failure: BaseException | None = None
-        self.succeeded: bool = False
-        """Whether it has ended without raising anything."""
         self._told: Callable[[Any], object] | None = None
         """Called at its end, on its event loop."""
         self._context.run(self._step)
@@ -48,6 +46,11 @@ class EagerTask:
     def done(self) -> bool:
         """Whether it has ended."""
         return self._work is None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it has ended without raising anything."""
+        return self._work is None and self._failure is None
 
     def exception(self) -> BaseException | None:
         """Return what it raised."""
@@ -124,7 +127,7 @@ class EagerTask:
             if self._must_cancel and waits.cancel():
                 self._must_cancel = False
         except StopIteration:
-            self._work, self.succeeded = None, True
+            self._work = None
         except BaseException as exc:
             self._failure, self._work = exc, None
         finally:

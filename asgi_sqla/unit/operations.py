@@ -1,16 +1,19 @@
 """The operations on a session that end its transaction or the session: the only room that does any of them.
 
-Holds: commit, what comes before the COMMITs of several sessions, rollback, and the ways to close.
+Holds: commit, and what is less but does the same; what comes before the COMMITs of several sessions; rollback, and the
+ways to close.
 Must not know: the order of an end, or in which thread or task an operation runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from asgi_sqla.engine.drivers import FAILED, OPEN
 from asgi_sqla.errors import SessionInUseError, UnitOfWorkEndedError
 from asgi_sqla.session.guard import GuardedSession
+from asgi_sqla.session.listeners import note_commit
 from asgi_sqla.session.outcome import Committed
 from asgi_sqla.unit.logs import ERROR, tell
 
@@ -35,6 +38,19 @@ def commit(session: GuardedSession, end: Callable[[GuardedSession], None] | None
         # Logs report the unit's own commit, whatever the application committed before.
         by = session.guard_outcome.committed
         outcome.committed = Committed.UNIT if by is Committed.APPLICATION else by or before
+
+
+def release(session: GuardedSession) -> None:
+    """Do what ``session.commit()`` does to what has only read, in a third of its time: give the connections back."""
+    outermost = session._guard_enter()
+    try:
+        session.guard_outcome.check()
+        transaction: Any = session.get_transaction()
+        note_commit(session)
+        transaction.close()
+    finally:
+        if outermost:
+            session._guard_leave()
 
 
 def prepare(session: GuardedSession) -> None:

@@ -37,7 +37,7 @@ def start_off_the_loop(
 
     If no thread can be started, ``fail(error)`` runs instead, in this thread.
     """
-    if running_loop() is not None and not [one for one in sessions if one.loop is not None]:
+    if running_loop() is not None and all(one.loop is None for one in sessions):
         try:
             return threads.submit(lambda: end(inline))
         except threads.NoThreadError as exc:

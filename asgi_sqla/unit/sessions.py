@@ -111,8 +111,8 @@ class Sessions:
             unit._observe(made.database)
         return first
 
-    def close(self) -> None:
-        """Refuse new ones from now on."""
+    def seal(self) -> None:
+        """Refuse new ones from now on; ``NONE`` is that of many units, and has none anyway."""
         with moment:
             self.closed = self is not NONE
 

@@ -42,15 +42,13 @@ class Call:
     It is what a future is, without its condition variable: two thirds of the time of a hop.
     """
 
-    __slots__ = ("_context", "_failure", "_function", "_is_done", "_told", "succeeded")
+    __slots__ = ("_context", "_failure", "_function", "_is_done", "_told")
 
     def __init__(self, function: Callable[[], object]) -> None:
         self._context: Any = copy_context()
         self._function: Any = function
         self._failure: BaseException | None = None
         self._is_done = False
-        self.succeeded: bool = False
-        """Whether it has ended without raising anything."""
         self._told: list[Told] = []
 
     def begin(self) -> tuple[Any, Any]:
@@ -61,13 +59,17 @@ class Call:
 
     def end(self, failure: BaseException | None) -> None:
         """Tell everybody that the call has ended, and with which ``failure``."""
-        self._failure, self.succeeded = failure, failure is None
-        self._is_done = True
+        self._failure, self._is_done = failure, True
         self._tell()
 
     def done(self) -> bool:
         """Whether it has ended."""
         return self._is_done
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it has ended without raising anything."""
+        return self._is_done and self._failure is None
 
     def cancelled(self) -> bool:
         """Whether it was cancelled: never."""

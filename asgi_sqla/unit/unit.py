@@ -198,7 +198,7 @@ class UnitOfWork(Staged, Observed, Timed, Written):
         ``cause`` is the exception that ends the unit.
         """
         self._stage = ENDING
-        self._sessions.close()
+        self._sessions.seal()
         try:
             if self._has_work():
                 return await self._run(self._end(commit), commit, closing=True, cause=cause)
@@ -229,7 +229,7 @@ class UnitOfWork(Staged, Observed, Timed, Written):
     def _close_now(self, commit: bool, cause: BaseException | None = None) -> None:
         """Do in this thread what ``_close`` does, and raise its failure; for a unit without an event loop."""
         self._stage = ENDING
-        self._sessions.close()
+        self._sessions.seal()
         failure, fatal = None, None
         try:
             self._end(commit).close(cause, inline)
