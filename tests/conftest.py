@@ -18,6 +18,7 @@ from support.databases import (
     sqlite_backend,
     without_pool,
 )
+from support.hops import Hops, counted_hops
 from support.shares import take_share
 from support.tracing import keep_tracer_from_spinning
 
@@ -90,6 +91,13 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]
     yield without_pool(backend) if getattr(request.module, "COPIES", False) else backend
     if request.param == "sqlite":  # a server's is the same for the next test
         backend.witness.dispose()
+
+
+@pytest.fixture
+def hops() -> Iterator[Hops]:
+    """Count the ends of sync sessions that go to a thread."""
+    with counted_hops() as hops:
+        yield hops
 
 
 @pytest.fixture

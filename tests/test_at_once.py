@@ -7,54 +7,31 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 from anyio import to_thread
-from sqlalchemy import Engine, event, func, insert, select, text
+from sqlalchemy import event, func, insert, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, QueuePool
 from support.asgi import Call, http_scope, respond
 from support.dark import dark
-from support.databases import Backend, Item, check_owners, connections_out
+from support.databases import Backend, Item, connections_out
 from support.drivers import on_drivers
 from support.failing import BrokenError
-from support.marks import on_one_postgresql, on_postgresql
+from support.hops import Hops
+from support.marks import alone, on_one_postgresql, on_postgresql
 
 from asgi_sqla import Database, SQLAlchemyMiddleware, current_unit
-from asgi_sqla.unit import at_once, threads
+from asgi_sqla.unit import at_once
 
 SYNC = ("sqlite3", "psycopg", "psycopg2", "pymysql")
 PATIENCE = 30.0
 
 Work = Callable[[Session], object]
-
-
-class Hops:
-    """How many ends went to a thread of ours."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count = 0
-        self._submit = threads.submit
-        monkeypatch.setattr(threads, "submit", self._counted)
-
-    def _counted(self, function: Callable[[], object]) -> Any:
-        self.count += 1
-        return self._submit(function)
-
-
-@pytest.fixture
-def hops(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hops]:
-    """Count the hops from now on; no listener of the tests' own is heard meanwhile."""
-    checks = event.contains(Engine, "commit", check_owners)
-    if checks:
-        event.remove(Engine, "commit", check_owners)
-    yield Hops(monkeypatch)
-    if checks:
-        event.listen(Engine, "commit", check_owners)
 
 
 def read(session: Session) -> None:
@@ -252,6 +229,7 @@ CAREFUL: dict[str, Callable[[Database], Work]] = {
 }
 
 
+@alone
 @pytest.mark.parametrize("case", CAREFUL)
 async def test_an_end_that_may_wait_has_a_thread(database: Database, backend: Backend, hops: Hops, case: str) -> None:
     """Somebody listens to it, or the driver has something to end."""

@@ -19,6 +19,7 @@ from support.asgi import Call, http_scope, respond
 from support.changed import python_path
 from support.databases import Backend, connections_out
 from support.failing import BrokenError, engine_of, insert
+from support.marks import alone
 from support.servers import wait_until
 
 from asgi_sqla import Database, SQLAlchemyMiddleware
@@ -367,6 +368,7 @@ def one_writer(backend: Backend, kinds: list[str]) -> bool:
     return backend.name == "sqlite" and len(kinds) > 1
 
 
+@alone
 @pytest.mark.parametrize("kinds", [["sync"], ["sync", "async"], ["async", "sync"]], ids="-".join)
 @pytest.mark.usefixtures("_no_thread")
 async def test_a_commit_without_a_thread_fails_cleanly(

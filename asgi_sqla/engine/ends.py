@@ -18,7 +18,7 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import QueuePool
 
 from asgi_sqla.engine import read_only
-from asgi_sqla.engine.drivers import DRIVERS, IDLE
+from asgi_sqla.engine.drivers import DRIVERS, IDLE, UNKNOWN
 from asgi_sqla.engine.instant import MARK
 from asgi_sqla.engine.sqlite_reads import Reads
 
@@ -62,8 +62,11 @@ PyMySQL's do, and so our read-only engines call neither.
 """
 
 
-def waits_for_nothing(connection: Connection) -> bool:
-    """Return whether commit, rollback and return to the pool of ``connection`` wait for nothing."""
+def waits_for_nothing(connection: Connection, *, but_the_server: bool = False) -> bool:
+    """Return whether commit, rollback and return to the pool of ``connection`` wait for nothing.
+
+    ``but_the_server`` allows for a wait for the server, if its driver can make that on an event loop.
+    """
     if connection.closed or connection.invalidated:
         return False
     engine = connection.engine
@@ -74,8 +77,9 @@ def waits_for_nothing(connection: Connection) -> bool:
     if known is None or type(raw).__module__ not in known.modules:
         return False
     try:
-        is_idle = DRIVERS[engine.dialect.driver].ask(raw) is IDLE and known.is_quiet(raw)
-        if not (is_idle or _has_only_read(raw)):
+        word = DRIVERS[engine.dialect.driver].ask(raw)
+        ends = word is IDLE or (but_the_server and word is not UNKNOWN and getattr(raw, "can_await", False))
+        if not ((ends and known.is_quiet(raw)) or _has_only_read(raw)):
             return False
     except Exception:  # each driver raises its own error for a connection that it has closed
         return False

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
 
@@ -27,6 +28,9 @@ in_greenlet: Callable[[], bool] = concurrency.in_greenlet
 """Return whether ``await_`` may be called."""
 await_: Callable[[Any], Any] = getattr(util, "await_", None) or util.await_only
 """SQLAlchemy's way to await inside its greenlet: the new name, and that of 2.0."""
+
+awaits: ContextVar[bool] = ContextVar("asgi_sqla_awaits", default=False)
+"""Whether a sync driver that can wait on an event loop does so: where a task ends a sync session, in a greenlet."""
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 

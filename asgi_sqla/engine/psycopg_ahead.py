@@ -8,6 +8,7 @@ Must not know: which statements travel, engines, sessions.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from typing import Any
 
@@ -15,7 +16,8 @@ from psycopg import AsyncConnection, Connection, errors, pq
 from psycopg._connection_base import BaseConnection
 from psycopg.generators import execute
 
-from asgi_sqla.engine.psycopg_waiting import WaitingConnection
+from asgi_sqla.engine.loops import await_, awaits
+from asgi_sqla.engine.psycopg_waiting import WaitingConnection, awaited
 
 IDLE: Any = pq.TransactionStatus.IDLE
 FAILED: Any = pq.ExecStatus.FATAL_ERROR
@@ -92,14 +94,33 @@ class PipelinedConnection(BaseConnection[Any]):
 
 
 class _Sync(PipelinedConnection, Connection[Any]):
-    """A sync connection."""
+    """A sync connection, whose transaction can end on an event loop without holding that up."""
 
     __slots__ = ()
 
+    can_await = sys.platform != "win32"
+    """Whether the event loops of the system watch a socket; those of Windows do not, or not all of them."""
+
+    def commit(self: Any) -> None:
+        """Commit what there is."""
+        if awaits.get():
+            self._await(self._commit_gen())
+        else:
+            super().commit()
+
     def rollback(self: Any) -> None:
         """Roll back what there is."""
-        if not self.rolls_back_nothing():
+        if self.rolls_back_nothing():
+            return
+        if awaits.get():
+            self._await(self._rollback_gen())
+        else:
             super().rollback()
+
+    def _await(self: Any, gen: Generator[Any, Any, None]) -> None:
+        """Do on the event loop what psycopg does in its thread; no other thread may use libpq's connection then."""
+        with self.lock:
+            await_(awaited(gen, self.pgconn.socket))
 
 
 class _Async(PipelinedConnection, WaitingConnection):

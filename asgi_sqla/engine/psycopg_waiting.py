@@ -1,6 +1,7 @@
 """psycopg's async connections, waiting for the server in one turn of the event loop: psycopg takes two, and a timer.
 
 What is not plainly a statement is left to psycopg, and so is what interrupts one: it asks the server to cancel that.
+A sync connection waits on the event loop too, where its transaction ends there.
 
 Holds: how a connection waits; imported only with such an engine.
 Must not know: what it waits for.
@@ -19,6 +20,27 @@ from asgi_sqla.engine.waiter import Waiter
 ACTIVE: Any = pq.TransactionStatus.ACTIVE
 READ: Any = waiting.WAIT_R
 READABLE: Any = waiting.READY_R
+
+
+async def awaited(gen: Generator[Any, Any, Any], number: int) -> Any:
+    """Do what ``gen`` does with the socket ``number``, and wait for that on the event loop."""
+    loop = asyncio.get_running_loop()
+    try:
+        ready = next(gen)
+        while True:
+            waiter, writes = Waiter(loop), ready & waiting.WAIT_W  # if the socket has no room for what is sent
+            loop.add_reader(number, waiter.wake)
+            if writes:
+                loop.add_writer(number, waiter.wake)
+            try:
+                await waiter
+            finally:
+                loop.remove_reader(number)
+                if writes:
+                    loop.remove_writer(number)
+            ready = gen.send(ready)  # libpq looks itself which of the two it can do
+    except StopIteration as end:
+        return end.value
 
 
 class WaitingConnection(AsyncConnection[Any]):

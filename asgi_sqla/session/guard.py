@@ -78,6 +78,8 @@ class GuardedSession(Session):
     """Closed while its unit commits in the middle."""
     guard_binds: Mapping[Engine, Engine] = MappingProxyType({})
     """The engines of an isolation level of its own, by those that they were made from."""
+    guard_awaits = False
+    """Whether a task ends this sync session: then no other task of that event loop is its user."""
     guard_left: float = 0.0
     """When the last call on it returned, by the monotonic clock."""
     _guard_user: User | None = None
@@ -245,7 +247,7 @@ class GuardedSession(Session):
         user: User | None = get_ident() if loop is None else task_on(loop)
         if user is None or (loop is not None and running_loop() is not loop):
             raise self._guard_strayed()
-        if user == self._guard_user:
+        if user == self._guard_user and not self.guard_awaits:
             return False
         if self._guard_end is not None:
             raise ended(self.guard_unit)

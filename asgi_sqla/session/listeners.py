@@ -49,7 +49,6 @@ _watched: dict[ref[Connection], ref[Watched]] = {}
 
 It is read before each statement, and so by nothing slower than C.
 """
-_forget = _watched.pop
 _heard: dict[int, ref[Dialect]] = {}
 """The dialects that are listened to, by their ``id()``."""
 
@@ -63,6 +62,11 @@ def watched_of(connection: Connection) -> Watched | None:
 def connections_in_use() -> list[Watched]:
     """Return every connection in the transaction of a session, of any database."""
     return [watched for one in list(_watched.values()) if (watched := one()) is not None]
+
+
+def count_in_use() -> int:
+    """Return how many connections that are; one that only garbage refers to counts until it is collected."""
+    return len(_watched)
 
 
 def is_committed_by_session(connection: Connection) -> bool:
@@ -90,7 +94,7 @@ def _after_begin(session: Any, transaction: SessionTransaction, connection: Conn
     watch = Watched if unit is None or unit._deadline is None else Limited
     watched = watch(session, connection, outcome, autocommit=guarded.guard_autocommit and read_only.is_kept(connection))
     outcome.connections = (*outcome.connections, watched)
-    _watched[ref(connection, _forget)] = ref(watched)  # removed with the connection
+    _watched[ref(connection, _watched.pop)] = ref(watched)  # removed with the connection
     if guarded.guard_record is not None:
         guarded.guard_record.begun(watched, connection)
     if id(connection.dialect) not in _heard:
@@ -121,8 +125,7 @@ def note_commit(session: Any) -> None:
         if one.sent:
             outcome.committed = outcome.committed or APPLICATION
     outcome.connections, outcome.prepared, outcome.done_early, outcome.travelled = (), False, False, None
-    if outcome.wrote:
-        outcome.kept, outcome.wrote = True, False
+    outcome.kept, outcome.wrote = outcome.kept or outcome.wrote, False
     unit = guarded.guard_hooks
     if unit is not None and unit._callbacks is not None:
         unit._callbacks.note("commit", transaction)

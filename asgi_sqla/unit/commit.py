@@ -73,10 +73,12 @@ class End:
         loop = running_loop()
         for one in self._sessions:
             if loop is None or one.loop is not loop:
-                from asgi_sqla.unit.at_once import end_now, let_go, may_end_at_once  # only who has sync sessions pays
+                from asgi_sqla.unit import at_once  # only who has sync sessions pays
 
-                if may_end_at_once(self._sessions):
-                    return end_now(functools.partial(end, let_go))
+                if at_once.may_end_at_once(self._sessions):
+                    return at_once.end_now(functools.partial(end, at_once.let_go))
+                if loop is not None and at_once.should_await(self._sessions):
+                    return at_once.end_on(loop, functools.partial(end, inline), self._sessions)
                 return start_off_the_loop(end, self._sessions, inline, functools.partial(self._fail, end))
         return util.greenlet_spawn(end, inline)
 
@@ -137,6 +139,8 @@ class End:
             self._observation.note_end(False, self._cause, None)
         for one in self._sessions:
             try:
+                if one.session.guard_awaits:
+                    operations.leave(one.session)
                 one.session.guard_end(operations.close if one.async_session is None else operations.give_up)
             except Exception as exc:
                 tell(ERROR, self._unit, "a session could not be closed after its event loop had ended", exc_info=exc)

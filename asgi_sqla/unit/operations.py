@@ -94,3 +94,9 @@ def give_up(session: GuardedSession) -> None:
         connection.cut()
     session.guard_give_up()
     session.guard_close()
+
+
+def leave(session: GuardedSession) -> None:
+    """Close the connections of a session that was ending on an event loop which is gone: its end will never go on."""
+    for one in session.guard_outcome.connections:
+        one.connection.invalidate()

@@ -7,11 +7,13 @@ Must not know: who asks for them.
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from support.databases import PLAIN, POOLED
+from asgi_sqla.engine.instant import instant
+from support.databases import AWAITED, PLAIN, POOLED, check_owners
 from support.plain.sitecustomize import ROOM, make_plain
 
 PLAINLY = Path(__file__).parent / "plain"
@@ -25,6 +27,14 @@ def change_databases() -> None:
     if PLAIN:
         make_plain(import_module(ROOM))
         os.environ["PYTHONPATH"] = python_path()
+    if AWAITED:
+        never_alone(import_module("asgi_sqla.unit.at_once"))
+
+
+def never_alone(room: Any) -> None:
+    """Have ``room`` believe that there are always others at work, and that the tests' own listener never waits."""
+    room.count_in_use = lambda: sys.maxsize
+    instant(check_owners)  # it asks nothing but MariaDB, whose drivers cannot wait on an event loop
 
 
 def know_pooler(room: Any) -> None:

@@ -57,6 +57,8 @@ POOLED = bool(os.environ.get("ASGI_SQLA_TEST_POOLER"))
 """Whether a PgBouncer stands before PostgreSQL, and every ``Database`` knows of it."""
 PLAIN = bool(os.environ.get("ASGI_SQLA_TEST_PLAIN"))
 """Whether nothing travels with anything, as with ``Database(pipelining=False)``."""
+AWAITED = bool(os.environ.get("ASGI_SQLA_TEST_AWAITED"))
+"""Whether each sync session ends on the event loop that can, and not only those that are not alone."""
 POSTGRESQL_DRIVERS = ("asyncpg", "psycopg", "psycopg2")
 MARIADB_DRIVERS = ("asyncmy", "aiomysql", "pymysql", "mysqldb")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.databases import ASKED_FOR, MARIADB_DRIVERS, PLAIN, POSTGRESQL_DRIVERS, backend_names
+from support.databases import ASKED_FOR, AWAITED, MARIADB_DRIVERS, PLAIN, POSTGRESQL_DRIVERS, backend_names
 
 KINDS = ["sync", "async"]
 NAMES = backend_names()
@@ -24,5 +24,7 @@ on_one_postgresql = pytest.mark.parametrize("backend", POSTGRESQL[:1], indirect=
 
 pipelined = pytest.mark.skipif(PLAIN, reason="ASGI_SQLA_TEST_PLAIN is set, and this is about pipelining")
 """For tests of what only ``pipelining=True`` does, or of the adapters that do it."""
+alone = pytest.mark.skipif(AWAITED, reason="ASGI_SQLA_TEST_AWAITED is set, and this is about an end in a thread")
+"""For tests of what only a unit does that is alone: a thread ends its sync session."""
 WAYS = [pytest.param(True, marks=pipelined), pytest.param(False)]
 """Both values of ``pipelining=``, for cases that have to come out the same."""
