@@ -86,7 +86,8 @@ def _by_loop(loop: str, loads: dict[tuple[str, str, str], http.Load]) -> dict[tu
 
 def _growth(found: dict[str, Any], place: Place, far: Network, scale: Scale) -> None:
     found["databases"] = asyncio.run(growth.databases(place, far.place, scale))
-    found["concurrency"] = asyncio.run(growth.concurrency(place, scale))
+    for key, frozen in (("concurrency", False), ("frozen concurrency", True)):
+        found[key] = asyncio.run(growth.concurrency(place, scale, frozen=frozen))
     found["messages"] = asyncio.run(growth.messages(place, scale))
     found["loops"] = growth.loops(place, scale)
     found["memory"] = asyncio.run(growth.memory(place, scale))

@@ -204,17 +204,19 @@ def _readers(waits: dict[str, Any], scale: dict[str, Any]) -> list[Budget]:
 
 
 def _growth(found: dict[str, Any]) -> list[Budget]:
-    taken, counts = found["concurrency"], found["scale"]["at_once"]
+    counts = found["scale"]["at_once"]
     many, few = counts[-1], next(count for count in counts if count >= 16)
-    own, theirs = (taken[name, many] / taken[name, few] for name in (OURS, HAND))
-    budgets = [
-        Budget(
-            f"one of {many:,} units begun at once, over one of {few}",
-            f"linear: at most {LINEAR}",
-            f"{own:.2f} (hand-written {theirs:.2f})",
-            own <= LINEAR,
+    budgets = []
+    for state, key in ((PLAIN, "concurrency"), (FROZEN, "frozen concurrency")):
+        own, theirs = (found[key][name, many] / found[key][name, few] for name in (OURS, HAND))
+        budgets.append(
+            Budget(
+                f"one of {many:,} units begun at once, over one of {few}, {state}",
+                f"linear: at most {LINEAR}",
+                f"{own:.2f} (hand-written {theirs:.2f})",
+                own <= LINEAR,
+            )
         )
-    ]
     for name, what in (("messages", "messages on one socket"), ("loops", "event loops, one after the other")):
         run = found[name]
         ratio = run.microseconds[-1] / run.microseconds[0]

@@ -131,15 +131,16 @@ def growth(found: dict[str, Any]) -> str:
     for (what, count), times in databases.items():
         ratio = times.over(databases[what, 1])
         rows.append((what, str(count), f"{ratio.minimum:.2f}", f"{ratio.median:.2f}"))
-    taken = found["concurrency"]
     first = next(iter(found["scale"]["at_once"]))
     units = [
         (
             f"{at_once:,}",
+            state,
             f"{taken[OURS, at_once] / taken[OURS, first]:.2f}",
             f"{taken[HAND, at_once] / taken[HAND, first]:.2f}",
             f"{taken[OURS, at_once] / taken[HAND, at_once]:.2f}",
         )
+        for state, taken in ((PLAIN, found["concurrency"]), (FROZEN, found["frozen concurrency"]))
         for at_once in found["scale"]["at_once"]
     ]
     runs = []
@@ -151,7 +152,7 @@ def growth(found: dict[str, Any]) -> str:
     return "\n\n".join(
         (
             table(("Request", "Databases", "Minimum", "Median"), sorted(rows)),
-            table(("Units at once", "asgi_sqla", "hand-written", "asgi_sqla over hand-written"), units),
+            table(("Units at once", "The collector", "asgi_sqla", "hand-written", "asgi_sqla over hand-written"), units),
             table(("What", "Each tenth over the first", "Objects left", "Connections left"), runs),
         )
     )
