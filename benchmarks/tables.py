@@ -152,7 +152,9 @@ def growth(found: dict[str, Any]) -> str:
     return "\n\n".join(
         (
             table(("Request", "Databases", "Minimum", "Median"), sorted(rows)),
-            table(("Units at once", "The collector", "asgi_sqla", "hand-written", "asgi_sqla over hand-written"), units),
+            table(
+                ("Units at once", "The collector", "asgi_sqla", "hand-written", "asgi_sqla over hand-written"), units
+            ),
             table(("What", "Each tenth over the first", "Objects left", "Connections left"), runs),
         )
     )

@@ -383,7 +383,7 @@ async def test_what_is_left_is_that_of_a_commit(
         patched.setattr(at_once, "let_go", lambda operation, one: operation(one.session))
         assert found == await run()
     with monkeypatch.context() as patched:
-        patched.setattr(at_once, "may_end_at_once", lambda _sessions: False)
+        patched.setattr(at_once, "_may_end_at_once", lambda _sessions: False)
         assert found == await run()
 
 

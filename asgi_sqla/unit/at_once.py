@@ -26,7 +26,7 @@ from asgi_sqla.session.outcome import SOUND
 from asgi_sqla.unit import operations
 from asgi_sqla.unit.cancellation import FINE, Finished
 from asgi_sqla.unit.eager import EagerTask
-from asgi_sqla.unit.places import Operation
+from asgi_sqla.unit.places import Operation, Step, inline
 from asgi_sqla.unit.sessions import UnitSession
 
 MOST_OBJECTS = 100
@@ -37,17 +37,29 @@ _HEARD_OF_OBJECTS = ("deleted_to_detached", "persistent_to_detached", "persisten
 """Those of a session that has objects."""
 
 
-def may_end_at_once(sessions: Sequence[UnitSession]) -> bool:
-    """Return whether committing, rolling back and closing ``sessions`` waits for nothing."""
+def end_here(
+    end: Callable[[Step], None], sessions: Sequence[UnitSession], loop: AbstractEventLoop | None
+) -> Finished | EagerTask | None:
+    """End ``sessions`` if that waits for nothing, or begin to on ``loop`` if that should wait; else do nothing."""
+    if _may_end_at_once(sessions):
+        return _end_at_once(end)
+    if loop is not None and _should_await(sessions):
+        return EagerTask(loop, _await(end, sessions))
+    return None
+
+
+def _may_end_at_once(sessions: Sequence[UnitSession]) -> bool:
     for one in sessions:
         if one.session.in_transaction() and (one.session.guard_outcome.wrote or not _waits_for_nothing(one)):
             return False
     return True
 
 
-def should_await(sessions: Sequence[UnitSession]) -> bool:
-    """Return whether ``sessions`` should end on the event loop, which their drivers let wait for the server."""
-    if count_in_use() <= sum(len(one.outcome.connections) for one in sessions):
+def _should_await(sessions: Sequence[UnitSession]) -> bool:
+    own = 0
+    for one in sessions:
+        own += len(one.outcome.connections)
+    if count_in_use() <= own:  # they are alone
         return False
     for one in sessions:
         if one.session.in_transaction() and not _waits_for_nothing(one, but_the_server=True):
@@ -55,26 +67,20 @@ def should_await(sessions: Sequence[UnitSession]) -> bool:
     return True
 
 
-def end_on(loop: AbstractEventLoop, end: Callable[[], object], sessions: Sequence[UnitSession]) -> EagerTask:
-    """Begin to do it on ``loop``, which waits for the server, and return it."""
-    return EagerTask(loop, _awaited(end, sessions))
-
-
-async def _awaited(end: Callable[[], object], sessions: Sequence[UnitSession]) -> None:
+async def _await(end: Callable[[Step], None], sessions: Sequence[UnitSession]) -> None:
     awaits.set(True)
     for one in sessions:
         one.session.guard_awaits = True
     try:
-        await greenlet_spawn(end)
+        await greenlet_spawn(end, inline)
     finally:
         for one in sessions:
             one.session.guard_awaits = False
 
 
-def end_now(end: Callable[[], object]) -> Finished:
-    """Do it, and return how it went."""
+def _end_at_once(end: Callable[[Step], None]) -> Finished:
     try:
-        end()
+        end(let_go)
     except BaseException as exc:
         return Finished(exc)
     return FINE

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import util
 
 from asgi_sqla.errors import STILL_IN_USE, SessionInUseError, UnitOfWorkDoomedError, UnitOfWorkEndedError
-from asgi_sqla.session.guard import GuardedSession, running_loop
+from asgi_sqla.session.guard import running_loop
 from asgi_sqla.session.outcome import DISCARDED
 from asgi_sqla.unit import operations
 from asgi_sqla.unit.cancellation import CANCELLED_LIMIT, Finished
 from asgi_sqla.unit.logs import ERROR, tell, tell_in_use
-from asgi_sqla.unit.places import Step, end_readers_at_once, give_up, start_off_the_loop
+from asgi_sqla.unit.places import Step, end_readers_at_once, give_up, inline, start_off_the_loop
 from asgi_sqla.unit.sessions import UnitSession
 
 if TYPE_CHECKING:
@@ -73,13 +73,12 @@ class End:
         loop = running_loop()
         for one in self._sessions:
             if loop is None or one.loop is not loop:
-                from asgi_sqla.unit import at_once  # only who has sync sessions pays
+                from asgi_sqla.unit.at_once import end_here  # only who has sync sessions pays
 
-                if at_once.may_end_at_once(self._sessions):
-                    return at_once.end_now(functools.partial(end, at_once.let_go))
-                if loop is not None and at_once.should_await(self._sessions):
-                    return at_once.end_on(loop, functools.partial(end, inline), self._sessions)
-                return start_off_the_loop(end, self._sessions, inline, functools.partial(self._fail, end))
+                begun = end_here(end, self._sessions, loop)
+                if begun is not None:
+                    return begun
+                return start_off_the_loop(end, self._sessions, functools.partial(self._fail, end))
         return util.greenlet_spawn(end, inline)
 
     def _fail(self, end: Callable[[Step], None], failure: Exception) -> None:
@@ -217,11 +216,6 @@ class End:
         done = ", ".join(repr(one.database) for one in committed)
         lost = ", ".join(repr(one.database) for one in active if one not in committed)
         return f"{self._unit}: COMMIT failed; these had been committed: {done}; these are rolled back: {lost}"
-
-
-def inline(operation: Callable[[GuardedSession], object], one: UnitSession) -> object:
-    """Take a step in this thread, now."""
-    return operation(one.session)
 
 
 def end_idle(unit: object, sessions: tuple[UnitSession, ...], cause: BaseException | None) -> None:

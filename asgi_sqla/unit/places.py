@@ -1,7 +1,7 @@
 """Where the steps of an end run: inline, in SQLAlchemy's greenlet, or in a worker thread; all in one place if possible.
 
 A greenlet runs plain functions where an async driver can be awaited, so the order of an end is written once. A sync
-session blocks, so under an event loop a thread ends it, unless its end waits for nothing.
+session blocks, so under an event loop a thread ends it, unless it can end ``at_once``.
 
 Holds: the three places, and which one suits a session.
 Must not know: what the steps are, or their order.
@@ -27,11 +27,13 @@ Step: TypeAlias = Callable[[Operation, UnitSession], object]
 """Applies an operation to a session in the place that suits it; raises what the operation raises."""
 
 
+def inline(operation: Operation, one: UnitSession) -> object:
+    """Take a step in this thread, now."""
+    return operation(one.session)
+
+
 def start_off_the_loop(
-    end: Callable[[Step], None],
-    sessions: tuple[UnitSession, ...],
-    inline: Step,
-    fail: Callable[[Exception], None],
+    end: Callable[[Step], None], sessions: tuple[UnitSession, ...], fail: Callable[[Exception], None]
 ) -> Coroutine[Any, Any, None] | threads.Call:
     """Return what runs ``end`` if not all ``sessions`` are async sessions of the running event loop.
 

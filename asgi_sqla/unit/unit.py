@@ -28,9 +28,10 @@ from asgi_sqla.unit.callbacks import (
     run_async,
 )
 from asgi_sqla.unit.cancellation import FINE, Finished, begun, finish, to_completion
-from asgi_sqla.unit.commit import End, end_idle, inline
+from asgi_sqla.unit.commit import End, end_idle
 from asgi_sqla.unit.deadline import Timed
 from asgi_sqla.unit.observed import Observed
+from asgi_sqla.unit.places import inline
 from asgi_sqla.unit.sessions import NONE, Sessions
 from asgi_sqla.unit.stage import ENDED, ENDING, OPEN, Staged
 from asgi_sqla.unit.written import Written
