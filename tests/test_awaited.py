@@ -35,6 +35,7 @@ from asgi_sqla import (
     current_unit,
     session_scope,
 )
+from asgi_sqla.engine.loops import awaits
 from asgi_sqla.unit import at_once, cancellation
 
 PATIENCE = 30.0
@@ -137,11 +138,11 @@ async def test_who_is_alone_has_a_thread(database: Database, hops: Hops, work: W
 async def test_who_is_not_alone_ends_on_the_loop(
     database: Database, backend: Backend, hops: Hops, work: Work, status: int
 ) -> None:
-    """The COMMIT or the ROLLBACK is done when the response starts, and the connection is back."""
+    """The COMMIT or the ROLLBACK is done when the response starts; the connection is back, and nothing else awaits."""
     found: list[Any] = []
 
     async def look(_message: Any) -> None:
-        found.append((backend.names(), connections_out(database)))
+        found.append((backend.names(), connections_out(database), awaits.get()))
 
     async with another(database):
         call = Call(serve(database, work, status=status))
@@ -150,7 +151,7 @@ async def test_who_is_not_alone_ends_on_the_loop(
         count = hops.count
 
     assert (call.starts, count) == ([status], 0)
-    assert found == [(["a"] if work is write and status == 201 else [], 1)]
+    assert found == [(["a"] if work is write and status == 201 else [], 1, False)]
 
 
 @pytest.mark.usefixtures("crowd")

@@ -44,7 +44,7 @@ def end_here(
     if _may_end_at_once(sessions):
         return _end_at_once(end)
     if loop is not None and _should_await(sessions):
-        return EagerTask(loop, _await(end, sessions))
+        return EagerTask(loop, greenlet_spawn(_end_awaiting, end, sessions))
     return None
 
 
@@ -67,12 +67,12 @@ def _should_await(sessions: Sequence[UnitSession]) -> bool:
     return True
 
 
-async def _await(end: Callable[[Step], None], sessions: Sequence[UnitSession]) -> None:
-    awaits.set(True)
+def _end_awaiting(end: Callable[[Step], None], sessions: Sequence[UnitSession]) -> None:
+    awaits.set(True)  # in the context of the task that ends them, and nowhere else
     for one in sessions:
         one.session.guard_awaits = True
     try:
-        await greenlet_spawn(end, inline)
+        end(inline)
     finally:
         for one in sessions:
             one.session.guard_awaits = False
