@@ -63,6 +63,7 @@ async def test_a_unit_that_reads_in_autocommit_ends_at_once(database: Database, 
     assert sum(one.idle for one in database.pools() if one.role == "read") == 1
 
 
+@alone
 @on_drivers(*SYNC)
 @pytest.mark.usefixtures("kind")
 async def test_a_unit_that_writes_ends_in_a_thread(database: Database, backend: Backend, hops: Hops) -> None:

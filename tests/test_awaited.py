@@ -21,9 +21,10 @@ from sqlalchemy.pool import NullPool
 from support.asgi import Call, respond
 from support.dark import Loss, dark
 from support.databases import NO_OWNER, Backend, Item, connections_out
+from support.drivers import on_drivers
 from support.failing import until
 from support.hops import Hops
-from support.marks import alone, on_one_postgresql, pipelined
+from support.marks import alone, pipelined
 from support.servers import wait_until
 from test_at_once import Work, begin_nested, fail, hear_engine, hear_session, options_of, read
 
@@ -50,7 +51,7 @@ CREATE CONSTRAINT TRIGGER wait_at_commit AFTER INSERT ON item DEFERRABLE INITIAL
 FOR EACH ROW EXECUTE FUNCTION wait_at_commit()
 """
 
-pytestmark = [pipelined, on_one_postgresql, pytest.mark.usefixtures("hops")]
+pytestmark = [pipelined, on_drivers("psycopg"), pytest.mark.usefixtures("hops", "kind")]
 
 
 @pytest.fixture
