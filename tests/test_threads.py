@@ -379,12 +379,14 @@ async def test_a_commit_without_a_thread_fails_cleanly(
         return
     call = await Call(serve(database, kinds, 201))()
     monkeypatch.undo()
-    after = await Call(serve(database, kinds, 201), http_scope("/after"))()
+    # In rows of its own: where MariaDB has just deleted the same, one session locks what the other one inserts.
+    path = f"/after {'-'.join(kinds)}"
+    after = await Call(serve(database, kinds, 201), http_scope(path))()
 
     assert (call.starts, after.starts) == ([500], [201])
     assert isinstance(call.raised, RuntimeError)
     assert NO_THREAD in str(call.raised)
-    assert backend.names() == sorted(f"/after {kind}" for kind in kinds)
+    assert backend.names() == sorted(f"{path} {kind}" for kind in kinds)
     assert (connections_out(database), idle_in_transaction(backend)) == (0, 0)
 
 
