@@ -15,6 +15,7 @@ from benchmarks.contenders import CONTENDERS, FEW, OWN, ROOT, install, running
 from benchmarks.databases import Place, postgresql, sqlite
 from benchmarks.importing import importing
 from benchmarks.network import Network, bare, network
+from benchmarks.rounds import frozen
 from benchmarks.scale import FULL, SHORT, Scale
 
 HERE = Path(__file__).parent
@@ -86,8 +87,9 @@ def _by_loop(loop: str, loads: dict[tuple[str, str, str], http.Load]) -> dict[tu
 
 def _growth(found: dict[str, Any], place: Place, far: Network, scale: Scale) -> None:
     found["databases"] = asyncio.run(growth.databases(place, far.place, scale))
-    for key, frozen in (("concurrency", False), ("frozen concurrency", True)):
-        found[key] = asyncio.run(growth.concurrency(place, scale, frozen=frozen))
+    found["concurrency"] = asyncio.run(growth.concurrency(place, scale))
+    with frozen():
+        found["frozen concurrency"] = asyncio.run(growth.concurrency(place, scale))
     found["messages"] = asyncio.run(growth.messages(place, scale))
     found["loops"] = growth.loops(place, scale)
     found["memory"] = asyncio.run(growth.memory(place, scale))

@@ -80,11 +80,8 @@ def _on_each(group: list[Database], job: Callable[[Any], Awaitable[None]]) -> An
     return app
 
 
-async def concurrency(place: Place, scale: Scale, *, frozen: bool) -> dict[tuple[str, int], float]:
-    """Return the microseconds of a unit, an INSERT, against how many are begun at once; medians of rounds in turn.
-
-    What is there before is ``frozen`` for the collector, as by an application that has started.
-    """
+async def concurrency(place: Place, scale: Scale) -> dict[tuple[str, int], float]:
+    """Return the microseconds of a unit, an INSERT, against how many are begun at once; medians of rounds in turn."""
     rounds, requests = scale.work
     database = Database(place.url, engine_options=POOL)
     make = async_sessionmaker(database.async_engine, expire_on_commit=False)
@@ -98,9 +95,6 @@ async def concurrency(place: Place, scale: Scale, *, frozen: bool) -> dict[tuple
         async with session_scope(database) as session:
             await work.write_async(session)
 
-    gc.collect()
-    if frozen:
-        gc.freeze()
     taken: dict[tuple[str, int], list[float]] = {}
     for number in range(max(2, rounds // 6) + 1):
         for at_once in scale.at_once:
@@ -110,7 +104,6 @@ async def concurrency(place: Place, scale: Scale, *, frozen: bool) -> dict[tuple
                 assert place.rows() == before + total
                 if number > 0:  # the first one connects
                     taken.setdefault((name, at_once), []).append(microseconds)
-    gc.unfreeze()
     await database.async_dispose()
     return {key: statistics.median(rounds) for key, rounds in taken.items()}
 

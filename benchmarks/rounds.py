@@ -11,7 +11,8 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from benchmarks.calls import Client
@@ -44,10 +45,17 @@ async def interleave(
     check: Callable[[Any, int], None] | None = None,
 ) -> dict[Any, Times]:
     """Call each of ``apps`` in turn, in rounds; after each turn ``check(key, requests)`` looks at what was done."""
-    gc.collect()
-    gc.freeze()  # or to collect before each turn would take longer than most turns
-    try:
+    with frozen():  # or to collect before each turn would take longer than most turns
         return await _rounds(apps, size, check)
+
+
+@contextmanager
+def frozen() -> Iterator[None]:
+    """Hide what there is from the collector, as an application does that has started."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
     finally:
         gc.unfreeze()
 

@@ -9,10 +9,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
+import test_at_once
 from anyio import to_thread
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
@@ -104,14 +106,8 @@ def write(session: Session) -> None:
     session.flush()
 
 
-def serve(database: Database, work: Work, *, status: int = 201, **options: Any) -> SQLAlchemyMiddleware:
-    """Return an application whose handler does ``work`` in a worker thread."""
-
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
-        await to_thread.run_sync(lambda: work(database.session))
-        await respond(send, status)
-
-    return SQLAlchemyMiddleware(app, database, **options)
+serve = partial(test_at_once.serve, status=201, read_only=())
+"""Return an application whose handler does some work in a worker thread, and no request of which only reads."""
 
 
 @asynccontextmanager

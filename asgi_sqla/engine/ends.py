@@ -65,7 +65,7 @@ PyMySQL's do, and so our read-only engines call neither.
 def waits_for_nothing(connection: Connection, *, but_the_server: bool = False) -> bool:
     """Return whether commit, rollback and return to the pool of ``connection`` wait for nothing.
 
-    ``but_the_server`` allows for a wait for the server, if its driver can make that on an event loop.
+    ``but_the_server`` allows a wait for the server, where the driver can wait on an event loop.
     """
     if connection.closed or connection.invalidated:
         return False

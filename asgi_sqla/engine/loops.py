@@ -30,7 +30,7 @@ await_: Callable[[Any], Any] = getattr(util, "await_", None) or util.await_only
 """SQLAlchemy's way to await inside its greenlet: the new name, and that of 2.0."""
 
 awaits: ContextVar[bool] = ContextVar("asgi_sqla_awaits", default=False)
-"""Whether a sync driver that can wait on an event loop does so: where a task ends a sync session, in a greenlet."""
+"""Whether sync drivers that can wait on an event loop do so: where a task ends a sync session, in a greenlet."""
 
 logger: logging.Logger = logging.getLogger("asgi_sqla")
 
